@@ -1,0 +1,21 @@
+"""The one exception a user's mistake raises: what is wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+
+class GrapeError(Exception):
+    """A mistake of the user or of the machine that a message can mend; the commands print it and exit with code 2.
+
+    Args:
+        what: what is wrong, one sentence.
+        where: file, key, row or stage, e.g. ``params.yaml:12, rl.steps``.
+        mend: what to do about it.
+    """
+
+    def __init__(self, what: str, *, where: str | None = None, mend: str | None = None) -> None:
+        self.what, self.where, self.mend = what, where, mend
+        super().__init__(self._message())
+
+    def _message(self) -> str:
+        message = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{message}\n  -> {self.mend}" if self.mend else message

@@ -1,0 +1,88 @@
+"""Where a project lives on disk, and the environment every process that works in it gets.
+
+A project is a folder with `params.yaml` and `dvc.yaml`. All state that is not an artifact (MLflow's database, Prefect's
+home, logs, checkpoints, caches of libraries) lives in its `.grape/` folder, so that nothing outside is ever written.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from grape.errors import GrapeError
+
+# Set for us by the orchestrator, read by the stages. Never MLFLOW_RUN_ID: that would leak into nested processes.
+PARENT_RUN = "GRAPE_PARENT_RUN"
+NONCE = "GRAPE_NONCE"
+
+
+@dataclass(frozen=True)
+class Project:
+    """Paths of one project; `root` is absolute."""
+
+    root: Path
+
+    @classmethod
+    def find(cls, start: Path | None = None) -> Project:
+        """The project that holds `start` (default: the working directory), searching upwards."""
+        here = (start or Path.cwd()).resolve()
+        for folder in (here, *here.parents):
+            if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
+                return cls(folder)
+        raise GrapeError("no grape project here: neither this folder nor one above it has params.yaml and dvc.yaml",
+                         where=str(here), mend="go to your project's folder, or make one with `grape init DIR`")
+
+    @property
+    def params(self) -> Path:
+        return self.root / "params.yaml"
+
+    @property
+    def state(self) -> Path:
+        return self.root / ".grape"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.state / "checkpoints"
+
+    def receipt(self, stage: str) -> Path:
+        return self.root / "reports" / "receipts" / f"{stage}.json"
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow's store: the user's MLFLOW_TRACKING_URI, else a sqlite file of the project (absolute: MLflow resolves
+        a relative sqlite path against the working directory)."""
+        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.state / 'mlflow.db'}"
+
+    def environment(self) -> dict[str, str]:
+        """Variables that keep every library inside the project folder and off the network.
+
+        A variable the user has set already wins, except where it would leak one run into another.
+        """
+        state = self.state
+        defaults = {
+            "DVC_NO_ANALYTICS": "1",
+            "DVC_SITE_CACHE_DIR": str(state / "dvc"),
+            "DVC_STUDIO_OFFLINE": "1",
+            "DO_NOT_TRACK": "true",  # MLflow ignores "1"
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_TRACKING_URI": self.tracking_uri,
+            "PREFECT_HOME": str(state / "prefect"),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_DATASETS_CACHE": str(state / "datasets"),
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "MPLCONFIGDIR": str(state / "matplotlib"),
+            "TMPDIR": str(state / "tmp"),
+            "GIT_TERMINAL_PROMPT": "0",
+        }
+        return {name: os.environ.get(name) or value for name, value in defaults.items()}
+
+    def enter(self) -> None:
+        """Apply `environment()` to this process and make the folders it names."""
+        for name in ("tmp", "dvc", "matplotlib", "checkpoints"):
+            (self.state / name).mkdir(parents=True, exist_ok=True)
+        os.environ.update(self.environment())
+        os.environ.pop("MLFLOW_RUN_ID", None)
