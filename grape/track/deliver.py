@@ -1,0 +1,185 @@
+"""From a spool to MLflow: make the run, apply the events in order, remember how far we came.
+
+Applying an event twice changes nothing: metrics carry the time they were made and MLflow keys them by it, datasets are
+keyed by name and digest, artifacts by name, models are looked up first. So a kill between applying and acknowledging
+costs nothing on replay.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from grape.project import Project
+from grape.track import registry
+from grape.track.identity import flatten, metric_key
+from grape.track.spool import Delivered, Event, Spool
+from grape.track.store import Store, Unreachable, answers, connect, public
+
+logger = logging.getLogger("grape.track")
+BATCH = 1000  # MLflow's limit of metrics per request
+PARAMS = 100  # and of parameters
+
+
+class Delivery:
+    """Delivers one spool. Not thread-safe: one owner at a time."""
+
+    def __init__(self, project: Project, spool: Spool) -> None:
+        self.project, self.spool = project, spool
+        self._store: Store | None = None
+        self._state = spool.delivered
+        self._refused: list[str] = []
+
+    @property
+    def run_id(self) -> str | None:
+        return self._state.run_id if self._state else None
+
+    @property
+    def version(self) -> int | None:
+        return self._state.version if self._state else None
+
+    @property
+    def store(self) -> Store:
+        if self._store is None:
+            self._store = connect(self.project)
+        return self._store
+
+    def pump(self) -> None:
+        """Deliver whatever the spool holds by now.
+
+        Raises:
+            Unreachable: the store does not answer; what it has not got stays in the spool.
+        """
+        state = self._begin()
+        for kind, group in itertools.groupby(self.spool.events(state.offset), key=lambda pair: pair[0]["kind"]):
+            size = BATCH if kind == "metrics" else 1
+            events = list(group)
+            for start in range(0, len(events), size):
+                chunk = events[start:start + size]
+                self._guarded(kind, [event for event, _ in chunk])
+                assert self._state is not None
+                self._state = replace(self._state, offset=chunk[-1][1])
+                self.spool.acknowledge(self._state)
+
+    def _begin(self) -> Delivered:
+        """The run in the store we talk to now, made unless it is there."""
+        name = public(self.project.tracking_uri)
+        if self._state is None or self._state.store != name or not self._known(self._state.run_id):
+            self._state = Delivered(name, self._guard(self._find_or_create))
+            self.spool.acknowledge(self._state)
+        return self._state
+
+    def _known(self, run_id: str) -> bool:
+        if self._store is not None:
+            return True  # asked when this delivery connected
+        store = self.store
+        try:
+            store.client.get_run(run_id)
+        except Exception:  # MLflow has one exception for all; a run that cannot be had is made anew
+            return not answers(store)
+        return True
+
+    def _guard(self, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except Unreachable:
+            raise
+        except Exception as error:  # boundary: whatever MLflow raises must not reach training
+            raise Unreachable(f"{public(self.project.tracking_uri)}: {error}") from error
+
+    def _guarded(self, kind: str, events: list[Event]) -> None:
+        """Apply events; one that a store in good health refuses is dropped with a warning, not tried for ever."""
+        try:
+            getattr(self, f"_{kind}")(events)
+        except Exception as error:  # boundary: whatever MLflow raises must not reach training
+            if not answers(self.store):
+                raise Unreachable(f"{public(self.project.tracking_uri)}: {error}") from error
+            logger.warning("%s: MLflow refused %s: %s", self.spool.meta["stage"], kind, error)
+            self._refused.append(kind)
+
+    def _find_or_create(self) -> str:
+        meta, client, experiment = self.spool.meta, self.store.client, self.store.experiment_id
+        found = client.search_runs([experiment], f"tags.`grape.spool` = '{self.spool.name}'", max_results=1)
+        if found:
+            return str(found[0].info.run_id)
+        tags = {**meta["tags"], "grape.spool": self.spool.name}
+        parent = meta["parent_run"] or self._parent(meta["nonce"], meta["kind"])
+        if parent:
+            tags["mlflow.parentRunId"] = parent
+        run_id = str(client.create_run(experiment, start_time=meta["started_ms"], tags=tags,
+                                       run_name=meta["stage"]).info.run_id)
+        self._parameters(run_id, flatten(meta["params"]))
+        return run_id
+
+    def _parent(self, nonce: str | None, kind: str) -> str | None:
+        """The pipeline run that started this stage, when it could not be named because MLflow was away."""
+        if nonce is None or kind == "pipeline":
+            return None
+        found = self.store.client.search_runs(
+            [self.store.experiment_id], f"tags.`grape.nonce` = '{nonce}' AND tags.`grape.kind` = 'pipeline'",
+            max_results=1)
+        return str(found[0].info.run_id) if found else None
+
+    def _parameters(self, run_id: str, params: dict[str, str]) -> None:
+        from mlflow.entities import Param
+
+        items = [Param(key, value) for key, value in params.items()]
+        for start in range(0, len(items), PARAMS):
+            self.store.client.log_batch(run_id, params=items[start:start + PARAMS])
+
+    # One method per kind of event.
+
+    def _metrics(self, events: list[Event]) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [Metric(metric_key(name), value, event["ms"], event["step"])
+                   for event in events for name, value in event["values"].items()]
+        for start in range(0, len(metrics), BATCH):
+            self.store.client.log_batch(self.run_id, metrics=metrics[start:start + BATCH])
+
+    def _headline(self, events: list[Event]) -> None:
+        self._metrics([{**event, "step": 0} for event in events])
+
+    def _tags(self, events: list[Event]) -> None:
+        for event in events:
+            for name, value in event["values"].items():
+                self.store.client.set_tag(self.run_id, metric_key(name), value)
+
+    def _dataset(self, events: list[Event]) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs = [DatasetInput(Dataset(name=event["path"], digest=event["digest"], source_type="dvc",
+                                       source=f'{{"path": "{event["path"]}", "md5": "{event["digest"]}"}}'),
+                               tags=[InputTag("mlflow.data.context", event["context"])]) for event in events]
+        self.store.client.log_inputs(self.run_id, datasets=inputs)
+
+    def _artifact(self, events: list[Event]) -> None:
+        for event in events:
+            self.store.client.log_artifact(self.run_id, str(self.spool.folder / "files" / event["file"]),
+                                           event["folder"])
+
+    def _model(self, events: list[Event]) -> None:
+        for event in events:
+            version = registry.log_model(self.store, self.project, str(self.run_id), event)
+            if version is not None and self._state is not None:
+                self._state = replace(self._state, version=version)
+
+    def _champion(self, events: list[Event]) -> None:
+        for event in events:
+            registry.move_champion(self.store, self.project, str(self.run_id), event)
+
+    def _end(self, events: list[Event]) -> None:
+        client = self.store.client
+        if self._refused:
+            client.set_tag(self.run_id, "grape.refused", ", ".join(sorted(set(self._refused))))
+        if text := events[-1].get("text"):  # what stopped the stage, for the run's artifacts
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "error.txt"
+                path.write_text(text, encoding="utf-8")
+                client.log_artifact(self.run_id, str(path))
+        client.set_terminated(self.run_id, events[-1]["status"], events[-1]["ms"])

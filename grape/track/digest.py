@@ -1,0 +1,55 @@
+"""DVC's md5 of a tracked path: from dvc.lock, else computed the way DVC does it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path, PurePosixPath
+
+from ruamel.yaml import YAML, YAMLError
+
+from grape.project import Project
+
+
+def tracked(project: Project, path: str) -> str:
+    """The md5 of `path` as dvc.lock has it; for a path inside a tracked folder, the folder's.
+
+    A path that dvc.lock does not know yet (a stage started by hand, an output of the running stage) is hashed.
+    """
+    outs = locked(project)
+    wanted = PurePosixPath(path)
+    for candidate in (wanted, *wanted.parents):
+        if str(candidate) in outs:
+            return outs[str(candidate)]
+    return computed(project.root / path)
+
+
+def locked(project: Project) -> dict[str, str]:
+    """Every output in dvc.lock: project-relative path -> md5 (a folder's ends in `.dir`)."""
+    try:
+        lock = YAML(typ="safe").load(project.root / "dvc.lock")
+    except (FileNotFoundError, YAMLError):
+        return {}  # a dvc.lock cut off by a kill is DVC's to complain about; digests can be computed
+    stages = lock.get("stages", {}) if isinstance(lock, dict) else {}
+    return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", []) if "md5" in out}
+
+
+def computed(path: Path) -> str:
+    """The md5 of a file, or of a folder as DVC computes it: over the JSON list of its files' md5 and relative paths."""
+    if not path.is_dir():
+        return _md5(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    entries = [{"md5": _md5(file), "relpath": file.relative_to(path).as_posix()} for file in files]
+    entries.sort(key=lambda entry: tuple(entry["relpath"].split("/")))
+    return hashlib.md5(json.dumps(entries, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+def size(path: Path) -> int:
+    """Bytes of a file or of all files below a folder."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() \
+        else path.stat().st_size
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -1,0 +1,93 @@
+"""After a crash or an outage: end the runs whose process is gone, deliver what MLflow has not got."""
+
+from __future__ import annotations
+
+from grape.errors import GrapeError
+from grape.project import Project
+from grape.track.deliver import Delivery
+from grape.track.identity import is_dead
+from grape.track.spool import Spool
+from grape.track.store import Store, Unreachable, connect
+
+
+def sync(project: Project) -> list[str]:
+    """Deliver every spool that no live process is delivering; the names of the stages delivered, oldest first.
+
+    Doing it again does nothing: a delivered spool is gone, and a half-delivered one goes on where it stopped.
+
+    Raises:
+        GrapeError: the store does not answer.
+    """
+    _end_dead_spools(project)
+    delivered = []
+    for spool in Spool.pending(project):
+        if not spool.lock():
+            continue
+        try:
+            if not spool.ended:
+                continue  # its process is between making the folder and taking the lock
+            stage = spool.meta["stage"]
+            Delivery(project, spool).pump()
+            spool.remove()
+            delivered.append(stage)
+        except Unreachable as error:
+            raise GrapeError(f"MLflow cannot be reached: {error}",
+                             mend="start the server, or check MLFLOW_TRACKING_URI, then run `grape mlflow sync` again; "
+                                  "nothing is lost") from error
+        finally:
+            spool.unlock()
+    return delivered
+
+
+def close_dead_runs(project: Project) -> int:
+    """End as FAILED every run of this host whose process is gone, e.g. after SIGKILL; how many.
+
+    Does not import MLflow when this project has neither a database nor a server, nor fail when it does not answer.
+    """
+    ended = _end_dead_spools(project)
+    if not (ended or _store_exists(project)):
+        return 0
+    try:
+        store = connect(project)
+        for spool in ended:
+            if spool.lock():
+                try:
+                    Delivery(project, spool).pump()
+                    spool.remove()
+                finally:
+                    spool.unlock()
+        return len(ended) + close_dead_in(project, store)
+    except Unreachable:
+        return len(ended)
+
+
+def close_dead_in(project: Project, store: Store) -> int:
+    """The runs MLflow still shows as RUNNING whose process is gone and which have no spool here."""
+    closed = 0
+    spools = {spool.name for spool in Spool.pending(project)}
+    try:
+        runs = store.client.search_runs([store.experiment_id], "attributes.status = 'RUNNING'", max_results=1000)
+        for run in runs:
+            if run.data.tags.get("grape.spool") not in spools and is_dead(run.data.tags):
+                store.client.set_tag(run.info.run_id, "grape.note", "the process was killed")
+                store.client.set_terminated(run.info.run_id, "FAILED")
+                closed += 1
+    except Exception as error:  # boundary: whatever MLflow raises here is a store that went away
+        raise Unreachable(str(error)) from error
+    return closed
+
+
+def _end_dead_spools(project: Project) -> list[Spool]:
+    """Give each spool whose process died without ending it its last event."""
+    ended = []
+    for spool in Spool.pending(project):
+        if not is_dead(spool.meta["tags"]) or spool.ended:
+            continue
+        spool.append("tags", values={"grape.note": "the process was killed"})
+        spool.append("end", status="FAILED")
+        ended.append(spool)
+    return ended
+
+
+def _store_exists(project: Project) -> bool:
+    return not project.tracking_uri.startswith("sqlite:///") or (project.state / "mlflow.db").is_file()

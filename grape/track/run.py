@@ -1,0 +1,197 @@
+"""One stage's run. The stage only ever appends to the spool on disk; a thread of this process delivers to MLflow.
+
+So no call of a stage waits for MLflow, a server that is down costs nothing, and importing MLflow (about 3 s with its
+store) overlaps with the stage's own work. The thread is joined at the end, when it delivers what is left.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+import platform
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+from grape import receipt
+from grape.errors import GrapeError
+from grape.project import NONCE, PARENT_RUN, Project
+from grape.track import digest, identity, recover, registry
+from grape.track.deliver import Delivery
+from grape.track.registry import Candidate
+from grape.track.spool import Spool
+from grape.track.store import AWAY, Unreachable
+
+logger = logging.getLogger("grape.track")
+TICK = 2.0  # seconds between deliveries
+GRACE = 4.0  # seconds before the first: the stage's own imports go first
+RETRY = 30.0  # seconds before a store that did not answer is asked again
+LAST = 300.0  # longest wait at the end, for the upload of a model
+
+
+class Terminated(SystemExit):
+    """SIGTERM, raised where the stage is, so that its `finally` blocks run and its run ends."""
+
+
+class Shipper(threading.Thread):
+    """Delivers a spool while the stage works. Warns once when the store does not answer, then keeps trying rarely."""
+
+    def __init__(self, project: Project, spool: Spool) -> None:
+        super().__init__(name="grape-track", daemon=True)
+        self.delivery = Delivery(project, spool)
+        self.done = False  # everything, the end included, is delivered
+        self._stop_event = threading.Event()
+        self._warned = False
+        self._swept = False
+
+    def run(self) -> None:
+        wait = GRACE
+        while not self._stop_event.wait(wait):
+            wait = TICK if self._pump() else RETRY
+        self.done = self._pump()
+
+    def finish(self) -> None:
+        self._stop_event.set()
+        self.join(LAST)
+
+    def _pump(self) -> bool:
+        try:
+            self.delivery.pump()
+            if not self._swept:
+                self._swept = True
+                recover.close_dead_in(self.delivery.project, self.delivery.store)
+        except (Unreachable, GrapeError) as error:
+            if not self._warned:
+                logger.warning(AWAY, "stage", error)
+            self._warned = True
+            return False
+        return True
+
+
+class StageRun:
+    """Context manager around a stage.
+
+    Leaving it normally ends the MLflow run FINISHED and writes the receipt; an exception ends it FAILED, a signal
+    KILLED, both without a receipt.
+
+    Args:
+        stage: name with its variant, e.g. ``rl@grpo-0``.
+        params: the resolved parameters the stage reads, JSON-able.
+        deliver: False keeps everything in the spool (tests, or a stage run without MLflow installed).
+    """
+
+    def __init__(self, project: Project, stage: str, params: dict[str, Any], seed: int, *,
+                 deliver: bool = True) -> None:
+        self.project, self.stage, self.params, self.seed = project, stage, params, seed
+        self._deliver = deliver
+        self._headline: dict[str, float] = {}
+        self._datasets: dict[str, str] = {}
+        self._registered: str | None = None
+        self._handler: Any = None
+
+    def __enter__(self) -> StageRun:
+        self._started = time.time()
+        self._nonce = os.environ.get(NONCE)
+        parent = os.environ.get(PARENT_RUN)
+        self._revision, self._dirty = identity.revision(self.project)
+        meta = {"kind": "stage", "params": self.params, "nonce": self._nonce, "parent_run": parent,
+                "tags": self._tags(parent)}
+        self._spool = Spool.create(self.project, self.stage, meta)
+        self._spool.lock()
+        self._shipper = Shipper(self.project, self._spool)
+        if self._deliver:
+            self._shipper.start()
+        if threading.current_thread() is threading.main_thread():
+            self._handler = signal.signal(signal.SIGTERM, _terminate)
+        return self
+
+    def _tags(self, parent: str | None) -> dict[str, str]:
+        tags = {"grape.stage": self.stage, "grape.kind": "stage", "grape.seed": str(self.seed),
+                "grape.params_hash": identity.params_hash(self.params), "mlflow.source.name": f"python -m grape.stages {self.stage}",
+                "mlflow.source.type": "LOCAL", **identity.process()}
+        if self._revision:
+            tags["grape.git_revision"] = self._revision + ("+changes" if self._dirty else "")
+            tags["mlflow.source.git.commit"] = self._revision
+        if self._nonce:
+            tags["grape.nonce"] = self._nonce
+        if not parent and not self._nonce:
+            tags["grape.trigger"] = "dvc"
+        return tags
+
+    def track(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Metrics of one step. NaN and infinities are kept as they are."""
+        self._spool.append("metrics", step=int(step), values={name: float(value) for name, value in metrics.items()})
+
+    def dataset(self, path: str, context: str) -> None:
+        """An input of the stage, by project-relative path; context is e.g. ``training`` or ``evaluation``."""
+        self._datasets[path] = digest.tracked(self.project, path)
+        self._spool.append("dataset", path=path, context=context, digest=self._datasets[path])
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """A plot or table; copied now, so the file may change afterwards."""
+        self._spool.append("artifact", file=self._spool.keep(path), folder=folder)
+
+    def model(self, path: str, name: str, register: str | None = None) -> None:
+        """A saved model folder, project-relative; it must stay as it is until the stage ends."""
+        self._registered = register or self._registered
+        self._spool.append("model", **registry.model_event(self.project, path, name, register))
+
+    def headline(self, metrics: Mapping[str, float]) -> None:
+        """The few numbers the stage is judged by: metrics without a step, also in the receipt."""
+        values = {name: float(value) for name, value in metrics.items()}
+        self._headline.update(values)
+        self._spool.append("headline", values=values)
+
+    def champion(self, candidates: list[Candidate]) -> None:
+        """Move the champion alias to the best candidate that beats SFT, if there is one."""
+        event = registry.champion_event(self.project, candidates)
+        if event is not None:
+            self._spool.append("champion", **event)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        if self._handler is not None:
+            signal.signal(signal.SIGTERM, self._handler)
+        ended = time.time()
+        succeeded = error is None or (isinstance(error, SystemExit) and not error.code)
+        if succeeded:
+            self._spool.append("end", status="FINISHED")
+        else:
+            killed = isinstance(error, (KeyboardInterrupt, SystemExit))
+            text = None if killed else "".join(traceback.format_exception(error))
+            self._spool.append("end", status="KILLED" if killed else "FAILED", text=text)
+        if self._deliver:
+            self._shipper.finish()
+        if succeeded:
+            receipt.write(self.project.receipt(self.stage), self._receipt(ended))
+        if self._shipper.is_alive():
+            return  # still uploading after LAST; the lock goes with the process and `sync` does the rest
+        self._spool.unlock()
+        if self._shipper.done:
+            self._spool.remove()
+
+    def _receipt(self, ended: float) -> receipt.Receipt:
+        version = self._shipper.delivery.version
+        registered = receipt.RegisteredModel(name=self._registered, version=version) \
+            if self._registered and version is not None else None
+        return receipt.Receipt(
+            stage=self.stage, run_id=self._shipper.delivery.run_id, spool=self._spool.name, nonce=self._nonce,
+            started=_utc(self._started), ended=_utc(ended), seconds=round(ended - self._started, 2),
+            peak_memory_mb=identity.peak_memory_mb(), git_revision=self._revision, git_dirty=self._dirty,
+            params=self.params, params_hash=identity.params_hash(self.params), seed=self.seed,
+            datasets=self._datasets, versions=identity.versions(), python=identity.python(),
+            platform=platform.platform(), headline=self._headline, registered_model=registered)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated(128 + number)
+
+
+def _utc(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,147 @@
+"""The way to MLflow: is it there, and if so a client and the experiment `grape`.
+
+`import mlflow` takes about 2 s and opening the sqlite store 1 s more, so nothing here imports it before it is needed,
+and a server that does not answer is found out by a TCP connection first.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sqlite3
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
+
+from filelock import FileLock
+
+from grape.errors import GrapeError
+from grape.project import Project
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+EXPERIMENT = "grape"
+PROBE_SECONDS = 1.5
+AWAY = ("MLflow cannot be reached; the %s goes on and keeps its records in .grape/runs, "
+        "`grape mlflow sync` delivers them later (%s)")
+# Path columns of MLflow's sqlite schema that hold absolute locations.
+LOCATIONS = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"),
+             ("model_versions", "source"), ("model_versions", "storage_location"))
+
+
+class Unreachable(Exception):
+    """The store does not answer; whatever was to be written stays in the spool."""
+
+
+@dataclass(frozen=True)
+class Store:
+    client: MlflowClient
+    experiment_id: str
+
+
+def public(uri: str) -> str:
+    """A tracking URI without user and password, fit for messages and files."""
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def connect(project: Project) -> Store:
+    """A client on the project's store, with its database and experiment made if need be.
+
+    Raises:
+        Unreachable: the store does not answer.
+        GrapeError: the URI names a kind of store MLflow no longer writes to.
+    """
+    uri = project.tracking_uri
+    scheme = urlsplit(uri).scheme
+    if scheme in ("", "file"):
+        raise GrapeError("MLflow no longer writes to a plain folder", where=f"MLFLOW_TRACKING_URI={uri}",
+                         mend="unset MLFLOW_TRACKING_URI to use the project's own store, or name a server (http://...) "
+                              "or a database (sqlite:////absolute/path.db)")
+    if scheme in ("http", "https"):
+        _probe(uri)
+    _calm()
+    project.state.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(project.state / "mlflow.lock"):  # first-use migrations of two processes would collide
+            return _open(project, uri)
+    except Exception as error:  # MLflow lets errors of requests, SQLAlchemy and its own through; all mean: not now
+        raise Unreachable(f"{public(uri)}: {_first_line(error)}") from error
+
+
+def answers(store: Store) -> bool:
+    """Whether the store still talks to us, to tell a refused event from a store that went away."""
+    try:
+        store.client.get_experiment(store.experiment_id)
+    except Exception:  # any failure of this smallest request means that it does not
+        return False
+    return True
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def _probe(uri: str) -> None:
+    parts = urlsplit(uri)
+    address = (parts.hostname or "localhost", parts.port or (443 if parts.scheme == "https" else 80))
+    try:
+        socket.create_connection(address, timeout=PROBE_SECONDS).close()
+    except OSError as error:
+        raise Unreachable(f"{public(uri)}: {error}") from error
+
+
+def _calm() -> None:
+    """Short time-outs unless the user set them, and no log lines of MLflow between the stage's own."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def _open(project: Project, uri: str) -> Store:
+    import mlflow
+    from mlflow.tracking import MlflowClient
+
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    own = uri == f"sqlite:///{project.state / 'mlflow.db'}"
+    artifacts = str(project.state / "mlartifacts")
+    if own:
+        _relocate(project, artifacts)
+    mlflow.set_tracking_uri(uri)  # log_model knows no client, only the process's URI
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        return Store(client, client.create_experiment(EXPERIMENT, artifact_location=artifacts if own else None))
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+    return Store(client, experiment.experiment_id)
+
+
+def _relocate(project: Project, artifacts: str) -> None:
+    """MLflow stores absolute locations: a project that was moved or copied would read, or write, the old folder's."""
+    database = project.state / "mlflow.db"
+    if not database.is_file():
+        return
+    connection = sqlite3.connect(database, timeout=10)
+    try:
+        with connection:
+            present = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if "experiments" not in present:
+                return
+            row = connection.execute("SELECT artifact_location FROM experiments WHERE name = ?",
+                                     (EXPERIMENT,)).fetchone()
+            if row is None or row[0] is None or row[0] == artifacts:
+                return
+            for table, column in LOCATIONS:
+                if table in present:
+                    connection.execute(f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                                       f"WHERE {column} = ? OR {column} LIKE ? || '/%'",
+                                       (artifacts, len(row[0]) + 1, row[0], row[0]))
+    finally:
+        connection.close()
