@@ -62,7 +62,7 @@ def log_model(store: Store, project: Project, run_id: str, event: Event) -> int 
     task = _task(path)
     same = path.is_dir() and digest.computed(path) == event["digest"]
     if same and task and event["bytes"] <= LARGEST:
-        model_id = _weights(path, event, run_id, task, tags)
+        model_id = _weights(store, path, event, run_id, task, tags)
     else:
         model_id = _reference(store, path if same else None, event, run_id, tags)
     return _register(store, event, run_id, model_id, tags) if event["register"] else None
@@ -87,7 +87,7 @@ def _task(path: Path) -> str | None:
     return next((task for ending, task in TASKS.items() if architecture.endswith(ending)), None)
 
 
-def _weights(path: Path, event: Event, run_id: str, task: str, tags: dict[str, str]) -> str:
+def _weights(store: Store, path: Path, event: Event, run_id: str, task: str, tags: dict[str, str]) -> str:
     import mlflow.transformers
     import transformers
 
@@ -99,9 +99,11 @@ def _weights(path: Path, event: Event, run_id: str, task: str, tags: dict[str, s
     # MLflow asks the hub for the card and licence of a model whose name could be a hub id; this one could not.
     model.name_or_path = f"./{event['path']}/"
     pins = [f"{name}=={metadata.version(name)}" for name in ("torch", "transformers")]
-    info = mlflow.transformers.log_model({"model": model, "tokenizer": tokenizer}, name=event["name"], task=task,
-                                         pip_requirements=pins, run_id=run_id, tags=tags)
-    return str(info.model_id)
+    # log_model alone would file the model under whatever experiment this process calls active
+    logged = store.client.create_logged_model(store.experiment_id, event["name"], source_run_id=run_id, tags=tags)
+    mlflow.transformers.log_model({"model": model, "tokenizer": tokenizer}, name=event["name"], task=task,
+                                  pip_requirements=pins, run_id=run_id, model_id=logged.model_id)
+    return str(logged.model_id)
 
 
 def _reference(store: Store, path: Path | None, event: Event, run_id: str, tags: dict[str, str]) -> str:

@@ -113,8 +113,9 @@ class StageRun:
 
     def _tags(self, parent: str | None) -> dict[str, str]:
         tags = {"grape.stage": self.stage, "grape.kind": "stage", "grape.seed": str(self.seed),
-                "grape.params_hash": identity.params_hash(self.params), "mlflow.source.name": f"python -m grape.stages {self.stage}",
-                "mlflow.source.type": "LOCAL", **identity.process()}
+                "grape.params_hash": identity.params_hash(self.params),
+                "mlflow.source.name": f"python -m grape.stages {self.stage}", "mlflow.source.type": "LOCAL",
+                **identity.process()}
         if self._revision:
             tags["grape.git_revision"] = self._revision + ("+changes" if self._dirty else "")
             tags["mlflow.source.git.commit"] = self._revision
