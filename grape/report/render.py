@@ -1,0 +1,74 @@
+"""The page (HTML, self-contained: inline style and pictures, no script) and its short form in Markdown."""
+
+from __future__ import annotations
+
+import base64
+import re
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from grape.report import tables
+from grape.report.data import Inputs, Interval
+from grape.report.summary import candidates
+from grape.track.registry import best
+
+
+def context(inputs: Inputs, level: float, count: int, figures: dict[str, bytes]) -> dict[str, Any]:
+    """Everything the templates show."""
+    winner = best(candidates(inputs))
+    champion = winner.name if winner else None
+    first = inputs.evaluations[0]
+    algorithms = tables.algorithms(inputs, level)
+    return {
+        "title": tables.title(algorithms), "algorithms": algorithms, "names": inputs.algorithms,
+        "judge": inputs.judge, "level": level, "champion": champion,
+        "prompts": first.prompts, "per_prompt": first.samples, "sft": first.sft.of(inputs.judge),
+        "league": tables.league(inputs, champion),
+        "pass_at": sorted((k for k in first.sft.pass_at if k != "1"), key=int),  # pass@1 is the score itself
+        "categories": tables.categories(inputs), "items": tables.items(inputs), "warnings": tables.warnings(inputs),
+        "samples": tables.samples(inputs, count, champion),
+        "figures": {name: base64.b64encode(png).decode() for name, png in figures.items()},
+    }
+
+
+def html(values: dict[str, Any]) -> str:
+    return _environment(autoescape=True).get_template("report.html.j2").render(values)
+
+
+def markdown(values: dict[str, Any]) -> str:
+    return _environment(autoescape=False).get_template("report.md.j2").render(values)
+
+
+def _environment(autoescape: bool) -> Environment:
+    environment = Environment(loader=PackageLoader("grape.report"), autoescape=autoescape, undefined=StrictUndefined,
+                              trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    environment.filters |= {"number": number, "signed": signed, "share": share, "interval": interval,
+                            "signed_interval": signed_interval, "cell": cell}
+    return environment
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def signed(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")
+
+
+def share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.0f} %"
+
+
+def interval(value: Interval | None) -> str:
+    """`0.84 [0.81, 0.87]`"""
+    return "–" if value is None else f"{value.mean:.2f} [{value.low:.2f}, {value.high:.2f}]"
+
+
+def signed_interval(value: Interval | None) -> str:
+    return "–" if value is None else f"{value.mean:+.2f} [{value.low:+.2f}, {value.high:+.2f}]".replace("-", "−")
+
+
+def cell(text: object) -> str:
+    """Text for a Markdown table: nothing in it ends the cell, the row or the table, or is taken for HTML."""
+    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(str(text).split()))

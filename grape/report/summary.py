@@ -1,0 +1,177 @@
+"""Conclusions: the numbers of metrics.json, the verdict per algorithm, hints of reward hacking, champion candidates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any, Literal
+
+from scipy.special import stdtrit  # type: ignore[import-untyped]
+
+from grape.report.data import Evaluation, Inputs, Interval, Judge, Scores, Side
+from grape.track import Candidate
+
+DIGITS = 6
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One algorithm against SFT. `difference` is over seeds (t interval), or the one seed's own bootstrap interval."""
+
+    algorithm: str
+    seeds: int
+    better: int  # seeds whose interval lies above 0
+    worse: int  # below 0
+    sft: float
+    policy: float
+    difference: Interval
+    outcome: Literal["beats", "mixed", "loses"]
+
+    @property
+    def sentence(self) -> str:
+        """In words, e.g. `2 of 3 seeds are better than SFT`."""
+        if self.outcome == "beats":
+            return "better than SFT" if self.seeds == 1 else f"better than SFT with each of {self.seeds} seeds"
+        if self.outcome == "loses":
+            return "worse than SFT" if self.seeds == 1 else f"worse than SFT with each of {self.seeds} seeds"
+        if self.seeds == 1:
+            return "not distinguishable from SFT"
+        worse = f", worse with {self.worse}" if self.worse else ""
+        return f"better than SFT with {self.better} of {self.seeds} seeds{worse}"
+
+
+def over_seeds(values: Sequence[float], level: float) -> Interval | None:
+    """Mean over seeds with its t interval; None with one seed, which says nothing about others."""
+    if len(values) < 2:
+        return None
+    mean = fmean(values)
+    half = float(stdtrit(len(values) - 1, 0.5 + level / 2)) * stdev(values) / math.sqrt(len(values))
+    return Interval(mean=mean, low=mean - half, high=mean + half)
+
+
+def verdict(inputs: Inputs, algorithm: str, level: float) -> Verdict:
+    judge = inputs.judge
+    runs = inputs.of(algorithm)
+    differences = [run.difference.of(judge) for run in runs]
+    better = sum(difference.low > 0 for difference in differences)
+    worse = sum(difference.high < 0 for difference in differences)
+    outcome: Literal["beats", "mixed", "loses"] = \
+        "beats" if better == len(runs) else "loses" if worse == len(runs) else "mixed"
+    return Verdict(algorithm, len(runs), better, worse, fmean(run.sft.of(judge).mean for run in runs),
+                   fmean(run.policy.of(judge).mean for run in runs),
+                   over_seeds([d.mean for d in differences], level) or differences[0], outcome)
+
+
+def candidates(inputs: Inputs) -> list[Candidate]:
+    """Every policy with its difference to SFT, for the champion alias."""
+    differences = {run.name: run.difference.of(inputs.judge) for run in inputs.evaluations}
+    return [Candidate(name, difference.mean, difference.low) for name, difference in differences.items()]
+
+
+def hints(run: Evaluation) -> list[str]:
+    """What looks like the reward being gamed rather than met, for one policy."""
+    found = []
+    proxy, gold = run.difference.proxy, run.difference.gold
+    if gold is not None and proxy.low > 0:
+        if gold.high < 0:
+            found.append("The proxy reward rose while gold fell: the policy is gaming the reward.")
+        elif gold.low <= 0:
+            found.append("The proxy reward rose while gold stayed flat: a sign of over-optimisation.")
+        elif gold.mean < proxy.mean / 2:
+            found.append("Less than half of the rise in proxy reward shows in gold.")
+    if run.policy.length > 1.5 * run.sft.length:
+        found.append(f"Answers grew from {run.sft.length:.1f} to {run.policy.length:.1f} tokens: check that length is "
+                     "not what is rewarded.")
+    if run.policy.finished < run.sft.finished - 0.05:
+        found.append(f"Finished answers fell from {run.sft.finished:.0%} to {run.policy.finished:.0%}: more are cut "
+                     "off.")
+    if run.policy.entropy < 0.2 * run.sft.entropy:
+        found.append(f"Entropy fell from {run.sft.entropy:.2f} to {run.policy.entropy:.2f} nats: little is explored "
+                     "any more.")
+    return found
+
+
+def metrics(inputs: Inputs, level: float) -> dict[str, Any]:
+    """Content of reports/metrics.json."""
+    return {
+        "judge": inputs.judge,
+        "sft": _sft(inputs),
+        "policies": {run.name: _policy(run) for run in inputs.evaluations},
+        "algorithms": {algorithm: _algorithm(inputs.of(algorithm), inputs.judge, level)
+                       for algorithm in inputs.algorithms},
+    }
+
+
+def headline(inputs: Inputs, level: float) -> dict[str, float]:
+    """The few numbers of the report stage's run."""
+    judge = inputs.judge
+    numbers = {f"sft/{judge}": _mean([run.sft.of(judge).mean for run in inputs.evaluations])}
+    for algorithm in inputs.algorithms:
+        result = verdict(inputs, algorithm, level)
+        numbers[f"{algorithm}/{judge}"] = _mean([run.policy.of(judge).mean for run in inputs.of(algorithm)])
+        numbers[f"{algorithm}/{judge}_difference"] = round(result.difference.mean, DIGITS)
+    return numbers
+
+
+def _round(value: float | None) -> float | None:
+    return None if value is None else round(value, DIGITS)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return round(fmean(values), DIGITS)
+
+
+def _interval(name: str, value: Interval | None) -> dict[str, float | None]:
+    return {name: _round(value.mean if value else None), f"{name}_low": _round(value.low if value else None),
+            f"{name}_high": _round(value.high if value else None)}
+
+
+def _scores(scores: Scores) -> dict[str, float | None]:
+    return {**_interval("gold", scores.gold), **_interval("proxy", scores.proxy)}
+
+
+def _side(side: Side) -> dict[str, Any]:
+    return {**_scores(side), "greedy_gold": _round(side.greedy.gold), "greedy_proxy": _round(side.greedy.proxy),
+            "length": _round(side.length), "finished": _round(side.finished), "entropy": _round(side.entropy),
+            "pass_at": {k: _round(value) for k, value in side.pass_at.items()},
+            "categories": {name: {"n": category.n, **_scores(category)} for name, category in side.categories.items()}}
+
+
+def _sft(inputs: Inputs) -> dict[str, Any]:
+    """SFT's side: every evaluation measures it; where they sampled it differently, the mean over evaluations."""
+    sides = [_side(run.sft) for run in inputs.evaluations]
+    return sides[0] if all(side == sides[0] for side in sides) else _average(sides)
+
+
+def _average(values: Sequence[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, dict):
+        return {key: _average([value[key] for value in values if key in value]) for key in first}
+    return None if any(value is None for value in values) else _mean(values)
+
+
+def _policy(run: Evaluation) -> dict[str, Any]:
+    return {"algorithm": run.algorithm, "seed": run.seed, **_side(run.policy), "difference": _scores(run.difference),
+            **_interval("win_rate", run.win_rate), "kl_token": _round(run.kl.token),
+            "kl_sequence": _round(run.kl.sequence)}
+
+
+def _algorithm(runs: Sequence[Evaluation], judge: Judge, level: float) -> dict[str, Any]:
+    """Means over seeds with t intervals; with one seed the bounds are null."""
+    numbers: dict[str, Any] = {"seeds": len(runs)}
+    for name in ("gold", "proxy"):
+        if name == "gold" and judge != "gold":
+            numbers |= {"gold": None, "gold_low": None, "gold_high": None}
+            continue
+        values = [run.policy.of("gold" if name == "gold" else "proxy").mean for run in runs]
+        numbers |= {**_interval(name, over_seeds(values, level)), name: _mean(values)}
+    differences = [run.difference.of(judge).mean for run in runs]
+    return numbers | {**_interval("difference", over_seeds(differences, level)), "difference": _mean(differences),
+                      "win_rate": _mean([run.win_rate.mean for run in runs]),
+                      "kl_token": _mean([run.kl.token for run in runs]),
+                      "kl_sequence": _mean([run.kl.sequence for run in runs]),
+                      "length": _mean([run.policy.length for run in runs]),
+                      "finished": _mean([run.policy.finished for run in runs]),
+                      "entropy": _mean([run.policy.entropy for run in runs])}

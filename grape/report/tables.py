@@ -1,0 +1,158 @@
+"""Rows of the report's tables and samples, as plain values that both templates format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from grape.report.data import Evaluation, Inputs, Interval, Item, Judge
+from grape.report.summary import hints, over_seeds, verdict
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt with SFT's and the policy's answer; `label` says why it was picked."""
+
+    label: str
+    category: str
+    prompt: str
+    answer: str | None
+    sft: dict[str, Any]
+    policy: dict[str, Any]
+
+
+def league(inputs: Inputs, champion: str | None) -> list[Row]:
+    """SFT, then every policy, the best first."""
+    judge = inputs.judge
+    order = sorted(inputs.evaluations, key=lambda run: (-run.policy.of(judge).mean, run.name))
+    first = inputs.evaluations[0]
+    rows = [_league_row(run.name, run, judge, run.name == champion) for run in order]
+    sft = {"name": "SFT", "champion": False, "score": first.sft.of(judge), "proxy": first.sft.proxy, "difference": None,
+           "win_rate": None, "greedy": _greedy(first, "sft", judge), "kl": None, "length": first.sft.length,
+           "finished": first.sft.finished, "entropy": first.sft.entropy, "pass_at": first.sft.pass_at}
+    return [*rows, sft]
+
+
+def _league_row(name: str, run: Evaluation, judge: Judge, champion: bool) -> Row:
+    return {"name": name, "champion": champion, "score": run.policy.of(judge), "proxy": run.policy.proxy,
+            "difference": run.difference.of(judge), "win_rate": run.win_rate, "greedy": _greedy(run, "policy", judge),
+            "kl": run.kl.sequence, "length": run.policy.length, "finished": run.policy.finished,
+            "entropy": run.policy.entropy, "pass_at": run.policy.pass_at}
+
+
+def _greedy(run: Evaluation, side: str, judge: Judge) -> float | None:
+    greedy = (run.sft if side == "sft" else run.policy).greedy
+    return greedy.gold if judge == "gold" else greedy.proxy
+
+
+def algorithms(inputs: Inputs, level: float) -> list[Row]:
+    """One row per algorithm, over its seeds."""
+    rows = []
+    for name in inputs.algorithms:
+        runs = inputs.of(name)
+        rows.append({"name": name, "verdict": verdict(inputs, name, level),
+                     "score": _spread([run.policy.of(inputs.judge).mean for run in runs], level),
+                     "win_rate": fmean(run.win_rate.mean for run in runs),
+                     "kl": fmean(run.kl.sequence for run in runs)})
+    return rows
+
+
+def _spread(values: Sequence[float], level: float) -> Interval:
+    return over_seeds(values, level) or Interval(mean=values[0], low=values[0], high=values[0])
+
+
+def title(rows: Sequence[Row]) -> str:
+    """The page in one line; `rows` are those of `algorithms`."""
+    winners = [row["name"] for row in rows if row["verdict"].outcome == "beats"]
+    if winners:
+        return f"{' and '.join(winners)} {'beats' if len(winners) == 1 else 'beat'} SFT"
+    if any(row["verdict"].better for row in rows):
+        return "Some seeds beat SFT, no algorithm does with all of them"
+    return "No policy beats SFT"
+
+
+def categories(inputs: Inputs) -> list[Row]:
+    """Score per category: SFT, then each algorithm's mean over seeds."""
+    judge, first = inputs.judge, inputs.evaluations[0]
+    return [{"name": name, "n": category.n, "sft": category.of(judge),
+             "algorithms": [fmean(run.policy.categories[name].of(judge).mean for run in inputs.of(algorithm))
+                            for algorithm in inputs.algorithms]}
+            for name, category in first.sft.categories.items()]
+
+
+def items(inputs: Inputs) -> list[Row]:
+    """Every rubric item before and after, each algorithm averaged over its seeds."""
+    rows = []
+    for name, before in inputs.evaluations[0].sft.items.items():
+        category, _, item = name.partition("/")
+        after = [_average([run.policy.items[name] for run in inputs.of(algorithm) if name in run.policy.items])
+                 for algorithm in inputs.algorithms]
+        rows.append({"category": category, "item": item, "sft": before, "algorithms": after})
+    return rows
+
+
+def _average(values: Sequence[Item]) -> Item | None:
+    if not values:
+        return None
+    scores = [value.score for value in values if value.score is not None]
+    confidences = [value.confidence for value in values if value.confidence is not None]
+    return Item(score=fmean(scores) if scores else None, confidence=fmean(confidences) if confidences else None,
+                missing=fmean(value.missing for value in values))
+
+
+def warnings(inputs: Inputs) -> list[tuple[str, str]]:
+    """(policy, hint) for whatever looks like the reward being gamed."""
+    return [(run.name, hint) for run in inputs.evaluations for hint in hints(run)]
+
+
+def samples(inputs: Inputs, count: int, best: str | None) -> list[tuple[str, list[Sample]]]:
+    """For one policy of each algorithm (the best of all, else its best seed): `count` prompts per category."""
+    judge = inputs.judge
+    chosen = []
+    for algorithm in inputs.algorithms:
+        names = [run.name for run in sorted(inputs.of(algorithm), key=lambda run: -run.policy.of(judge).mean)]
+        name = best if best in names else names[0]
+        chosen.append((name, _pick(inputs.samples[name], count, judge)))
+    return chosen
+
+
+def _pick(rows: Sequence[Row], count: int, judge: Judge) -> list[Sample]:
+    """Per category a third each of the largest gains, the largest losses and the middle; ties in order of id."""
+    picked = []
+    for category in dict.fromkeys(row["category"] for row in rows):
+        ranked = sorted((row for row in rows if row["category"] == category),
+                        key=lambda row: (-_gain(row, judge), str(row["id"])))
+        gains, losses = -(-count // 3), count // 3
+        middle = count - gains - losses
+        if len(ranked) <= count:
+            picked += [_sample(row, "", judge) for row in ranked]
+            continue
+        rest = ranked[gains:len(ranked) - losses]
+        start = (len(rest) - middle) // 2
+        picked += [_sample(row, "largest gain", judge) for row in ranked[:gains]]
+        picked += [_sample(row, "typical", judge) for row in rest[start:start + middle]]
+        picked += [_sample(row, "smallest gain or loss", judge) for row in ranked[len(ranked) - losses:]]
+    return picked
+
+
+def _gain(row: Row, judge: Judge) -> float:
+    before, after = row["sft"].get(judge), row["policy"].get(judge)
+    return 0.0 if before is None or after is None else after - before
+
+
+def _sample(row: Row, label: str, judge: Judge) -> Sample:
+    sides = [{"text": str(row[side]["text"]), "score": row[side].get(judge), "proxy": row[side].get("proxy"),
+              "items": row[side].get("items", [])} for side in ("sft", "policy")]
+    answer = row.get("answer")
+    return Sample(label, str(row["category"]), _prompt(row["prompt"]), None if answer is None else str(answer), *sides)
+
+
+def _prompt(prompt: Any) -> str:
+    """A prompt is text, or a conversation in the field's `messages` form."""
+    if isinstance(prompt, list):
+        return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+    return str(prompt)
