@@ -1,0 +1,40 @@
+"""Log-probabilities of response tokens from logits. The only place that knows which logit predicts which token.
+
+Logits at position j predict token j + 1. With a prompt of S columns followed by a response of T columns, response token t
+(0-based) is predicted at column S - 1 + t: see `predicting_columns`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def predicting_columns(prompt_width: int, response_width: int, device: torch.device | str = "cpu") -> Tensor:
+    """(T,) columns of a [prompt | response] row whose logits predict the response's tokens."""
+    return torch.arange(prompt_width - 1, prompt_width - 1 + response_width, device=device)
+
+
+def log_softmax(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """log softmax(logits / temperature) over the last axis, in float32: bfloat16 loses the tail."""
+    return torch.log_softmax(logits.float() / temperature, dim=-1)
+
+
+def token_logp(logits: Tensor, ids: Tensor, mask: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """log pi(y_t | s_t) and the entropy of pi(. | s_t).
+
+    Args:
+        logits: (B, T, V), already those that predict the response's tokens.
+        ids: (B, T) response tokens; mask: (B, T).
+        temperature: what sampling divided the logits by; training must divide by the same.
+
+    Returns:
+        logp (B, T), 0 outside the mask; entropy (B, T) in nats, without gradient, 0 outside the mask.
+    """
+    logp_all = log_softmax(logits, temperature)
+    logp = logp_all.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+    with torch.no_grad():
+        detached = logp_all.detach()
+        entropy = -(detached.exp() * detached.clamp(min=-1e4)).sum(-1)
+    # masked_fill and not a product: a padded position may hold -inf, and 0 * -inf is NaN.
+    return logp.masked_fill(~mask, 0.0), entropy.masked_fill(~mask, 0.0)

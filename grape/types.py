@@ -1,0 +1,181 @@
+"""Frozen values that travel between the parts of grape. Shape checks, no logic.
+
+Dimensions: P prompts, G responses per prompt, B = P*G rows, S prompt tokens, T response tokens, N pairs, V vocabulary,
+K rubric items. Index t of every (B, T) tensor describes response token t; the mask is 1 on response tokens including EOS and
+comes from recorded lengths, never from `ids == pad`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+Metrics = Mapping[str, float]
+Track = Callable[[int, Metrics], None]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question x. `messages` are chat turns (role, content), the last one the user's; `answer` is what verifiers compare with."""
+
+    id: str
+    category: str
+    messages: tuple[Mapping[str, str], ...]
+    answer: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The last user turn, for people and judges to read."""
+        return self.messages[-1]["content"]
+
+
+@dataclass(frozen=True)
+class Response:
+    """A sampled answer y to `prompt`. `ids` include EOS when `finished`; a truncated response has no EOS."""
+
+    prompt: Prompt
+    index: int
+    ids: tuple[int, ...]
+    text: str
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The only seam between rewards and policies: K item scores for each of B responses.
+
+    Attributes:
+        items: K names, `category/item`.
+        score: (B, K) in the item's own unit; rubric items are in [0, 1]. Undefined where not `valid`.
+        confidence: (B, K) in [0, 1]; 1 for programmatic verifiers.
+        valid: (B, K) bool; False: the score could not be had (missing, never 0).
+        weight: (B, K) >= 0; the rubric's weight of the item, 0 where the item is no part of the prompt's rubric.
+        reasons: B rows of K texts, why a score is what it is or why it is missing.
+    """
+
+    items: tuple[str, ...]
+    score: Tensor
+    confidence: Tensor
+    valid: Tensor
+    weight: Tensor
+    reasons: tuple[tuple[str, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        shape = (self.score.shape[0], len(self.items))
+        for name in ("score", "confidence", "valid", "weight"):
+            if tuple(getattr(self, name).shape) != shape:
+                raise ValueError(f"Scores.{name} is {tuple(getattr(self, name).shape)}, expected (B, K) = {shape}")
+        if not bool(torch.isfinite(self.score[self.valid]).all()):
+            raise ValueError("Scores.score has NaN or infinity where it says valid; mark such scores missing instead")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B rows to learn from: left-padded prompts, right-padded responses, and what is known about every response token.
+
+    Attributes:
+        prompt: (B, S) token ids, left-padded.
+        prompt_mask: (B, S) bool.
+        response: (B, T) token ids, right-padded.
+        mask: (B, T) bool, 1 on response tokens including EOS.
+        unit: rows that belong together and are never split: 1, or 2 for pairs (chosen in even rows, rejected in odd ones).
+        group: (B,) index of the row's prompt, rollouts only.
+        finished: (B,) bool, the response ended with EOS, rollouts only.
+        logp_old: (B, T) log pi_old(y_t | s_t), nats; None: the rollout policy is the policy being updated.
+        logp_ref: (B, T) log pi_ref(y_t | s_t), nats.
+        advantage: (B, T) A_t in units of the reward.
+    """
+
+    prompt: Tensor
+    prompt_mask: Tensor
+    response: Tensor
+    mask: Tensor
+    unit: int = 1
+    group: Tensor | None = None
+    finished: Tensor | None = None
+    logp_old: Tensor | None = None
+    logp_ref: Tensor | None = None
+    advantage: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        rows, width = self.response.shape
+        if self.prompt.shape[0] != rows or self.prompt_mask.shape != self.prompt.shape or rows % self.unit:
+            raise ValueError(f"Batch: prompt {tuple(self.prompt.shape)} and response {(rows, width)} do not fit (unit {self.unit})")
+        for name in ("mask", "logp_old", "logp_ref", "advantage"):
+            value = getattr(self, name)
+            if value is not None and value.shape != (rows, width):
+                raise ValueError(f"Batch.{name} is {tuple(value.shape)}, expected (B, T) = {(rows, width)}")
+
+    @property
+    def rows(self) -> int:
+        return self.response.shape[0]
+
+    @property
+    def tokens(self) -> int:
+        """Real (not padded) tokens of prompts and responses."""
+        return int(self.prompt_mask.sum() + self.mask.sum())
+
+    def with_(self, **changes: object) -> Batch:
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+    def select(self, index: Tensor) -> Batch:
+        """The rows `index`, with padding that no row needs any more cut off."""
+        chosen: dict[str, object] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            chosen[field.name] = value[index] if isinstance(value, Tensor) else value
+        prompt_mask, mask = chosen["prompt_mask"], chosen["mask"]
+        assert isinstance(prompt_mask, Tensor) and isinstance(mask, Tensor)
+        start = prompt_mask.shape[1] - max(int(prompt_mask.sum(1).max()), 1) if len(prompt_mask) else 0
+        end = max(int(mask.sum(1).max()), 1) if len(mask) else 1
+        for name in ("prompt", "prompt_mask"):
+            chosen[name] = chosen[name][:, start:]  # type: ignore[index]
+        for name in ("response", "mask", "logp_old", "logp_ref", "advantage"):
+            if chosen[name] is not None:
+                chosen[name] = chosen[name][:, :end]  # type: ignore[index]
+        return Batch(**chosen)  # type: ignore[arg-type]
+
+    def to(self, device: torch.device | str) -> Batch:
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in moved.items()})
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model says about a batch.
+
+    Attributes:
+        logp: (B, T) log pi_theta(y_t | s_t), nats, 0 outside the mask; None for a scalar model.
+        entropy: (B, T) entropy of pi_theta(. | s_t), nats, without gradient.
+        score: (B,) scalar model's r(x, y); None for a language model.
+    """
+
+    logp: Tensor | None = None
+    entropy: Tensor | None = None
+    score: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Loss:
+    """An unreduced objective to minimise: sum(value * weight) / sum(norm) over the *whole* optimiser batch.
+
+    The update sums both over micro-batches before it divides, so the gradient cannot depend on how a batch was split.
+
+    Attributes:
+        value: (B, T) or (N,), the objective per token or pair.
+        weight: like `value`, without gradient: how much each counts. Token mean: the mask; sequence mean: mask / length.
+        norm: (rows,) or (N,), what the weights are divided by: token mean: length; sequence mean: 1; constant: L_max.
+        metrics: name -> (sum, weight): diagnostics as sums, so that they too are exact over micro-batches.
+    """
+
+    value: Tensor
+    weight: Tensor
+    norm: Tensor
+    metrics: Mapping[str, tuple[Tensor, Tensor]]
+
+    def __post_init__(self) -> None:
+        if self.value.shape != self.weight.shape or self.value.dim() == 0:
+            raise ValueError(f"Loss.value {tuple(self.value.shape)} and weight {tuple(self.weight.shape)} must share an unreduced shape")
