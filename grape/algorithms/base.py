@@ -1,0 +1,71 @@
+"""What an algorithm is: a frozen value of pure functions, composed in the algorithm's own file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from grape.types import Batch, Loss, Outputs, Scores
+
+Data = Literal["text", "pairs", "rollouts"]
+Need = Literal["scores", "reference", "old"]
+State = Mapping[str, float]
+
+
+class Params(BaseModel):
+    """The knobs of an algorithm. Unknown keys are errors; values never change once read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class RolloutParams(Params):
+    """Knobs every algorithm that learns from its own samples has."""
+
+    epochs: int = Field(1, ge=1, le=100, description="passes over each round's rollouts (mu)")
+    mini_batches: int = Field(1, ge=1, le=1024, description="optimiser updates per pass; groups stay together")
+
+
+@dataclass(frozen=True)
+class Credit:
+    """What `credit` gives back: the batch with its advantage, the rows that stay, the new state, diagnostics as (sum, weight)."""
+
+    batch: Batch
+    keep: Tensor
+    state: State = field(default_factory=dict)
+    metrics: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+CreditFn = Callable[[Scores, Batch, Params, State], Credit]
+LossFn = Callable[[Outputs, Batch, Params], Loss]
+
+
+def no_needs(params: Params) -> frozenset[Need]:
+    return frozenset()
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One section of the paper.
+
+    Attributes:
+        params: the class of its knobs; `params()` are the vetted defaults.
+        data: what it learns from: text (prompt, response), pairs (chosen, rejected) or rollouts (its own samples, scored).
+        loss: (Outputs, Batch, params) -> Loss, unreduced.
+        credit: (Scores, Batch, params, state) -> Credit: rewards become advantages. Rollouts only.
+        needs: params -> what must be there besides the policy: scores, a frozen reference, or log-probabilities of the
+            rollout policy before credit is given. Checked before any model loads, and nothing that is not needed is computed.
+    """
+
+    params: type[Params]
+    data: Data
+    loss: LossFn
+    credit: CreditFn | None = None
+    needs: Callable[[Params], frozenset[Need]] = no_needs
+
+    def __post_init__(self) -> None:
+        if (self.data == "rollouts") != (self.credit is not None):
+            raise ValueError("an algorithm gives credit exactly when it learns from rollouts")
