@@ -1,0 +1,110 @@
+"""Forward passes: what a model says about a batch. Nothing here knows what for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from grape.maths.logprob import log_softmax, predicting_columns, token_logp
+from grape.types import Batch, Outputs
+
+Forward = Any  # Callable[[model, Batch], Outputs]
+Dtype = Literal["float32", "bfloat16"]
+
+
+def inputs(batch: Batch) -> dict[str, Tensor]:
+    """Rows [prompt | response] with attention mask and positions that start at 0 at the first real token of each row.
+
+    Without explicit positions a left-padded row would begin at its padding's position: wrong for learned positions (GPT-2).
+    """
+    ids = torch.cat([batch.prompt, batch.response], 1)
+    attention = torch.cat([batch.prompt_mask, batch.mask], 1).long()
+    return {"input_ids": ids, "attention_mask": attention, "position_ids": (attention.cumsum(1) - 1).clamp(min=0)}
+
+
+def autocast(dtype: Dtype, device: torch.device) -> torch.autocast:
+    """bfloat16: matrix products in bfloat16, weights, softmax and losses in float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+
+
+def response_logits(model: Any, batch: Batch, dtype: Dtype = "float32") -> Tensor:
+    """(B, T, V) logits that predict the response's tokens; the head runs on those positions alone."""
+    columns = predicting_columns(batch.prompt.shape[1], batch.response.shape[1], batch.prompt.device)
+    with autocast(dtype, batch.prompt.device):
+        logits: Tensor = model(**inputs(batch), logits_to_keep=columns, use_cache=False).logits
+    return logits
+
+
+def language(model: Any, batch: Batch, temperature: float = 1.0, dtype: Dtype = "float32") -> Outputs:
+    """log pi(y_t | s_t) and entropies of a causal language model."""
+    logp, entropy = token_logp(response_logits(model, batch, dtype), batch.response, batch.mask, temperature)
+    return Outputs(logp=logp, entropy=entropy)
+
+
+def scalar(model: Any, batch: Batch, dtype: Dtype = "float32") -> Outputs:
+    """r(x, y) of a scalar model, read at the last real token of each row (from the mask, not from a pad id)."""
+    last = batch.prompt.shape[1] + batch.mask.sum(1) - 1
+    with autocast(dtype, batch.prompt.device):
+        hidden = model.base_model(**inputs(batch), use_cache=False).last_hidden_state
+        score = model.score(hidden[torch.arange(batch.rows, device=last.device), last])
+    return Outputs(score=score.float().squeeze(-1))
+
+
+def micro_batches(batch: Batch, max_tokens: int) -> Iterator[Tensor]:
+    """Row indices of micro-batches of at most `max_tokens` padded tokens (at least one unit each), rows of like length together."""
+    lengths = batch.prompt_mask.sum(1) + batch.mask.sum(1)
+    units = lengths.view(-1, batch.unit).amax(1)
+    order = torch.argsort(units, descending=True, stable=True)
+    offsets = torch.arange(batch.unit, device=order.device)
+    start = 0
+    while start < len(order):
+        # Rows come longest first, so the first one sets the width of its micro-batch (up to how prompt and response split it).
+        count = max(1, max_tokens // (max(int(units[order[start]]), 1) * batch.unit))
+        chosen = order[start:start + count]
+        yield (chosen.unsqueeze(1) * batch.unit + offsets).reshape(-1)
+        start += count
+
+
+@torch.no_grad()
+def batched_language(model: Any, batch: Batch, temperature: float, max_tokens: int, dtype: Dtype = "float32") -> Outputs:
+    """`language` without gradient, in micro-batches: for pi_old and pi_ref."""
+    logp = torch.zeros(batch.response.shape, dtype=torch.float32, device=batch.response.device)
+    entropy = torch.zeros_like(logp)
+    for index in micro_batches(batch, max_tokens):
+        part = batch.select(index)
+        out = language(model, part, temperature, dtype)
+        assert out.logp is not None and out.entropy is not None
+        logp[index, : part.mask.shape[1]] = out.logp
+        entropy[index, : part.mask.shape[1]] = out.entropy
+    return Outputs(logp=logp, entropy=entropy)
+
+
+@torch.no_grad()
+def batched_scores(model: Any, batch: Batch, max_tokens: int, dtype: Dtype = "float32") -> Tensor:
+    """`scalar` without gradient, in micro-batches: (B,)."""
+    score = torch.zeros(batch.rows, device=batch.response.device)
+    for index in micro_batches(batch, max_tokens):
+        out = scalar(model, batch.select(index), dtype)
+        assert out.score is not None
+        score[index] = out.score
+    return score
+
+
+@torch.no_grad()
+def exact_kl(policy: Any, reference: Any, batch: Batch, temperature: float, max_tokens: int) -> tuple[Tensor, Tensor]:
+    """KL(pi || ref) over the vocabulary at every response token of pi's samples, and pi's entropy, both (B, T) in nats."""
+    from grape.maths.kl import kl_exact
+
+    kl = torch.zeros(batch.response.shape, device=batch.response.device)
+    entropy = torch.zeros_like(kl)
+    for index in micro_batches(batch, max_tokens):
+        part = batch.select(index)
+        p = log_softmax(response_logits(policy, part), temperature)
+        q = log_softmax(response_logits(reference, part), temperature)
+        width = part.mask.shape[1]
+        kl[index, :width] = kl_exact(p, q) * part.mask
+        entropy[index, :width] = -(p.exp() * p).sum(-1) * part.mask
+    return kl, entropy

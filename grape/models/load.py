@@ -1,0 +1,152 @@
+"""From `model.base` to a model and a tokenizer, and back to disk. Everything is transformers' own classes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
+from tokenizers import models as tokenizer_models
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
+
+from grape.errors import GrapeError
+
+# How a model trained from scratch is told who speaks. It lives in the tokenizer: no other code knows the delimiters.
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ 'Model: ' + m['content'] + eos_token }}"
+    "{% else %}{{ ('User: ' if m['role'] == 'user' else '') + m['content'] + '\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Model: ' }}{% endif %}"
+)
+SPECIAL = {"pad_token": "<|pad|>", "bos_token": "<|begin|>", "eos_token": "<|end|>", "unk_token": "<|unknown|>"}
+
+
+def device() -> torch.device:
+    """The machine's accelerator if it has one, or what GRAPE_DEVICE says. A machine fact, so never in params.yaml."""
+    named = os.environ.get("GRAPE_DEVICE")
+    if named:
+        return torch.device(named)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("cpu")
+
+
+def character_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """One token per character: printable ASCII, newline and whatever else the texts hold."""
+    alphabet = {chr(c) for c in range(32, 127)} | {"\n"}
+    for text in texts:
+        alphabet.update(text)
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL.values(), *sorted(alphabet)])}
+    tokenizer = Tokenizer(tokenizer_models.WordLevel(vocabulary, unk_token=SPECIAL["unk_token"]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **SPECIAL)
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def scratch(architecture: str, layers: int, width: int, heads: int, positions: int, tokenizer: Any, seed: int) -> Any:
+    """A model with random weights, drawn from `seed` alone."""
+    from transformers import GPT2Config, LlamaConfig, Qwen3Config
+
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+           "pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer)}
+    if architecture == "gpt2":
+        config: Any = GPT2Config(n_layer=layers, n_embd=width, n_head=heads, n_positions=positions,
+                                 resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **ids)
+    else:
+        kind = LlamaConfig if architecture == "llama" else Qwen3Config
+        config = kind(num_hidden_layers=layers, hidden_size=width, intermediate_size=4 * width,
+                      num_attention_heads=heads, num_key_value_heads=heads, head_dim=width // heads,
+                      max_position_embeddings=positions, tie_word_embeddings=True, **ids)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config)
+
+
+def _source(base: str) -> tuple[str, dict[str, str]]:
+    """What from_pretrained wants: a hub id or directory, and gguf_file for a GGUF file."""
+    path = Path(base)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise GrapeError(f"no such file: {base}", where="params.yaml, model.base", mend="give the path of an existing .gguf file")
+        return str(path.parent), {"gguf_file": path.name}
+    looks_local = base.startswith((".", "/", "~")) or base.count("/") > 1
+    if looks_local and not path.expanduser().is_dir():
+        raise GrapeError(f"no such directory: {base}", where="params.yaml, model.base",
+                         mend="give a directory that holds config.json and safetensors weights, or a hub id such as org/name")
+    return str(path.expanduser()), {}
+
+
+def load_language_model(base: str, revision: str | None = None) -> tuple[Any, Any]:
+    """A causal language model with float32 weights in eval mode, and its tokenizer, from a directory, a GGUF file or the hub.
+
+    Raises:
+        GrapeError: nothing there, a damaged weight file, or a tokenizer without EOS or chat template.
+    """
+    source, extra = _source(base)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, **extra)
+        model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=torch.float32, **extra)
+    except Exception as error:  # transformers, safetensors, gguf and the hub client each raise their own kinds
+        raise GrapeError(f"the model cannot be loaded: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+                         where=base, mend="check the path or hub id; if a file of the pipeline is damaged, delete its folder and run again") from error
+    if extra:
+        model = _dequantised(model)
+    return model.eval(), checked_tokenizer(tokenizer, base)
+
+
+def _dequantised(model: Any) -> Any:
+    """The same weights in a model that does not think it is quantised: transformers refuses to save or train one read from GGUF."""
+    config = type(model.config).from_dict({k: v for k, v in model.config.to_dict().items() if k != "quantization_config"})
+    plain = AutoModelForCausalLM.from_config(config)
+    plain.load_state_dict(model.state_dict())
+    plain.generation_config = model.generation_config
+    return plain.to(torch.float32)
+
+
+def checked_tokenizer(tokenizer: Any, where: str) -> Any:
+    """The tokenizer with a pad token (EOS if it has none: masks never read it) and a chat template."""
+    if tokenizer.eos_token_id is None:
+        raise GrapeError("the tokenizer has no end-of-sequence token, so no model could learn to stop", where=where,
+                         mend="set eos_token in its tokenizer_config.json")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def load_scalar_model(path: str, from_language_model: bool = False) -> tuple[Any, Any]:
+    """A model with one scalar head (a reward model) and its tokenizer; `from_language_model`: a new head, initialised at zero."""
+    _source(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=torch.float32)
+    except Exception as error:  # as in load_language_model
+        raise GrapeError(f"the model cannot be loaded: {type(error).__name__}: {error}", where=path,
+                         mend="delete its folder and run the stage that makes it again") from error
+    if from_language_model:
+        # A random head would make the first margins noise of the seed; zero makes the first loss exactly ln 2.
+        torch.nn.init.zeros_(model.score.weight)
+    return model.eval(), checked_tokenizer(tokenizer, path)
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write weights (safetensors), configuration and tokenizer beside, then rename: `folder` is complete or not there.
+
+    The files depend on the weights alone (no paths, dates or run ids), so that equal weights are equal bytes for DVC.
+    """
+    beside = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    origin = model.config._name_or_path
+    model.config._name_or_path = ""
+    model.save_pretrained(beside)
+    model.config._name_or_path = origin
+    tokenizer.save_pretrained(beside)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(beside, folder)

@@ -1,0 +1,1 @@
+"""Training: one loop, where batches come from, how weights are updated, how a killed run goes on."""

@@ -1,0 +1,137 @@
+"""Where batches come from. A source is a function of (update, state): what update t learns from depends on nothing before it
+but the weights and that small state, so a resumed run sees what an uninterrupted one would."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from grape.algorithms.base import Algorithm, Params, State
+from grape.errors import GrapeError
+from grape.maths.advantage import constant_groups, group_std, weighted_reward
+from grape.models.encode import Row, collate
+from grape.models.forward import Dtype, batched_language
+from grape.randomness import permutation
+from grape.sampling import response_rows, sample
+from grape.types import Batch, Prompt, Response, Scores
+
+Sums = dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one update learns from; `batch` is None when nothing in the round could be scored."""
+
+    batch: Batch | None
+    state: State = field(default_factory=dict)
+    metrics: Sums = field(default_factory=dict)
+
+
+Source = Callable[[int, State], Round]
+
+
+def draw(n: int, size: int, update: int, keys: Sequence[object]) -> list[int]:
+    """Indices of update t: `size` consecutive places of an endless row of counted permutations of range(n), an epoch each."""
+    places = range(update * size, (update + 1) * size)
+    orders = {epoch: permutation(n, *keys, "epoch", epoch) for epoch in {p // n for p in places}}
+    return [int(orders[p // n][p % n]) for p in places]
+
+
+def offline(rows: Sequence[Row], pad_id: int, batch_size: int, keys: Sequence[object], device: torch.device, unit: int = 1) -> Source:
+    """Batches of `batch_size` examples (of `unit` rows each) from a fixed set, shuffled anew every epoch."""
+    examples = len(rows) // unit
+
+    def source(update: int, state: State) -> Round:
+        chosen = [rows[i * unit + j] for i in draw(examples, batch_size, update, keys) for j in range(unit)]
+        batch = collate(chosen, pad_id, unit)
+        return Round(batch.to(device), state, {"num_tokens": (float(batch.tokens), 1.0)})
+
+    return source
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """How `online` samples: P prompts a round, G samples each, at `temperature`, within `positions` tokens."""
+
+    prompts: int
+    samples: int
+    temperature: float
+    max_new_tokens: int
+    positions: int
+    micro_batch_tokens: int
+    max_missing: float
+    kl_every: int = 0
+    dtype: Dtype = "float32"
+
+
+def online(policy: Any, reference: Any | None, tokenizer: Any, prompts: Sequence[Prompt], score: Callable[[Sequence[Response]], Scores],
+           algorithm: Algorithm, params: Params, rollout: Rollout, keys: Sequence[object]) -> Source:
+    """Batches the policy samples itself: prompts -> responses -> scores -> credit."""
+    needs = algorithm.needs(params)
+    old_needed = "old" in needs or getattr(params, "epochs", 1) * getattr(params, "mini_batches", 1) > 1
+
+    def source(update: int, state: State) -> Round:
+        chosen = [prompts[i] for i in draw(len(prompts), rollout.prompts, update, (*keys, "prompts"))]
+        responses = sample(policy, tokenizer, chosen, rollout.samples, temperature=rollout.temperature,
+                           max_new_tokens=rollout.max_new_tokens, positions=rollout.positions, keys=(*keys, "rollout", update), dtype=rollout.dtype)
+        scores = score(responses)
+        batch = collate(response_rows(tokenizer, responses), tokenizer.pad_token_id)
+        group = torch.arange(len(chosen)).repeat_interleave(rollout.samples)
+        batch = batch.with_(group=group, finished=torch.tensor([r.finished for r in responses]))
+        metrics = describe(batch, scores, rollout.max_missing)
+        batch = batch.to(policy.device)
+        if old_needed:
+            out = batched_language(policy, batch, rollout.temperature, rollout.micro_batch_tokens, rollout.dtype)
+            batch = batch.with_(logp_old=out.logp)
+        measure = rollout.kl_every and update % rollout.kl_every == 0
+        if "reference" in needs or measure:
+            out = batched_language(reference, batch, rollout.temperature, rollout.micro_batch_tokens, rollout.dtype)
+            batch = batch.with_(logp_ref=out.logp)
+        given = algorithm.credit(to(scores, policy.device), batch, params, state)  # type: ignore[misc]
+        metrics |= {name: (float(s), float(w)) for name, (s, w) in given.metrics.items()}
+        kept = given.batch.select(given.keep.nonzero().squeeze(1)) if bool(given.keep.any()) else None
+        return Round(kept, given.state, metrics)
+
+    return source
+
+
+def to(scores: Scores, device: torch.device) -> Scores:
+    return Scores(scores.items, *(getattr(scores, n).to(device) for n in ("score", "confidence", "valid", "weight")), scores.reasons)
+
+
+def describe(batch: Batch, scores: Scores, max_missing: float) -> Sums:
+    """The field's rollout metrics as (sum, weight).
+
+    Raises:
+        GrapeError: more than `max_missing` of the scores are missing; training on the rest would hide a broken judge.
+    """
+    assert batch.group is not None and batch.finished is not None
+    reward, known = weighted_reward(scores.score, scores.valid, scores.weight, batch.group)
+    asked = scores.weight > 0
+    missing = float((asked & ~scores.valid).sum()) / max(float(asked.sum()), 1.0)
+    if missing > max_missing:
+        row, item = (asked & ~scores.valid).nonzero()[0].tolist()
+        reason = scores.reasons[row][item] if scores.reasons else "no reason recorded"
+        raise GrapeError(f"{missing:.0%} of the scores of this round are missing, more than rl.max_missing = {max_missing:.0%}",
+                         where=scores.items[item], mend=f"the first one's reason: {reason}")
+    rows = float(known.sum())
+    lengths = batch.mask.sum(1).float()
+    std = group_std(reward, known, batch.group)[known]
+    flat = constant_groups(reward, known, batch.group)[known]
+    metrics = {
+        "reward": (float(reward[known].sum()), rows),
+        "reward_std": (float(std.sum()), rows),
+        "frac_reward_zero_std": (float(flat.sum()), rows),
+        "completions/mean_length": (float(lengths.sum()), float(batch.rows)),
+        "completions/finished": (float(batch.finished.sum()), float(batch.rows)),
+        "missing": (missing, 1.0),
+        "num_tokens": (float(batch.tokens), 1.0),
+    }
+    for k, item in enumerate(scores.items):
+        valid = scores.valid[:, k] & asked[:, k]
+        if bool(valid.any()):
+            metrics[f"rewards/{item}/mean"] = (float(scores.score[valid, k].sum()), float(valid.sum()))
+    return metrics

@@ -1,0 +1,48 @@
+"""The one training loop: every algorithm, offline or online, goes through `train`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from grape.algorithms.base import Algorithm, Params, State
+from grape.training.adam import Adam
+from grape.training.batches import Source
+from grape.training.checkpoint import Checkpoints
+from grape.types import Batch, Outputs, Track
+
+
+def train(model: Any, algorithm: Algorithm, params: Params, source: Source, forward: Callable[[Any, Batch], Outputs], adam: Adam, *,
+          steps: int, track: Track, checkpoints: Checkpoints | None = None, keys: tuple[object, ...] = ()) -> list[dict[str, float]]:
+    """`steps` rounds of: get a batch, update the weights, report. Returns the metrics of every round.
+
+    The model stays in eval mode: dropout would make pi_theta another distribution than the one that was sampled.
+
+    Args:
+        forward: (model, Batch) -> Outputs: `grape.models.forward.language` or `scalar`, with temperature and dtype bound.
+        track: called with (step, metrics) after each round, also for rounds that a checkpoint brings back.
+    """
+    model.eval()
+    history: list[dict[str, float]] = []
+    state: State = {}
+    start = 0
+    resumed = checkpoints.restore(model, adam) if checkpoints else None
+    if resumed:
+        start, state, history = resumed.update, resumed.state, list(resumed.history)
+        for row in history:
+            track(int(row["step"]), {k: v for k, v in row.items() if k != "step"})
+    for update in range(start, steps):
+        began = time.perf_counter()
+        given = source(update, state)
+        state, sums = given.state, dict(given.metrics)
+        if given.batch is not None:
+            sums |= adam.update(lambda part: forward(model, part), lambda out, part: algorithm.loss(out, part, params), given.batch,
+                                epochs=getattr(params, "epochs", 1), mini_batches=getattr(params, "mini_batches", 1), keys=(*keys, update))
+        metrics = {name: total / weight for name, (total, weight) in sums.items() if weight > 0}
+        metrics["step_time"] = time.perf_counter() - began
+        history.append({"step": update + 1, **metrics})
+        track(update + 1, metrics)
+        if checkpoints and checkpoints.due(update + 1, steps):
+            checkpoints.save(update + 1, model, adam, state, history)
+    return history
