@@ -1,0 +1,1 @@
+"""Rewards: text in, `Scores` out. Never sees the policy's logits, a loss or an optimiser."""

@@ -1,0 +1,50 @@
+"""The learned reward: a Bradley-Terry model's r(x, y), standardised by the mean and std it had on held-out data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from grape.errors import GrapeError
+from grape.models.encode import collate, encode_chat
+from grape.models.forward import Dtype, batched_scores
+from grape.models.load import device, load_scalar_model
+from grape.types import Response, Scores
+
+STATISTICS = "reward_statistics.json"
+ITEM = "reward_model/score"
+
+
+class LearnedReward:
+    """Responses -> Scores with K = 1, confidence 1: (r - mean) / std."""
+
+    def __init__(self, folder: Path, dtype: Dtype = "float32", max_tokens: int = 16384) -> None:
+        model, self.tokenizer = load_scalar_model(str(folder))
+        self.model, self.dtype, self.max_tokens = model.to(device()), dtype, max_tokens
+        try:
+            statistics = json.loads((folder / STATISTICS).read_text())
+            self.mean, self.std = float(statistics["mean"]), float(statistics["std"])
+        except (OSError, ValueError, KeyError) as error:
+            raise GrapeError(f"the reward model's mean and std cannot be read: {error}", where=str(folder / STATISTICS),
+                             mend="run the reward stage again: grape run reward") from error
+
+    def __call__(self, responses: Sequence[Response]) -> Scores:
+        rows, fits = [], []
+        limit = getattr(self.model.config, "max_position_embeddings", 1 << 30)
+        for response in responses:
+            prompt, ids = encode_chat(self.tokenizer, response.prompt.messages, response.text, response.prompt.id)
+            # A truncated answer has no EOS: the model must not read it as if it had ended there.
+            ids = ids if response.finished or len(ids) < 2 else ids[:-1]
+            fits.append(len(prompt) + len(ids) <= limit)
+            rows.append((prompt, ids))
+        valid = torch.tensor(fits)
+        score = torch.zeros(len(rows))
+        if any(fits):
+            batch = collate([row for row, fit in zip(rows, fits, strict=True) if fit], self.tokenizer.pad_token_id)
+            score[valid] = (batched_scores(self.model, batch.to(self.model.device), self.max_tokens, self.dtype).cpu() - self.mean) / self.std
+        ones = torch.ones(len(rows), 1)
+        reasons = tuple(("" if fit else "longer than the reward model's positions",) for fit in fits)
+        return Scores((ITEM,), score.unsqueeze(1), ones, valid.unsqueeze(1), ones, reasons)

@@ -1,0 +1,118 @@
+"""Rubrics: what a good answer is, category by category, as YAML files written by people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+
+from grape.errors import GrapeError
+from grape.reward.verifiers import VERIFIERS, build
+
+Kind = Literal["verify", "critic", "reward_model"]
+
+
+class Item(BaseModel):
+    """One criterion. `question` is what the critic is asked and what people read; a verify item names its verifier."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    id: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    question: str = Field(min_length=1)
+    weight: float = Field(1.0, ge=0, allow_inf_nan=False)
+    kind: Kind
+    verifier: str | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Rubric(BaseModel):
+    """The criteria of one category. `critic_prompt` has the places {question}, {prompt} and {response}."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    version: int = Field(ge=1)
+    category: str = Field(min_length=1)
+    critic_prompt: str = "{question}\nQuestion: {prompt}\nAnswer: {response}"
+    items: tuple[Item, ...] = Field(min_length=1)
+
+    def critic_text(self, item: Item, prompt: str, response: str) -> str:
+        """What the critic reads. Places are replaced in one pass, so a response cannot smuggle in another place."""
+        places = {"{question}": item.question, "{prompt}": prompt, "{response}": response}
+        text, rest = "", self.critic_prompt
+        while rest:
+            found = min(((rest.find(name), name) for name in places if name in rest), default=None)
+            if found is None:
+                return text + rest
+            text += rest[: found[0]] + places[found[1]]
+            rest = rest[found[0] + len(found[1]):]
+        return text
+
+
+def _line(node: Any, location: tuple[Any, ...]) -> int:
+    """1-based line of the value at `location` in a ruamel round-trip tree (the nearest parent that has one)."""
+    line = int(getattr(getattr(node, "lc", None), "line", 0)) + 1
+    for part in location:
+        try:
+            place = node.lc.key(part) if isinstance(part, str) else node.lc.item(part)
+            line, node = place[0] + 1, node[part]
+        except (AttributeError, KeyError, IndexError, TypeError):
+            break
+    return line
+
+
+def _problems(rubric: Rubric) -> Iterator[tuple[tuple[Any, ...], str, str]]:
+    """(location, what, mend) of what the schema alone cannot see."""
+    seen: set[str] = set()
+    for i, item in enumerate(rubric.items):
+        if item.id in seen:
+            yield ("items", i, "id"), f"the id {item.id!r} stands twice", "give every item of a rubric its own id"
+        seen.add(item.id)
+        if (item.kind == "verify") != (item.verifier is not None):
+            yield ("items", i), f"item {item.id!r}: a verify item names a verifier, and no other kind does", "set or remove `verifier`"
+        elif item.verifier is not None and item.verifier not in VERIFIERS:
+            yield ("items", i, "verifier"), f"unknown verifier {item.verifier!r}", f"one of: {', '.join(VERIFIERS)}"
+        elif item.verifier is not None:
+            try:
+                build(item.verifier, item.options)
+            except Exception as error:  # pydantic's and re's errors: any of them means bad options
+                yield ("items", i, "options"), f"item {item.id!r}: {str(error).splitlines()[0]}", "mend the verifier's options"
+    if sum(item.weight for item in rubric.items) <= 0:
+        yield ("items",), "the weights sum to zero, so every response would be worth the same", "give an item a positive weight"
+
+
+def load_rubric(path: Path) -> Rubric:
+    """One rubric file.
+
+    Raises:
+        GrapeError: with file and line: not YAML, unknown key, wrong type, unknown verifier, duplicate id, zero total weight.
+    """
+    try:
+        tree = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
+    except (MarkedYAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        raise GrapeError(f"not valid YAML: {getattr(error, 'problem', error)}", where=f"{path}:{mark.line + 1 if mark else 1}") from error
+    try:
+        rubric = Rubric.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        location = ".".join(str(p) for p in first["loc"])
+        raise GrapeError(f"{location or 'the file'}: {first['msg']}", where=f"{path}:{_line(tree, first['loc'])}",
+                         mend="see rubrics/ for examples") from error
+    for location, what, mend in _problems(rubric):
+        raise GrapeError(what, where=f"{path}:{_line(tree, location)}", mend=mend)
+    return rubric
+
+
+def load_rubrics(folder: Path) -> dict[str, Rubric]:
+    """Every `*.yaml` of the folder by category."""
+    rubrics: dict[str, Rubric] = {}
+    for path in sorted(folder.glob("*.yaml")):
+        rubric = load_rubric(path)
+        if rubric.category in rubrics:
+            raise GrapeError(f"the category {rubric.category!r} has two rubrics", where=str(path), mend="merge them or rename one category")
+        rubrics[rubric.category] = rubric
+    if not rubrics:
+        raise GrapeError("no rubric found", where=str(folder), mend="write one YAML file per category; see the README")
+    return rubrics

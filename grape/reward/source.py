@@ -1,0 +1,99 @@
+"""The rubric as a reward source: every item of a prompt's rubric is checked, asked of the critic, or scored by the reward model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from grape.errors import GrapeError
+from grape.reward.critic import Critic
+from grape.reward.rubric import Rubric
+from grape.reward.verifiers import Undecidable, Verify, build
+from grape.types import Prompt, Response, Scores
+
+RewardSource = Callable[[Sequence[Response]], Scores]
+
+
+class RubricReward:
+    """Responses -> Scores over the items of all rubrics; an item that is not in the prompt's rubric has weight 0.
+
+    Args:
+        rubrics: by category. critic: for critic items. reward_model: for reward_model items, squashed by a sigmoid into [0, 1].
+        kinds: the kinds of items to use, default all.
+    """
+
+    def __init__(self, rubrics: Mapping[str, Rubric], critic: Critic | None = None, reward_model: RewardSource | None = None,
+                 kinds: frozenset[str] = frozenset({"verify", "critic", "reward_model"})) -> None:
+        self.rubrics, self.critic, self.reward_model = rubrics, critic, reward_model
+        self.columns = [(c, item) for c, r in rubrics.items() for item in r.items if item.kind in kinds]
+        self.names = tuple(f"{category}/{item.id}" for category, item in self.columns)
+        self.verify: dict[str, Verify] = {f"{c}/{i.id}": build(i.verifier, i.options) for c, i in self.columns if i.verifier is not None}
+        for kind, there in (("critic", critic), ("reward_model", reward_model)):
+            if there is None and any(item.kind == kind for _, item in self.columns):
+                raise GrapeError(f"the rubrics have {kind} items, but there is no {kind.replace('_', ' ')} to score them",
+                                 where="rubrics/", mend=f"run the stage that makes it, or remove the {kind} items")
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse prompts that could not be scored, before any training.
+
+        Raises:
+            GrapeError: a category without a rubric or without usable items, or a verify item that needs an answer the prompt lacks.
+        """
+        usable = {category for category, _ in self.columns}
+        for prompt in prompts:
+            if prompt.category not in usable:
+                raise GrapeError(f"no rubric for the category {prompt.category!r}", where=f"data/prompts, {prompt.id}",
+                                 mend=f"write rubrics/{prompt.category}.yaml")
+            for item in self.rubrics[prompt.category].items:
+                verify = self.verify.get(f"{prompt.category}/{item.id}")
+                if verify is not None:
+                    try:
+                        verify(prompt, "")
+                    except Undecidable as error:
+                        raise GrapeError(str(error), where=f"data/prompts, {prompt.id}; rubrics, item {prompt.category}/{item.id}",
+                                         mend="add the answer to the prompt or remove the item") from error
+
+    def __call__(self, responses: Sequence[Response]) -> Scores:
+        rows, items = len(responses), len(self.columns)
+        score, confidence = torch.zeros(rows, items), torch.ones(rows, items)
+        valid, weight = torch.zeros(rows, items, dtype=torch.bool), torch.zeros(rows, items)
+        reasons = [[""] * items for _ in responses]
+        asked: list[tuple[int, int]] = []
+        learned: list[tuple[int, int]] = []
+        for b, response in enumerate(responses):
+            for k, (category, item) in enumerate(self.columns):
+                if category != response.prompt.category:
+                    continue
+                weight[b, k] = item.weight
+                if item.kind == "verify":
+                    try:
+                        score[b, k] = self.verify[self.names[k]](response.prompt, response.text)
+                        valid[b, k] = True
+                    except Undecidable as error:
+                        reasons[b][k] = str(error)
+                else:
+                    (asked if item.kind == "critic" else learned).append((b, k))
+        if asked:
+            self._ask_critic(responses, asked, score, confidence, valid, reasons)
+        if learned:
+            assert self.reward_model is not None
+            given = self.reward_model([responses[b] for b, _ in learned])
+            for n, (b, k) in enumerate(learned):
+                score[b, k], valid[b, k] = torch.sigmoid(given.score[n, 0]), given.valid[n, 0]
+                reasons[b][k] = given.reasons[n][0] if given.reasons else ""
+        return Scores(self.names, score, confidence, valid, weight, tuple(tuple(r) for r in reasons))
+
+    def _ask_critic(self, responses: Sequence[Response], asked: Sequence[tuple[int, int]], score: torch.Tensor,
+                    confidence: torch.Tensor, valid: torch.Tensor, reasons: list[list[str]]) -> None:
+        assert self.critic is not None
+        texts = [self.rubrics[self.columns[k][0]].critic_text(self.columns[k][1], responses[b].prompt.text, responses[b].text)
+                 for b, k in asked]
+        p, c = self.critic.judge([self.names[k] for _, k in asked], texts)
+        for n, (b, k) in enumerate(asked):
+            valid[b, k] = bool(torch.isfinite(p[n]))
+            if valid[b, k]:
+                score[b, k], confidence[b, k] = p[n], c[n]
+                reasons[b][k] = f"critic says yes with probability {float(p[n]):.2f}"
+            else:
+                reasons[b][k] = "the text is longer than the critic's positions"
