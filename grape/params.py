@@ -1,0 +1,277 @@
+"""params.yaml as frozen values. An unknown key, a wrong type or a value out of range is refused with file, line and the nearest name."""
+
+from __future__ import annotations
+
+import difflib
+import io
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+
+from grape.algorithms import ALGORITHMS
+from grape.algorithms import base as algorithm_base
+from grape.errors import GrapeError
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True, protected_namespaces=())
+
+
+class Model(Section):
+    base: str = Field(min_length=1)
+    revision: str | None
+    dtype: Literal["float32", "bfloat16"]
+    architecture: Literal["llama", "gpt2", "qwen3"]
+    layers: int = Field(ge=1, le=48)
+    width: int = Field(ge=8, le=4096)
+    heads: int = Field(ge=1, le=64)
+    positions: int = Field(ge=16, le=131072)
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Model:
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width {self.width} is not a multiple of 2 x heads = {2 * self.heads}")
+        return self
+
+
+class Prepare(Section):
+    source: str = Field(min_length=1)
+    documents: int = Field(ge=1)
+    demonstrations: int = Field(ge=1)
+    prompts: int = Field(ge=1)
+    heldout: int = Field(ge=2)
+    judgements: int = Field(ge=0)
+    noise: float = Field(ge=0, le=1)
+
+
+class Optimisation(Section):
+    steps: int = Field(ge=0)
+    batch_size: int = Field(ge=1)
+    learning_rate: float = Field(gt=0, le=1)
+    warmup_steps: int = Field(ge=0)
+    weight_decay: float = Field(ge=0, le=1)
+    max_grad_norm: float = Field(gt=0)
+
+
+class Critic(Optimisation):
+    heldout: float = Field(ge=0, le=0.5)
+
+
+class Preferences(Section):
+    source: str = Field(min_length=1)
+    prompts: int = Field(ge=1)
+    samples: int = Field(ge=2)
+    temperature: float = Field(gt=0)
+    margin: float = Field(ge=0, le=1)
+
+
+class Reward(Optimisation):
+    heldout: float = Field(ge=0, le=0.5)
+
+
+class RL(Section):
+    algorithms: list[str] = Field(min_length=1)
+    seeds: list[int] = Field(min_length=1)
+    reward: Literal["rubric", "reward_model"]
+    steps: int = Field(ge=1)
+    prompts: int = Field(ge=1)
+    samples: int = Field(ge=1)
+    temperature: float = Field(gt=0)
+    max_new_tokens: int = Field(ge=1)
+    learning_rate: float = Field(gt=0, le=1)
+    warmup_steps: int = Field(ge=0)
+    schedule: Literal["constant", "cosine"]
+    weight_decay: float = Field(ge=0, le=1)
+    max_grad_norm: float = Field(gt=0)
+    micro_batch_tokens: int = Field(ge=1)
+    checkpoint_every: int = Field(ge=0)
+    kl_every: int = Field(ge=0)
+    max_missing: float = Field(ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> RL:
+        for name, values in (("algorithms", self.algorithms), ("seeds", self.seeds)):
+            if len(set(map(str, values))) < len(values):
+                raise ValueError(f"{name} has a value twice: {values}")
+        if min(self.seeds) < 0:
+            raise ValueError(f"seeds must be >= 0, got {min(self.seeds)}")
+        return self
+
+
+class Evaluate(Section):
+    samples: int = Field(ge=1)
+    temperature: float = Field(gt=0)
+    confidence: float = Field(gt=0, lt=1)
+
+
+class Report(Section):
+    samples: int = Field(ge=0)
+
+
+class Params(Section):
+    """All of params.yaml. `algorithms` holds raw mappings here; `algorithm(name)` gives them checked, with defaults."""
+
+    seed: int = Field(ge=0)
+    model: Model
+    prepare: Prepare
+    base: Optimisation
+    sft: Optimisation
+    critic: Critic
+    preferences: Preferences
+    reward: Reward
+    rl: RL
+    evaluate: Evaluate
+    report: Report
+    algorithms: dict[str, dict[str, Any] | None]
+
+    def algorithm(self, name: str) -> algorithm_base.Params:
+        """The knobs of algorithm `name`, defaults filled in."""
+        return self._algorithms[name]
+
+    @cached_property
+    def _algorithms(self) -> dict[str, algorithm_base.Params]:
+        return {name: ALGORITHMS[name].params.model_validate(given or {}) for name, given in self.algorithms.items()}
+
+
+def _yaml() -> YAML:
+    yaml = YAML(typ="rt")
+    yaml.width = 200
+    yaml.preserve_quotes = True
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
+    return yaml
+
+
+def _line(tree: Any, location: tuple[Any, ...]) -> int:
+    """1-based line of the key at `location`, of its nearest parent that has one."""
+    line = 1
+    for part in location:
+        try:
+            place = tree.lc.key(part) if isinstance(part, str) else tree.lc.item(part)
+            line, tree = place[0] + 1, tree[part]
+        except (AttributeError, KeyError, IndexError, TypeError):
+            break
+    return line
+
+
+def _fields(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    """Names allowed beside the last part of `location`."""
+    for part in location[:-1]:
+        field = model.model_fields.get(part)
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return []
+        model = field.annotation
+    return list(model.model_fields)
+
+
+def _refuse(error: ValidationError, path: Path, tree: Any, model: type[BaseModel], prefix: tuple[Any, ...] = ()) -> GrapeError:
+    first = error.errors()[0]
+    location = first["loc"]
+    name = ".".join(str(p) for p in (*prefix, *location))
+    where = f"{path.name}:{_line(tree, (*prefix, *location))}"
+    if first["type"] == "extra_forbidden":
+        known = _fields(model, location)
+        near = difflib.get_close_matches(str(location[-1]), known, 1)
+        mend = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+        return GrapeError(f"unknown key {name}", where=where, mend=mend)
+    if first["type"] == "missing":
+        return GrapeError(f"{name} is missing", where=where, mend=f"add the key {location[-1]!r}; `grape init` writes a complete file to compare with")
+    message = first["msg"].removeprefix("Value error, ")
+    given = first.get("input")
+    shown = f" (got {given!r})" if isinstance(given, (str, int, float, bool, list)) or given is None else ""
+    return GrapeError(f"{name}: {message}{shown}", where=where, mend="each key's comment in params.yaml gives its range")
+
+
+def _checked(text: str, path: Path) -> Params:
+    try:
+        tree = _yaml().load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark
+        raise GrapeError(f"not valid YAML: {error.problem}", where=f"{path.name}:{mark.line + 1 if mark else 1}", mend="mend that line") from error
+    # The round-trip tree carries line numbers; validation wants plain values.
+    plain = YAML(typ="safe", pure=True).load(text)
+    if not isinstance(plain, dict):
+        raise GrapeError("is not a mapping of keys to values", where=path.name, mend="start again from `grape init`")
+    try:
+        params = Params.model_validate(plain)
+    except ValidationError as error:
+        raise _refuse(error, path, tree, Params) from error
+    known = ", ".join(ALGORITHMS)
+    for section, names in (("algorithms", list(params.algorithms)), ("rl.algorithms", params.rl.algorithms)):
+        for name in names:
+            if name not in ALGORITHMS:
+                near = difflib.get_close_matches(name, ALGORITHMS, 1)
+                location = (*section.split("."), name) if section == "algorithms" else ("rl", "algorithms")
+                raise GrapeError(f"{section}: unknown algorithm {name!r}", where=f"{path.name}:{_line(tree, location)}",
+                                 mend=f"did you mean {near[0]!r}?" if near else f"known: {known}")
+            try:
+                ALGORITHMS[name].params.model_validate(params.algorithms.get(name) or {})
+            except ValidationError as error:
+                raise _refuse(error, path, tree, ALGORITHMS[name].params, ("algorithms", name)) from error
+    for name in params.rl.algorithms:
+        if name not in params.algorithms:
+            raise GrapeError(f"rl.algorithms names {name!r}, but `algorithms` has no entry for it, so DVC could not track its knobs",
+                             where=f"{path.name}:{_line(tree, ('algorithms',))}", mend=f"add `{name}: {{}}` under `algorithms` for its defaults")
+    return params
+
+
+
+
+def load(path: Path) -> Params:
+    """Read and check params.yaml.
+
+    Raises:
+        GrapeError: with file and line, the key, and the nearest known name.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise GrapeError(f"cannot be read: {error}", where=str(path), mend="restore it from git or from `grape init`") from error
+    return _checked(text, path)
+
+
+def set_values(path: Path, assignments: list[str]) -> Params:
+    """Apply `a.b=value` assignments (YAML values) to params.yaml, comments kept. Nothing is written unless the result is valid.
+
+    Raises:
+        GrapeError: an assignment without `=`, a key that does not exist, or a result that is not valid.
+    """
+    text = path.read_text(encoding="utf-8")
+    tree = _yaml().load(text)
+    for assignment in assignments:
+        key, sign, value = assignment.partition("=")
+        parts = key.strip().split(".")
+        if not sign or not all(parts):
+            raise GrapeError(f"cannot read {assignment!r}", where="--set", mend="write it as key=value, e.g. --set rl.steps=10")
+        node = tree
+        for i, part in enumerate(parts[:-1]):
+            if part not in node and parts[0] == "algorithms":
+                node[part] = {}
+            node = _inside(node, part, parts[: i + 1])
+        if parts[0] != "algorithms":
+            _inside(node, parts[-1], parts)
+        try:
+            node[parts[-1]] = YAML(typ="rt").load(value)
+        except MarkedYAMLError as error:
+            raise GrapeError(f"cannot read the value of {assignment!r}: {error.problem}", where="--set", mend="quote it, or write it as YAML") from error
+    buffer = io.StringIO()
+    _yaml().dump(tree, buffer)
+    params = _checked(buffer.getvalue(), path)
+    if buffer.getvalue() != text:
+        beside = path.with_name(path.name + ".partial")
+        beside.write_text(buffer.getvalue(), encoding="utf-8")
+        os.replace(beside, path)
+    return params
+
+
+def _inside(node: Any, part: str, parts: list[str]) -> Any:
+    if not isinstance(node, dict) or part not in node:
+        known = list(node) if isinstance(node, dict) else []
+        near = difflib.get_close_matches(part, known, 1)
+        raise GrapeError(f"unknown key {'.'.join(parts)}", where="--set", mend=f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}")
+    return node[part]

@@ -1,0 +1,57 @@
+"""`python3 -m grape.stages NAME [--algorithm A --seed S]`: run one stage. This is what the commands of dvc.yaml call."""
+
+import os
+import sys
+
+
+def _use_the_projects_python() -> None:
+    """Go on in `.venv` when this Python lacks the packages: `.venv/bin/dvc repro` runs `python3`, which need not be the venv's."""
+    venv = os.path.join(os.getcwd(), ".venv", "bin", "python3")
+    try:
+        import pydantic  # noqa: F401
+        import torch  # noqa: F401
+    except ImportError:
+        if os.path.exists(venv) and os.path.realpath(sys.prefix) != os.path.realpath(os.path.join(os.getcwd(), ".venv")):
+            os.execv(venv, [venv, "-m", "grape.stages", *sys.argv[1:]])
+        raise SystemExit("grape: error: the packages are not installed in this Python\n  -> run `make pipeline`, or `pip install -e .`") from None
+
+
+def main(arguments: list[str]) -> int:
+    import argparse
+    import importlib
+
+    from grape.errors import GrapeError
+    from grape.project import Project
+    from grape.stages import STAGES, Stage
+
+    parser = argparse.ArgumentParser(prog="python3 -m grape.stages")
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--algorithm")
+    parser.add_argument("--seed", type=int)
+    given = parser.parse_args(arguments)
+    name = given.stage if given.algorithm is None else f"{given.stage}@{given.algorithm}-{given.seed}"
+    try:
+        project = Project.find()
+        project.enter()
+        # Only now: the variables of enter() must be set before any library reads them.
+        from grape import params as params_file
+        from grape.stages.inputs import resolved
+        from grape.track import StageRun
+
+        params = params_file.load(project.params)
+        module = importlib.import_module(f"grape.stages.{given.stage}")
+        seed = params.seed if given.seed is None else given.seed
+        with StageRun(project, name, resolved(project, params, name), seed) as run:
+            module.run(Stage(name, given.stage, params, project, run, given.algorithm, given.seed))
+    except GrapeError as error:
+        print(f"grape: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"grape: {name} was stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    _use_the_projects_python()
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,196 @@
+"""evaluate: the policy against the SFT policy it came from, on held-out prompts. Gold, rubric, win rate, KL, lengths, samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from grape.artifacts import read_prompts, write_json, write_jsonl
+from grape.maths.advantage import weighted_reward
+from grape.models.encode import collate
+from grape.models.forward import batched_language, exact_kl
+from grape.models.load import device, load_language_model
+from grape.randomness import generator
+from grape.sampling import response_rows, sample
+from grape.stages import Stage
+from grape.stages.prepare import load_module
+from grape.types import Prompt, Response, Scores
+
+Gold = Callable[[Prompt, str], float]
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Side:
+    """One policy's answers: P x G sampled ones and P greedy ones, with scores. gold (P, G) is NaN-free or None."""
+
+    responses: list[Response]
+    scores: Scores
+    proxy: np.ndarray
+    gold: np.ndarray | None
+    greedy: dict[str, float | None]
+    entropy: float
+
+
+def gold_judge(stage: Stage) -> Gold | None:
+    """`gold` of the world's file, or of gold.py beside the user's own data; None where there is none."""
+    source = stage.root / stage.params.prepare.source
+    path = source if source.suffix == ".py" else source / "gold.py"
+    return getattr(load_module(path), "gold", None) if path.is_file() else None
+
+
+def interval(values: np.ndarray, confidence: float, *keys: object) -> dict[str, float]:
+    """Mean over prompts with a bootstrap percentile interval over prompts. values: (P,)."""
+    draws = generator(*keys).integers(0, len(values), (RESAMPLES, len(values)))
+    means = values[draws].mean(1)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return {"mean": round(float(values.mean()), 6), "low": round(float(low), 6), "high": round(float(high), 6)}
+
+
+def run(stage: Stage) -> None:
+    from grape.stages.rl import reward_source
+
+    prompts = read_prompts(stage.root / "data/prompts/heldout.jsonl")
+    stage.datasets("data/prompts", "rubrics", context="evaluation")
+    source, gold = reward_source(stage, prompts), gold_judge(stage)
+    reference, tokenizer = load_language_model(str(stage.root / "models/sft"))
+    policy, policy_tokenizer = load_language_model(str(stage.root / "models/policy" / stage.policy))
+    reference.to(device())
+    policy.to(device())
+    sft = answer(stage, reference, tokenizer, prompts, source, gold)
+    own = answer(stage, policy, policy_tokenizer, prompts, source, gold)
+    result = compare(stage, prompts, sft, own)
+    result["kl"] = divergence(stage, policy, reference, policy_tokenizer, own.responses)
+    folder = stage.root / "reports/evaluate" / stage.policy
+    write_json(folder / "metrics.json", result)
+    write_jsonl(folder / "samples.jsonl", samples(prompts, sft, own, stage.params.evaluate.samples))
+    judged = "gold" if gold else "proxy"
+    stage.run.headline({"policy": result["policy"][judged]["mean"], "sft": result["sft"][judged]["mean"],
+                        "difference": result["difference"][judged]["mean"], "difference_low": result["difference"][judged]["low"],
+                        "win_rate": result["win_rate"]["mean"], "kl": result["kl"]["token"], "length": result["policy"]["length"]})
+
+
+def answer(stage: Stage, model: Any, tokenizer: Any, prompts: Sequence[Prompt], source: Callable[[Sequence[Response]], Scores],
+           gold: Gold | None) -> Side:
+    """Sample and score. The draws are the same for both policies: common random numbers narrow the interval of the difference."""
+    params = stage.params.evaluate
+    common = {"max_new_tokens": stage.params.rl.max_new_tokens, "positions": stage.params.model.positions,
+              "keys": (stage.params.seed, "evaluate"), "dtype": stage.params.model.dtype}
+    responses = sample(model, tokenizer, prompts, params.samples, temperature=params.temperature, **common)
+    scores = source(responses)
+    proxy = _rewards(scores, len(prompts))
+    greedy = sample(model, tokenizer, prompts, 1, temperature=0.0, **common)
+    golds = None if gold is None else np.array([_gold(gold, r) for r in responses]).reshape(len(prompts), -1)
+    batch = collate(response_rows(tokenizer, responses), tokenizer.pad_token_id).to(device())
+    out = batched_language(model, batch, params.temperature, stage.params.rl.micro_batch_tokens, stage.params.model.dtype)
+    assert out.entropy is not None
+    return Side(responses, scores, proxy, golds,
+                {"gold": None if gold is None else round(float(np.mean([_gold(gold, r) for r in greedy])), 6),
+                 "proxy": round(float(np.nanmean(_rewards(source(greedy), len(prompts)))), 6)},
+                round(float(out.entropy.sum() / batch.mask.sum()), 6))
+
+
+def _gold(gold: Gold, response: Response) -> float:
+    """A truncated answer is judged by what there is of it; a judge's value outside [0, 1] is its author's mistake."""
+    value = float(gold(response.prompt, response.text))
+    if not 0 <= value <= 1 or math.isnan(value):
+        from grape.errors import GrapeError
+
+        raise GrapeError(f"the gold judge gave {value} for prompt {response.prompt.id}", where="prepare.source, gold", mend="return a score in [0, 1]")
+    return value
+
+
+def _rewards(scores: Scores, prompts: int) -> np.ndarray:
+    """(P, G) rubric rewards, NaN where missing."""
+    group = torch.arange(prompts).repeat_interleave(scores.score.shape[0] // prompts)
+    reward, known = weighted_reward(scores.score, scores.valid, scores.weight, group)
+    return torch.where(known, reward, torch.nan).reshape(prompts, -1).double().numpy()
+
+
+def compare(stage: Stage, prompts: Sequence[Prompt], sft: Side, own: Side) -> dict[str, Any]:
+    params = stage.params.evaluate
+
+    def over(values: np.ndarray, *what: object) -> dict[str, float]:
+        return interval(values, params.confidence, stage.params.seed, "evaluate", "bootstrap", *what)
+
+    judge = "gold" if own.gold is not None else "proxy"
+    a, b = (own.gold, sft.gold) if own.gold is not None and sft.gold is not None else (own.proxy, sft.proxy)
+    # Every answer of one side against every answer of the other to the same prompt; a tie is half a win.
+    wins = np.sign(np.nan_to_num(a)[:, :, None] - np.nan_to_num(b)[:, None, :]).mean((1, 2)) / 2 + 0.5
+    return {"algorithm": stage.algorithm, "seed": stage.seed, "prompts": len(prompts), "samples": params.samples,
+            "sft": describe(prompts, sft, over), "policy": describe(prompts, own, over),
+            "difference": {"gold": None if own.gold is None or sft.gold is None else over(own.gold.mean(1) - sft.gold.mean(1), "difference"),
+                           "proxy": over(_mean(own.proxy) - _mean(sft.proxy), "difference")},
+            "win_rate": {**over(wins, "wins"), "judge": judge}}
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """(P,) mean over samples that could be scored; the overall mean for a prompt where none could."""
+    with np.errstate(invalid="ignore"):
+        counts = (~np.isnan(values)).sum(1)
+        means = np.where(counts > 0, np.nansum(values, 1) / np.maximum(counts, 1), np.nan)
+    return np.where(np.isnan(means), np.nanmean(values) if counts.any() else 0.0, means)
+
+
+def describe(prompts: Sequence[Prompt], side: Side, over: Callable[..., dict[str, float]]) -> dict[str, Any]:
+    """One policy's numbers."""
+    proxy = _mean(side.proxy)
+    gold = None if side.gold is None else side.gold.mean(1)
+    names = np.array([p.category for p in prompts])
+    best = side.gold if side.gold is not None else side.proxy
+    scores = side.scores
+    items = {}
+    for k, name in enumerate(scores.items):
+        asked = scores.weight[:, k] > 0
+        valid = asked & scores.valid[:, k]
+        if bool(asked.any()):
+            items[name] = {"score": _number(scores.score[valid, k].mean()), "confidence": _number(scores.confidence[valid, k].mean()),
+                           "missing": _number(1 - valid.sum() / asked.sum())}
+    return {
+        "gold": None if gold is None else over(gold, "gold"), "proxy": over(proxy, "proxy"), "greedy": side.greedy,
+        "length": round(float(np.mean([len(r.ids) for r in side.responses])), 4),
+        "finished": round(float(np.mean([r.finished for r in side.responses])), 6), "entropy": side.entropy,
+        "pass_at": {str(k): round(pass_at(best >= 0.999, k), 6) for k in sorted({1, best.shape[1]})},
+        "categories": {c: {"n": int((names == c).sum()), "gold": None if gold is None else over(gold[names == c], "gold", c),
+                           "proxy": over(proxy[names == c], "proxy", c)} for c in sorted(set(names.tolist()))},
+        "items": items}
+
+
+def _number(value: torch.Tensor) -> float | None:
+    return round(float(value), 6) if bool(torch.isfinite(value)) else None
+
+
+def pass_at(solved: np.ndarray, k: int) -> float:
+    """Unbiased pass@k from n >= k samples (Chen et al. 2021, 2107.03374): 1 - C(n - c, k) / C(n, k), mean over prompts. solved: (P, n) bool."""
+    n = solved.shape[1]
+    return float(np.mean([1 - math.comb(n - int(c), k) / math.comb(n, k) for c in solved.sum(1)]))
+
+
+def divergence(stage: Stage, policy: Any, reference: Any, tokenizer: Any, responses: Sequence[Response]) -> dict[str, float]:
+    """Exact KL(policy || SFT) over the vocabulary on the policy's samples: mean per token, and mean sum per response, nats."""
+    batch = collate(response_rows(tokenizer, responses), tokenizer.pad_token_id).to(device())
+    kl, _ = exact_kl(policy, reference, batch, stage.params.evaluate.temperature, stage.params.rl.micro_batch_tokens)
+    return {"token": round(float(kl.sum() / batch.mask.sum()), 6), "sequence": round(float(kl.sum(1).mean()), 6)}
+
+
+def samples(prompts: Sequence[Prompt], sft: Side, own: Side, per_prompt: int) -> list[dict[str, Any]]:
+    """The first answer of both policies to every held-out prompt, with the policy's score item by item."""
+    def side(s: Side, p: int) -> dict[str, Any]:
+        proxy = float(s.proxy[p, 0])
+        return {"text": s.responses[p * per_prompt].text, "gold": None if s.gold is None else float(s.gold[p, 0]),
+                "proxy": None if math.isnan(proxy) else round(proxy, 6)}
+
+    rows = []
+    for p, prompt in enumerate(prompts):
+        i = p * per_prompt
+        items = [{"item": name, "score": _number(own.scores.score[i, k]) if own.scores.valid[i, k] else None,
+                  "confidence": _number(own.scores.confidence[i, k]), "reason": own.scores.reasons[i][k] if own.scores.reasons else ""}
+                 for k, name in enumerate(own.scores.items) if own.scores.weight[i, k] > 0]
+        rows.append({"id": prompt.id, "category": prompt.category, "prompt": prompt.text, "answer": prompt.answer,
+                     "sft": side(sft, p), "policy": {**side(own, p), "items": items}})
+    return rows

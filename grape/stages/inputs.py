@@ -1,0 +1,48 @@
+"""What a stage reads, as dvc.yaml says: the one place where that is written down."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+from ruamel.yaml import YAML
+
+from grape.project import Project
+from grape.track import digest
+
+if TYPE_CHECKING:
+    from grape.params import Params
+
+
+def _entry(project: Project, params: Params, name: str) -> dict[str, Any]:
+    """The stage's entry of dvc.yaml, with DVC's `${...}` filled in."""
+    kind, _, item = name.partition("@")
+    algorithm, _, seed = item.rpartition("-")
+    text = json.dumps(YAML(typ="safe").load(project.root / "dvc.yaml")["stages"][kind])
+    for place, value in (("${item.algorithm}", algorithm), ("${item.seed}", seed), ("${prepare.source}", params.prepare.source)):
+        text = text.replace(place, value)
+    entry: dict[str, Any] = json.loads(text)
+    return entry
+
+
+def resolved(project: Project, params: Params, name: str) -> dict[str, Any]:
+    """Every parameter stage `name` reads, defaults filled in, by dotted key."""
+    values: dict[str, Any] = {}
+    for key in _entry(project, params, name)["params"]:
+        if key.startswith("algorithms."):
+            values[key] = params.algorithm(key.partition(".")[2]).model_dump()
+            continue
+        value: Any = params
+        for part in key.split("."):
+            value = getattr(value, part)
+        values[key] = value.model_dump() if hasattr(value, "model_dump") else value
+    return values
+
+
+def identity(project: Project, params: Params, name: str) -> str:
+    """A hash over the parameters, input bytes and code of a stage: a checkpoint of another identity is not gone on from."""
+    entry = _entry(project, params, name)
+    inputs = {path: digest.tracked(project, path) for path in entry["deps"] if (project.root / path).exists()}
+    text = json.dumps([resolved(project, params, name), inputs], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
