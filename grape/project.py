@@ -69,6 +69,8 @@ class Project:
             "MLFLOW_TRACKING_URI": self.tracking_uri,
             "PREFECT_HOME": str(state / "prefect"),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_LOGGING_LEVEL": "ERROR",  # the orchestrator tells the same, once
+            "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_DATASETS_CACHE": str(state / "datasets"),
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",

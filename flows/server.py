@@ -1,0 +1,115 @@
+"""Prefect's own server for the time of one run: started early (it takes seconds), ended with us, however we end.
+
+Prefect would start one by itself, but only once the flow begins, and would leave it behind when we are killed. Nothing
+here imports prefect, so that the start costs this process nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+from grape import dvc
+from grape.errors import GrapeError
+from grape.pipeline.guard import command as guarded
+from grape.pipeline.schedule import Threads, Work
+from grape.project import Project
+
+START_SECONDS = 120  # a first start makes its database: 13 s on a quiet machine, far more on a busy one
+
+
+class Server:
+    """`start()` returns at once; `wait()` returns the URL when it answers; `stop()` always ends it.
+
+    A server of the user's (PREFECT_API_URL) is only waited for: not `own`, and never started nor ended.
+    """
+
+    def __init__(self, project: Project) -> None:
+        self._project = project
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = os.environ.get("PREFECT_API_URL", "")
+        self.own = not self.url
+        self._log = project.state / "logs" / "prefect.log"
+
+    def start(self) -> None:
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}/api"
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        serve = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port),
+                 "--no-ui", "--no-scheduler", "--no-late-runs", "--analytics-off"]
+        with self._log.open("w", encoding="utf-8") as log:
+            self._process = subprocess.Popen(guarded(serve, grace=3), cwd=self._project.root, start_new_session=True,
+                                             env=dvc.environment(self._project), stdin=subprocess.PIPE, stdout=log,
+                                             stderr=subprocess.STDOUT)
+
+    def wait(self) -> str:
+        """
+        Raises:
+            GrapeError: it does not answer.
+        """
+        until = time.monotonic() + (START_SECONDS if self.own else 10)
+        while time.monotonic() < until:
+            if self._process and self._process.poll() is not None:
+                break
+            try:
+                with urllib.request.urlopen(f"{self.url}/health", timeout=5):
+                    return self.url
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.1)
+        if self.own:
+            raise GrapeError("Prefect's server did not start", where=str(self._log.relative_to(self._project.root)),
+                             mend="see that log, or run with `--engine dvc`, which does without Prefect")
+        raise GrapeError("Prefect's server does not answer", where=f"PREFECT_API_URL={self.url}",
+                         mend="start it, unset the variable, or run with `--engine dvc`")
+
+    def stop(self) -> None:
+        if self._process:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            self._process.wait()
+            self._process = None
+
+
+class PrefectEngine:
+    """`--engine prefect`: the work as a flow, on the user's server or one for the time of the run."""
+
+    def __init__(self) -> None:
+        self._server: Server | None = None
+
+    def prepare(self, project: Project) -> None:
+        self._server = Server(project)
+        if self._server.own:
+            self._server.start()
+        else:
+            self._server.wait()
+
+    def __call__(self, work: Work) -> None:
+        assert self._server is not None
+        try:
+            url = self._server.wait()
+        except GrapeError as error:
+            work.executor.screen.say(f"{error}\nrunning the stages without Prefect")
+            Threads()(work)
+            return
+        from flows.pipeline import run_prefect
+
+        run_prefect(work, url)
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.stop()
+
+
+def free_port() -> int:
+    """A free port, not one that other tools of this trade take: 5000 (MLflow's usual) or 8000-8999 (Prefect's)."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        if port != 5000 and not 8000 <= port < 9000:
+            return port

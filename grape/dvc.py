@@ -1,0 +1,181 @@
+"""DVC as a program: its questions, its graph, its lock file.
+
+`dvc.repo` is undocumented and changes between releases, so everything here goes through the command line and what it
+prints for machines (`status --json`, `dag --dot`), and through `dvc.lock`, whose schema is public.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from grape.errors import GrapeError
+from grape.project import Project
+
+Status = dict[str, list[Any]]  # stage -> what changed, as `dvc status --json` prints it; {} when all is up to date
+
+_EDGE = re.compile(r'"([^"]+)" -> "([^"]+)";')
+_NODE = re.compile(r'^"([^"]+)";$', re.MULTILINE)
+_HASH = re.compile(r"^[0-9a-f]{32}(\.dir)?$")
+
+
+@dataclass(frozen=True)
+class Graph:
+    """`needs[stage]` = the stages that make what it reads; keys stand in the order of dvc.yaml, matrices expanded."""
+
+    needs: Mapping[str, tuple[str, ...]]
+
+    @classmethod
+    def from_dot(cls, text: str) -> Graph:
+        needs: dict[str, list[str]] = {name: [] for name in _NODE.findall(text)}
+        for before, after in _EDGE.findall(text):
+            needs.setdefault(before, [])
+            needs.setdefault(after, []).append(before)
+        return cls({name: tuple(before) for name, before in needs.items()})
+
+    def select(self, targets: Iterable[str]) -> Graph:
+        """The part of the graph that makes `targets`: they and all they need. `rl` stands for every `rl@...`."""
+        chosen: list[str] = []
+        for target in targets:
+            found = [name for name in self.needs if name == target or name.split("@")[0] == target]
+            if not found:
+                raise GrapeError(f"no stage {target!r}", where="dvc.yaml", mend=f"one of: {', '.join(self.needs)}")
+            chosen += found
+        keep: set[str] = set()
+        while chosen:
+            name = chosen.pop()
+            if name not in keep:
+                keep.add(name)
+                chosen += self.needs[name]
+        return self.only(keep)
+
+    def only(self, keep: set[str]) -> Graph:
+        return Graph({name: tuple(n for n in needs if n in keep) for name, needs in self.needs.items() if name in keep})
+
+    def order(self) -> list[str]:
+        """A topological order that otherwise keeps the order of dvc.yaml."""
+        done: dict[str, None] = {}
+
+        def visit(name: str) -> None:
+            if name not in done:
+                for before in self.needs[name]:
+                    visit(before)
+                done[name] = None
+
+        for name in self.needs:
+            visit(name)
+        return list(done)
+
+    def beside(self) -> dict[str, int]:
+        """For every stage, how many others may run at the same time: neither needs the other."""
+        before: dict[str, set[str]] = {}
+        for name in self.order():
+            before[name] = {name}.union(*(before[need] for need in self.needs[name]))
+        return {name: sum(1 for other in before if other not in before[name] and name not in before[other])
+                for name in before}
+
+
+@dataclass
+class Question:
+    """A dvc command that is running; `answer()` waits for what it prints."""
+
+    process: subprocess.Popen[str]
+    args: tuple[str, ...]
+
+    def answer(self) -> str:
+        out, err = self.process.communicate()
+        if self.process.returncode:
+            raise GrapeError(f"`dvc {' '.join(self.args)}` failed: {_last_error(err)}",
+                             mend="`grape doctor` looks for the cause")
+        return out
+
+    def drop(self) -> None:
+        """The answer is not wanted any more."""
+        self.process.kill()
+        self.process.communicate()
+
+
+def _last_error(text: str) -> str:
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR")]
+    return (errors or lines or ["it said nothing"])[-1]
+
+
+def environment(project: Project, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What a dvc process gets: the project's variables, and this very Python first on the PATH (`cmd: python3 ...`)."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return {**os.environ, **project.environment(), "PATH": path, "PYTHONUNBUFFERED": "1", **(extra or {})}
+
+
+def command(*args: str) -> list[str]:
+    return [sys.executable, "-m", "dvc", "--wait-for-lock", *args]
+
+
+def ask(project: Project, *args: str) -> Question:
+    process = subprocess.Popen(command(*args), cwd=project.root, env=environment(project), text=True,
+                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return Question(process, args)
+
+
+def ask_status(project: Project) -> Question:
+    return ask(project, "status", "--json")
+
+
+def read_status(text: str) -> Status:
+    status: Status = json.loads(text or "{}")
+    return status
+
+
+def graph(project: Project) -> Graph:
+    return Graph.from_dot(ask(project, "dag", "--dot").answer())
+
+
+def load_yaml(path: Path) -> Any:
+    return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+
+
+def read_lock(path: Path) -> dict[str, Any]:
+    """The stages of a dvc.lock; {} when there is no file.
+
+    Raises:
+        ValueError: the file is cut short or otherwise not a whole lock file. DVC rewrites it in place, so a kill in
+            that moment leaves a part of it, which need not be invalid YAML: hashes and endings are looked at too.
+    """
+    if not path.exists():
+        return {}
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = YAML(typ="safe").load(text)
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(str(error)) from error
+    if not isinstance(data, dict) or "schema" not in data or not text.endswith("\n"):
+        raise ValueError("it is cut short")
+    stages = data.get("stages") or {}
+    for name, stage in stages.items():
+        if not isinstance(stage, dict) or not stage.get("cmd"):
+            raise ValueError(f"the entry of {name} is cut short")
+        for item in (stage.get("deps") or []) + (stage.get("outs") or []):
+            if not item.get("path") or ("md5" in item and not _HASH.match(str(item["md5"]))):
+                raise ValueError(f"the entry of {name} is cut short")
+            if not item.keys() - {"path", "hash", "size", "nfiles", "isexec"}:
+                raise ValueError(f"the entry of {name} has no hash for {item['path']}")
+    return dict(stages)
+
+
+def cached(cache: Path, md5: str) -> bool:
+    """Whether DVC's cache holds the bytes of this hash (of a folder: its list of files)."""
+    return (cache / "files" / "md5" / md5[:2] / md5[2:]).exists()
+
+
+def cache_folder(project: Project) -> Path:
+    return Path(ask(project, "cache", "dir").answer().strip())

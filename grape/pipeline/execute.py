@@ -1,0 +1,186 @@
+"""One stage as a process: `dvc repro --single-item STAGE` under the guard, its output on the screen and in a log."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from grape import dvc
+from grape.pipeline import guard
+from grape.pipeline.screen import Screen
+from grape.project import NONCE, PARENT_RUN, Project
+
+GRACE = 10.0  # seconds a stage gets to end itself, before each harder signal
+TAIL = 25  # lines of a failed stage's log that are shown again at the end
+
+Status = Literal["ran", "cached", "failed", "blocked", "stopped"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one stage; `code` is its exit code, `because` the stage or reason that kept it from running."""
+
+    stage: str
+    status: Status
+    seconds: float = 0.0
+    code: int = 0
+    because: str = ""
+    log: Path | None = None
+    tail: tuple[str, ...] = ()
+
+    @property
+    def good(self) -> bool:
+        return self.status in ("ran", "cached")
+
+
+@dataclass
+class Executor:
+    """Runs stages, from several threads if wanted, and can stop them all.
+
+    Args:
+        threads: how many threads each stage computes with.
+        nonce: a stage whose receipt holds it ran now; any other came from the cache.
+        parent: MLflow's parent run, None without one.
+        after: called with each outcome, in the thread of its stage.
+    """
+
+    project: Project
+    screen: Screen
+    threads: Mapping[str, int]
+    nonce: str
+    parent: str | None = None
+    after: Callable[[Outcome], None] | None = None
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    _guards: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _stopping: bool = False
+
+    def run(self, stage: str) -> Outcome:
+        """Run `stage`, wait for it, and remember and return what became of it."""
+        try:
+            self.outcomes[stage] = outcome = self._run(stage)
+            if self.after is not None:
+                self.after(outcome)
+        except Exception as error:  # boundary: the scheduler must hear of every stage, whatever went wrong here
+            outcome = Outcome(stage, "failed", code=1, because=f"{type(error).__name__}: {error}")
+            self.outcomes[stage] = outcome
+        return outcome
+
+    def _run(self, stage: str) -> Outcome:
+        log = self.project.state / "logs" / f"{stage}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        started = time.monotonic()
+        process = self._start(stage)
+        if process is None:
+            return Outcome(stage, "stopped")
+        tail: deque[str] = deque(maxlen=TAIL)
+        complaint = ""
+        try:
+            assert process.stdout is not None
+            with log.open("w", encoding="utf-8") as file:
+                for line in process.stdout:
+                    file.write(line)
+                    file.flush()
+                    tail.append(line.rstrip("\n"))
+                    if line.startswith("ERROR:"):
+                        complaint = line
+                    self.screen.line(stage, line)
+            code = process.wait()
+        finally:
+            self._finish(stage)
+        seconds = time.monotonic() - started
+        if code == 0:
+            return Outcome(stage, "ran" if self.ran_now(stage) else "cached", seconds, log=log)
+        if self._stopping:
+            return Outcome(stage, "stopped", seconds, code, log=log)
+        # DVC ends with 255 whatever the command ended with; only its message tells that code.
+        if complaint.rstrip().endswith("exited with 2"):
+            code = 2
+        return Outcome(stage, "failed", seconds, code, log=log, tail=tuple(tail))
+
+    def ran_now(self, stage: str) -> bool:
+        try:
+            receipt = json.loads(self.project.receipt(stage).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return True  # a stage without a receipt is not one of ours; it was executed
+        return bool(receipt.get("nonce") == self.nonce)
+
+    def _start(self, stage: str) -> subprocess.Popen[str] | None:
+        extra = {NONCE: self.nonce, "OMP_NUM_THREADS": str(self.threads.get(stage, 1)), "SHELL": "/bin/sh"}
+        if self.parent:
+            extra[PARENT_RUN] = self.parent
+        command = guard.command(dvc.command("repro", "--single-item", stage), GRACE)
+        with self._lock:
+            if self._stopping:
+                return None
+            process = subprocess.Popen(command, cwd=self.project.root, env=dvc.environment(self.project, extra),
+                                       text=True, errors="replace", stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                       stderr=subprocess.STDOUT, start_new_session=True)
+            self._guards[stage] = process
+        record = self._record(stage)
+        record.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            created = psutil.Process(process.pid).create_time()
+        except psutil.NoSuchProcess:
+            created = 0.0
+        record.write_text(json.dumps({"pid": process.pid, "created": created, "nonce": self.nonce, "stage": stage}))
+        return process
+
+    def _finish(self, stage: str) -> None:
+        with self._lock:
+            process = self._guards.pop(stage)
+        for pipe in (process.stdin, process.stdout):
+            if pipe:
+                pipe.close()
+        process.wait()
+        self._record(stage).unlink(missing_ok=True)
+
+    def _record(self, stage: str) -> Path:
+        return self.project.state / "running" / f"{stage}.json"
+
+    def stop(self) -> None:
+        """End every stage; called from the thread that was interrupted while others wait for their stages."""
+        with self._lock:
+            self._stopping = True
+            running = list(self._guards.values())
+        for process in running:
+            if process.stdin and not process.stdin.closed:
+                process.stdin.close()
+        try:
+            for process in running:
+                process.wait(timeout=4 * GRACE)
+        except (KeyboardInterrupt, subprocess.TimeoutExpired):  # asked twice, or a process that cannot be ended
+            for process in running:
+                kill_session(process.pid, self.nonce)
+
+
+def session(sid: int, nonce: str) -> list[psutil.Process]:
+    """The live processes of a stage: of that session, and started by that run (a session's number may be reused)."""
+    found = []
+    for pid in psutil.pids():
+        try:
+            if os.getsid(pid) == sid:
+                process = psutil.Process(pid)
+                if process.environ().get(NONCE) == nonce and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        except (ProcessLookupError, PermissionError, psutil.Error):
+            continue
+    return found
+
+
+def kill_session(sid: int, nonce: str) -> None:
+    for process in session(sid, nonce):
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue

@@ -1,0 +1,66 @@
+"""What the orchestrator asks of the rest of grape. Everything heavy behind it is imported at the first call.
+
+Tests of the orchestrator put in `Hooks` of their own and drive any DVC project.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from grape.dvc import Graph
+from grape.project import Project
+
+
+class Hooks:
+    """Parameters and tracking, as grape's own stages need them."""
+
+    def check(self, params: Path) -> None:
+        """Raises GrapeError when params.yaml is not valid."""
+        from grape.params import load
+
+        load(params)
+
+    def edit(self, params: Path, assignments: list[str]) -> None:
+        from grape.params import set_values
+
+        set_values(params, assignments)
+
+    def open(self, project: Project, nonce: str, plan: dict[str, Any]) -> str | None:
+        """End what a killed run left open in MLflow, then begin this run's parent."""
+        from grape import track
+
+        track.close_dead_runs(project)
+        return track.open_parent(project, nonce, plan)
+
+    def link(self, project: Project, parent: str | None, stage: str) -> None:
+        from grape import track
+
+        receipt = self.receipt(project, stage)
+        if receipt is not None:
+            track.link_cached(project, parent, stage, receipt)
+
+    def close(self, project: Project, parent: str | None, status: str, summary: str) -> None:
+        from grape import track
+
+        track.close_parent(project, parent, status, summary)
+
+    def after_idle(self, project: Project) -> None:
+        """Nothing to run; but a run killed at its very end may still be open in MLflow."""
+        runs = project.state / "runs"
+        if runs.is_dir() and any(runs.iterdir()):
+            from grape import track
+
+            track.close_dead_runs(project)
+
+    def receipt(self, project: Project, stage: str) -> dict[str, Any] | None:
+        try:
+            value = json.loads(project.receipt(stage).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return value if isinstance(value, dict) else None
+
+    def receipts(self, project: Project, graph: Graph) -> dict[str, dict[str, Any]]:
+        found = {stage: self.receipt(project, stage) for stage in graph.needs}
+        return {stage: receipt for stage, receipt in found.items() if receipt is not None}

@@ -1,0 +1,122 @@
+"""What a killed run leaves behind, found and put right: processes, DVC's lock on paths, a half-written dvc.lock.
+
+Only the holder of the project's lock may mend. Each function returns what it did, one sentence each, for the user.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from grape import dvc
+from grape.pipeline.execute import GRACE, kill_session, session
+from grape.project import Project
+
+
+def leftovers(project: Project) -> list[str]:
+    """End the stages of a run that is gone. Their guards do so by themselves; this waits for them, or helps."""
+    done = []
+    for record in sorted((project.state / "running").glob("*.json")):
+        try:
+            data = json.loads(record.read_text(encoding="utf-8"))
+            pid, nonce = int(data["pid"]), str(data["nonce"])
+        except (OSError, ValueError, KeyError, TypeError):
+            record.unlink(missing_ok=True)  # itself half-written
+            continue
+        until = time.monotonic() + 3 * GRACE
+        waited = False
+        while session(pid, nonce) and time.monotonic() < until:
+            waited = True
+            time.sleep(0.1)
+        kill_session(pid, nonce)
+        record.unlink(missing_ok=True)
+        done.append(f"{record.stem}: the run it belonged to was killed" + ("; its processes have ended now" if waited
+                                                                           else ""))
+    return done
+
+
+def path_locks(project: Project) -> tuple[list[str], list[int]]:
+    """Clear `.dvc/tmp/rwlock` of the dead. Returns what was done and the pids of live dvc processes that hold paths.
+
+    DVC itself drops an entry whose pid is gone, but neither a file cut short nor a pid given to another program since.
+    """
+    path = project.root / ".dvc" / "tmp" / "rwlock"
+    if not path.exists():
+        return [], []
+    try:
+        locks = json.loads(path.read_text(encoding="utf-8"))
+        write = {p: info for p, info in locks.get("write", {}).items() if _is_dvc(info)}
+        read = {p: [i for i in infos if _is_dvc(i)] for p, infos in locks.get("read", {}).items()}
+        read = {p: infos for p, infos in read.items() if infos}
+    except (ValueError, AttributeError, KeyError, TypeError):
+        path.unlink(missing_ok=True)
+        return ["DVC's lock on paths (.dvc/tmp/rwlock) was cut short: removed"], []
+    holders = sorted({int(i["pid"]) for i in [*write.values(), *(i for infos in read.values() for i in infos)]})
+    kept = {key: value for key, value in (("write", write), ("read", read)) if value}
+    if kept != {key: value for key, value in locks.items() if value}:
+        _replace(path, json.dumps(kept))
+        return ["DVC's lock on paths (.dvc/tmp/rwlock) held entries of a process that is gone: removed"], holders
+    return [], holders
+
+
+def _is_dvc(info: Any) -> bool:
+    """Whether the process of a lock entry lives and is a dvc one."""
+    try:
+        line = psutil.Process(int(info["pid"])).cmdline()
+    except psutil.Error:
+        return False
+    return any(Path(word).name == "dvc" for word in line)  # `dvc repro` or `python -m dvc repro`
+
+
+def lock_file(project: Project) -> list[str]:
+    """Bring back dvc.lock from its verified copy when it is cut short; without a copy, set the part aside.
+
+    Either way nothing is lost: what was trained stays in DVC's cache and is found again by what went in.
+    """
+    path = project.root / "dvc.lock"
+    try:
+        dvc.read_lock(path)
+        return []
+    except ValueError as error:
+        why = str(error).splitlines()[0]
+    copy = _copy(project)
+    try:
+        whole = copy.exists() and bool(dvc.read_lock(copy))
+    except ValueError:
+        whole = False
+    if whole:
+        _replace(path, copy.read_text(encoding="utf-8"))
+        return [f"dvc.lock was damaged ({why}): restored from its last good copy"]
+    aside = project.state / f"dvc.lock.damaged-{int(time.time())}"
+    shutil.move(path, aside)
+    return [f"dvc.lock was damaged ({why}) and there is no good copy: set aside as {aside.relative_to(project.root)}; "
+            "results already made are found in DVC's cache"]
+
+
+def keep_lock_file(project: Project) -> None:
+    """Keep a copy of dvc.lock, if it is whole."""
+    path = project.root / "dvc.lock"
+    try:
+        if dvc.read_lock(path):
+            _replace(_copy(project), path.read_text(encoding="utf-8"))
+    except ValueError:
+        return  # the next start mends it
+
+
+def _copy(project: Project) -> Path:
+    return project.state / "dvc.lock"
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)

@@ -1,0 +1,100 @@
+"""What must hold before a stage runs: a git repository with DVC, nobody else at work, room on the disk, no wreckage."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from grape import dvc
+from grape.errors import GrapeError
+from grape.pipeline import mend
+from grape.project import Project
+
+MIN_FREE_MB = 500  # below this a run would fail halfway; GRAPE_MIN_FREE_MB overrides it
+
+Say = Callable[[str], None]
+
+
+def repository(project: Project, say: Say) -> None:
+    """A git repository, initialised for DVC. The first cannot be guessed, the second is done here."""
+    if shutil.which("git") is None:
+        raise GrapeError("git is not installed", mend="install it: DVC keeps versions with it")
+    found = subprocess.run(["git", "rev-parse", "--show-toplevel"], cwd=project.root, capture_output=True, text=True)
+    if found.returncode:
+        why = found.stderr.strip().splitlines()
+        if why and "not a git repository" not in why[0]:
+            raise GrapeError(f"git refuses this folder: {why[0]}", where=str(project.root), mend="see git's message")
+        raise GrapeError("not a git repository", where=str(project.root),
+                         mend="`git init` here (no commit and no identity is needed), then run this again")
+    if not (project.root / ".dvc").is_dir():
+        # A project in a sub-folder of the repository is a DVC project of its own.
+        sub = [] if Path(found.stdout.strip()).resolve() == project.root else ["--subdir"]
+        dvc.ask(project, "init", "--quiet", *sub).answer()
+        say("prepared this repository for DVC (`dvc init`); commit .dvc/ when you like")
+
+
+def disk(project: Project) -> None:
+    wanted = float(os.environ.get("GRAPE_MIN_FREE_MB") or MIN_FREE_MB)
+    free = shutil.disk_usage(project.root).free / 1e6
+    if free < wanted:
+        raise GrapeError(f"only {free:.0f} MB are free on this disk, {wanted:.0f} MB are wanted before a run",
+                         where=str(project.root),
+                         mend="make room (`dvc gc --workspace` drops old versions), or set GRAPE_MIN_FREE_MB")
+
+
+@contextmanager
+def lock(project: Project, say: Say, wait: bool = True) -> Iterator[None]:
+    """Hold the project: one run at a time. The kernel lets go of it when the holder ends, however it ends."""
+    project.state.mkdir(parents=True, exist_ok=True)
+    with (project.state / "lock").open("a+", encoding="utf-8") as file:
+        told = False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+            if not wait:
+                raise GrapeError(f"a run is under way here: {holder}", where=str(project.root),
+                                 mend="wait for its end, or leave out --no-wait to queue behind it")
+            if not told:
+                say(f"a run is under way here: {holder}; waiting for its end (Ctrl-C to give up)")
+                told = True
+            time.sleep(0.2)
+        file.seek(0)
+        file.truncate()
+        file.write(f"pid {os.getpid()}, since {time.strftime('%H:%M:%S')}")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.seek(0)
+            file.truncate()
+            file.flush()
+
+
+def mended(project: Project, say: Say, wait: bool = True) -> None:
+    """Put right what a killed run left; wait for a dvc command that somebody runs by hand."""
+    for sentence in (*mend.leftovers(project), *mend.lock_file(project)):
+        say(sentence)
+    told = False
+    while True:
+        done, holders = mend.path_locks(project)
+        for sentence in done:
+            say(sentence)
+        if not holders:
+            return
+        who = f"dvc is at work here (pid {', '.join(map(str, holders))})"
+        if not wait:
+            raise GrapeError(who, where=str(project.root), mend="wait for its end, or leave out --no-wait")
+        if not told:
+            say(f"{who}; waiting for its end")
+            told = True
+        time.sleep(0.3)

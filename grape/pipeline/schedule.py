@@ -1,0 +1,90 @@
+"""The loop every engine shares: submit what is ready, wait for one to end, look again.
+
+A failing stage keeps back only what needs it; everything else goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any, Protocol
+
+from grape.dvc import Graph
+from grape.pipeline.execute import Executor, Outcome
+from grape.project import Project
+
+
+class Handle(Protocol):
+    """What submitting returns: `concurrent.futures.Future` and Prefect's futures both fit."""
+
+    def add_done_callback(self, fn: Callable[[Any], None]) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an engine is given: run the stages of `graph` with `executor`, at most `workers` at once."""
+
+    graph: Graph
+    executor: Executor
+    workers: int
+    root: str
+
+
+class Engine(Protocol):
+    def prepare(self, project: Project) -> None:
+        """Called once it is known that there is work, before MLflow is made ready: begin whatever takes long."""
+
+    def __call__(self, work: Work) -> None:
+        """Run the work by `schedule`."""
+
+    def close(self) -> None:
+        """Called at the end in any case."""
+
+
+Submit = Callable[[str, Sequence[Any]], Handle]  # (stage, handles of what it needs) -> handle
+
+
+def schedule(work: Work, submit: Submit) -> None:
+    """Run every stage of the work, at most `workers` at once; the outcomes are in `work.executor.outcomes`.
+
+    On an interruption the running stages are ended before it goes on.
+    """
+    graph, outcomes = work.graph, work.executor.outcomes
+    waiting, handles = graph.order(), {}
+    running: set[str] = set()
+    ended: SimpleQueue[str] = SimpleQueue()
+    try:
+        while waiting or running:
+            for stage in list(waiting):
+                needs = graph.needs[stage]
+                bad = [need for need in needs if need in outcomes and not outcomes[need].good]
+                if bad:
+                    waiting.remove(stage)
+                    outcomes[stage] = Outcome(stage, "blocked", because=bad[0])
+                elif len(running) < work.workers and all(need in outcomes for need in needs):
+                    waiting.remove(stage)
+                    running.add(stage)
+                    handles[stage] = handle = submit(stage, [handles[need] for need in needs])
+                    handle.add_done_callback(lambda _, stage=stage: ended.put(stage))
+            if running:
+                stage = ended.get()
+                running.discard(stage)
+                # The engine itself failed (a lost Prefect server, say) before or after the stage ran.
+                outcomes.setdefault(stage, Outcome(stage, "failed", code=1, because="the engine lost it"))
+    except BaseException:
+        work.executor.stop()
+        raise
+
+
+class Threads:
+    """The engine without Prefect."""
+
+    def prepare(self, project: Project) -> None: ...
+
+    def __call__(self, work: Work) -> None:
+        with ThreadPoolExecutor(max_workers=work.workers, thread_name_prefix="stage") as pool:
+            schedule(work, lambda stage, _: pool.submit(work.executor.run, stage))
+
+    def close(self) -> None: ...
