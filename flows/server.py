@@ -7,7 +7,6 @@ here imports prefect, so that the start costs this process nothing.
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from grape.errors import GrapeError
 from grape.pipeline.guard import command as guarded
 from grape.pipeline.schedule import Threads, Work
 from grape.project import Project
+from grape.ui import free_port
 
 START_SECONDS = 120  # a first start makes its database: 13 s on a quiet machine, far more on a busy one
 
@@ -103,13 +103,3 @@ class PrefectEngine:
     def close(self) -> None:
         if self._server is not None:
             self._server.stop()
-
-
-def free_port() -> int:
-    """A free port, not one that other tools of this trade take: 5000 (MLflow's usual) or 8000-8999 (Prefect's)."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if port != 5000 and not 8000 <= port < 9000:
-            return port

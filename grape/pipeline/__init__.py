@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +20,7 @@ from grape.pipeline import machine, mend, plan, preflight, summary
 from grape.pipeline.execute import Executor, Outcome
 from grape.pipeline.hooks import Hooks
 from grape.pipeline.plan import Plan
-from grape.pipeline.schedule import Engine, Work
+from grape.pipeline.schedule import Engine, Threads, Work
 from grape.pipeline.screen import Screen
 from grape.project import Project
 
@@ -55,7 +55,7 @@ class Result:
                 "changed_since": list(self.changed_since)}
 
 
-def look(project: Project, request: Request, hooks: Hooks, say: Callable[[str], None]) -> Plan | None:
+def look(project: Project, request: Request, hooks: Hooks) -> Plan | None:
     """What would run now; None when nothing. Edits params.yaml when the request says so, runs nothing."""
     if request.sets:
         hooks.edit(project.params, list(request.sets))
@@ -66,7 +66,8 @@ def look(project: Project, request: Request, hooks: Hooks, say: Callable[[str], 
         question.drop()
         raise
     status = dvc.read_status(question.answer())
-    known = dvc.read_lock(project.root / "dvc.lock")
+    preflight.inputs(project, status)
+    known = plan.known(project)
     if not status and all(any(t in (n, n.split("@")[0]) for n in known) for t in request.targets):
         return None
     drawn = plan.draw(project, list(request.targets), status)
@@ -86,7 +87,8 @@ def run(project: Project, request: Request, engine: Engine, screen: Screen, hook
     with _signals(), preflight.lock(project, screen.say, request.wait):
         preflight.mended(project, screen.say, request.wait)
         preflight.disk(project)
-        drawn = look(project, request, hooks, screen.say)
+        preflight.version_file(project)
+        drawn = look(project, request, hooks)
         if drawn is None:
             hooks.after_idle(project)
             mend.keep_lock_file(project)
@@ -175,4 +177,4 @@ def _signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-__all__ = ["Engine", "GrapeError", "Hooks", "Plan", "Request", "Result", "Work", "look", "run"]
+__all__ = ["Engine", "GrapeError", "Hooks", "Plan", "Request", "Result", "Screen", "Threads", "Work", "look", "run"]

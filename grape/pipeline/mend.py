@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 
@@ -41,28 +41,43 @@ def leftovers(project: Project) -> list[str]:
     return done
 
 
-def path_locks(project: Project) -> tuple[list[str], list[int]]:
-    """Clear `.dvc/tmp/rwlock` of the dead. Returns what was done and the pids of live dvc processes that hold paths.
+def read_path_locks(project: Project) -> tuple[Literal["none", "whole", "stale", "broken"], list[int]]:
+    """How `.dvc/tmp/rwlock` is, and the pids of live dvc processes that hold paths.
 
     DVC itself drops an entry whose pid is gone, but neither a file cut short nor a pid given to another program since.
     """
+    state, holders, _ = _path_locks(project)
+    return state, holders
+
+
+def path_locks(project: Project) -> tuple[list[str], list[int]]:
+    """Clear DVC's lock on paths of the dead. Returns what was done and the pids of the living that hold some."""
+    state, holders, kept = _path_locks(project)
+    path = project.root / ".dvc" / "tmp" / "rwlock"
+    if state == "broken":
+        path.unlink(missing_ok=True)
+        return ["DVC's lock on paths (.dvc/tmp/rwlock) was cut short: removed"], []
+    if state == "stale":
+        replace(path, json.dumps(kept))
+        return ["DVC's lock on paths (.dvc/tmp/rwlock) held entries of a process that is gone: removed"], holders
+    return [], holders
+
+
+def _path_locks(project: Project) -> tuple[Literal["none", "whole", "stale", "broken"], list[int], dict[str, Any]]:
     path = project.root / ".dvc" / "tmp" / "rwlock"
     if not path.exists():
-        return [], []
+        return "none", [], {}
     try:
         locks = json.loads(path.read_text(encoding="utf-8"))
         write = {p: info for p, info in locks.get("write", {}).items() if _is_dvc(info)}
         read = {p: [i for i in infos if _is_dvc(i)] for p, infos in locks.get("read", {}).items()}
         read = {p: infos for p, infos in read.items() if infos}
     except (ValueError, AttributeError, KeyError, TypeError):
-        path.unlink(missing_ok=True)
-        return ["DVC's lock on paths (.dvc/tmp/rwlock) was cut short: removed"], []
+        return "broken", [], {}
     holders = sorted({int(i["pid"]) for i in [*write.values(), *(i for infos in read.values() for i in infos)]})
     kept = {key: value for key, value in (("write", write), ("read", read)) if value}
-    if kept != {key: value for key, value in locks.items() if value}:
-        _replace(path, json.dumps(kept))
-        return ["DVC's lock on paths (.dvc/tmp/rwlock) held entries of a process that is gone: removed"], holders
-    return [], holders
+    whole = kept == {key: value for key, value in locks.items() if value}
+    return "whole" if whole else "stale", holders, kept
 
 
 def _is_dvc(info: Any) -> bool:
@@ -91,7 +106,7 @@ def lock_file(project: Project) -> list[str]:
     except ValueError:
         whole = False
     if whole:
-        _replace(path, copy.read_text(encoding="utf-8"))
+        replace(path, copy.read_text(encoding="utf-8"))
         return [f"dvc.lock was damaged ({why}): restored from its last good copy"]
     aside = project.state / f"dvc.lock.damaged-{int(time.time())}"
     shutil.move(path, aside)
@@ -104,7 +119,7 @@ def keep_lock_file(project: Project) -> None:
     path = project.root / "dvc.lock"
     try:
         if dvc.read_lock(path):
-            _replace(_copy(project), path.read_text(encoding="utf-8"))
+            replace(_copy(project), path.read_text(encoding="utf-8"))
     except ValueError:
         return  # the next start mends it
 
@@ -113,7 +128,8 @@ def _copy(project: Project) -> Path:
     return project.state / "dvc.lock"
 
 
-def _replace(path: Path, text: str) -> None:
+def replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)

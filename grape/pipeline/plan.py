@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from grape import dvc
 from grape.dvc import Graph, Status
+from grape.errors import GrapeError
 from grape.project import Project
 
 Action = Literal["run", "restore", "check", "ready"]
@@ -150,12 +151,20 @@ def _difference(key: str, old: Any, new: Any) -> Iterator[tuple[str, str, str]]:
         yield key, str(old), str(new)
 
 
+def known(project: Project) -> dict[str, Any]:
+    """The stages of dvc.lock."""
+    try:
+        return dvc.read_lock(project.root / "dvc.lock")
+    except ValueError as error:
+        raise GrapeError(f"it is damaged: {error}", where="dvc.lock", mend="`grape run` restores it") from error
+
+
 def draw(project: Project, targets: list[str], status: Status) -> Plan:
     """The plan of `targets` (empty: everything), given the answer of `dvc status`."""
     graph = dvc.graph(project)
     if targets:
         graph = graph.select(targets)
-    lock = dvc.read_lock(project.root / "dvc.lock")
+    lock = known(project)
     cache: list[Any] = []  # asked for once, and only when an output is not as it was
 
     def cached(md5: str) -> bool:

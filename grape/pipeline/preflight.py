@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 from grape import dvc
@@ -32,11 +33,55 @@ def repository(project: Project, say: Say) -> None:
             raise GrapeError(f"git refuses this folder: {why[0]}", where=str(project.root), mend="see git's message")
         raise GrapeError("not a git repository", where=str(project.root),
                          mend="`git init` here (no commit and no identity is needed), then run this again")
-    if not (project.root / ".dvc").is_dir():
+    if not (project.root / ".dvc" / "config").is_file():
         # A project in a sub-folder of the repository is a DVC project of its own.
         sub = [] if Path(found.stdout.strip()).resolve() == project.root else ["--subdir"]
         dvc.ask(project, "init", "--quiet", *sub).answer()
         say("prepared this repository for DVC (`dvc init`); commit .dvc/ when you like")
+
+
+def initialised(project: Project) -> None:
+    """For commands that change nothing, not even to prepare the repository."""
+    if not (project.root / ".dvc" / "config").is_file():
+        raise GrapeError("this project is not set up for DVC yet", where=str(project.root),
+                         mend="`grape run` does that (in a git repository), or `git init && dvc init`")
+
+
+def inputs(project: Project, status: dvc.Status) -> None:
+    """Every file a stage reads that no stage makes is there.
+
+    Raises:
+        GrapeError: one is missing; DVC would find out only when it comes to that stage.
+    """
+    made: list[list[str]] = []
+    for stage in (dvc.load_yaml(project.root / "dvc.yaml").get("stages") or {}).values():
+        for out in [*(stage.get("outs") or []), *(stage.get("metrics") or []), *(stage.get("plots") or [])]:
+            made.append((out if isinstance(out, str) else next(iter(out))).split("/"))
+    for stage, entries in status.items():
+        for changes in (entry.get("changed deps", {}) for entry in entries if isinstance(entry, dict)):
+            for path, what in changes.items():
+                if what == "deleted" and not any(_overlap(path.split("/"), out) for out in made):
+                    raise GrapeError(f"{path} is missing", where=f"stage {stage}",
+                                     mend="put it back, or mend the path in params.yaml or dvc.yaml")
+
+
+def _overlap(path: list[str], out: list[str]) -> bool:
+    """Whether one lies within the other; a part of `out` with a `${...}` stands for any name."""
+    return all("${" in b or a == b for a, b in zip(path, out, strict=False))
+
+
+def version_file(project: Project) -> None:
+    """Keep `grape.version` true, which stands for grape's code among the dependencies of a project made by `grape init`.
+
+    A new grape then re-runs the stages, as edited code does in a checkout.
+    """
+    path = project.root / "grape.version"
+    if path.is_file() and path.read_text(encoding="utf-8") != version_text():
+        mend.replace(path, version_text())
+
+
+def version_text() -> str:
+    return f"grape {version('grape')}\n"
 
 
 def disk(project: Project) -> None:

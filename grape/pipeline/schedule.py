@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, Protocol
 
@@ -52,7 +53,8 @@ def schedule(work: Work, submit: Submit) -> None:
     On an interruption the running stages are ended before it goes on.
     """
     graph, outcomes = work.graph, work.executor.outcomes
-    waiting, handles = graph.order(), {}
+    waiting = graph.order()
+    handles: dict[str, Handle] = {}
     running: set[str] = set()
     ended: SimpleQueue[str] = SimpleQueue()
     try:
@@ -67,7 +69,7 @@ def schedule(work: Work, submit: Submit) -> None:
                     waiting.remove(stage)
                     running.add(stage)
                     handles[stage] = handle = submit(stage, [handles[need] for need in needs])
-                    handle.add_done_callback(lambda _, stage=stage: ended.put(stage))
+                    handle.add_done_callback(partial(_put, ended, stage))
             if running:
                 stage = ended.get()
                 running.discard(stage)
@@ -76,6 +78,10 @@ def schedule(work: Work, submit: Submit) -> None:
     except BaseException:
         work.executor.stop()
         raise
+
+
+def _put(ended: SimpleQueue[str], stage: str, _: object) -> None:
+    ended.put(stage)
 
 
 class Threads:

@@ -1,0 +1,197 @@
+"""`grape doctor`: everything that can keep grape from working, looked at, each with its mend. Changes nothing."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from typing import Any
+
+from packaging.requirements import Requirement
+
+from grape import dvc
+from grape.errors import GrapeError
+from grape.pipeline import machine, mend, preflight
+from grape.pipeline.execute import session
+from grape.project import Project
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    wrong: bool
+    found: str
+    mend: str = ""
+
+    def line(self) -> str:
+        text = f"{'wrong' if self.wrong else 'ok   '}  {self.name}: {self.found}"
+        return f"{text}\n         -> {self.mend}" if self.mend else text
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def examine(project: Project) -> list[Check]:
+    project.enter()
+    parts = (_python, _packages, _repository, _parameters, _disk, _lock_file, _runs, _path_locks, _mlflow, _spools,
+             _prefect, _machine)
+    return [check for part in parts for check in _safely(part, project)]
+
+
+def _safely(part: Callable[[Project], Iterator[Check]], project: Project) -> Iterator[Check]:
+    try:
+        yield from part(project)
+    except GrapeError as error:
+        yield Check(part.__name__.strip("_").replace("_", " "), True, error.what, error.mend or "")
+
+
+def _python(project: Project) -> Iterator[Check]:
+    now = ".".join(map(str, sys.version_info[:3]))
+    yield Check("python", sys.version_info < (3, 11), now, "" if sys.version_info >= (3, 11) else "use 3.11 or newer")
+
+
+def _packages(project: Project) -> Iterator[Check]:
+    """Every dependency against the range we declare."""
+    wrong = []
+    for text in requires("grape") or []:
+        need = Requirement(text)
+        if need.marker and not need.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            have = version(need.name)
+        except PackageNotFoundError:
+            wrong.append(f"{need.name} is not installed (wanted {need.specifier})")
+            continue
+        if not need.specifier.contains(have, prereleases=True):
+            wrong.append(f"{need.name} {have} (wanted {need.specifier})")
+    shown = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "dvc", "mlflow", "prefect")
+                      if not any(w.startswith(f"{name} ") for w in wrong))
+    yield Check("packages", bool(wrong), "; ".join(wrong) or shown,
+                "pip install -r requirements.lock, or `make pipeline`, which keeps .venv right" if wrong else "")
+
+
+def _repository(project: Project) -> Iterator[Check]:
+    git = shutil.which("git")
+    if git is None:
+        yield Check("git", True, "not installed", "install git")
+        return
+    inside = subprocess.run([git, "rev-parse", "--git-dir"], cwd=project.root, capture_output=True, text=True)
+    if inside.returncode:
+        yield Check("git", True, (inside.stderr.strip().splitlines() or ["not a repository"])[0], "`git init` here")
+        return
+    yield Check("git", False, "a repository")
+    try:
+        preflight.initialised(project)
+        yield Check("dvc", False, f"{version('dvc')}, set up")
+    except GrapeError as error:
+        yield Check("dvc", True, error.what, error.mend or "")
+
+
+def _parameters(project: Project) -> Iterator[Check]:
+    from grape.params import load
+
+    try:
+        load(project.params)
+        yield Check("params.yaml", False, "valid")
+    except GrapeError as error:
+        yield Check("params.yaml", True, f"{error.where}: {error.what}", error.mend or "")
+
+
+def _disk(project: Project) -> Iterator[Check]:
+    try:
+        preflight.disk(project)
+        yield Check("disk", False, f"{shutil.disk_usage(project.root).free / 1e9:.1f} GB free")
+    except GrapeError as error:
+        yield Check("disk", True, error.what, error.mend or "")
+
+
+def _lock_file(project: Project) -> Iterator[Check]:
+    try:
+        yield Check("dvc.lock", False, f"{len(dvc.read_lock(project.root / 'dvc.lock'))} stages known")
+    except ValueError as error:
+        yield Check("dvc.lock", True, f"damaged: {str(error).splitlines()[0]}", "`grape run` restores it")
+
+
+def _runs(project: Project) -> Iterator[Check]:
+    """A run under way, and what a killed one left."""
+    path = project.state / "lock"
+    holder = ""
+    if path.exists():
+        with path.open("r", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = file.read().strip()
+    if holder:
+        yield Check("runs", False, f"one is under way: {holder}")
+        return
+    stale = sorted(record.stem for record in (project.state / "running").glob("*.json"))
+    alive = [name for name in stale if _alive(project, name)]
+    if alive:
+        yield Check("runs", True, f"stages of a killed run still run: {', '.join(alive)}", "`grape run` ends them")
+    elif stale:
+        yield Check("runs", False, f"a killed run left {', '.join(stale)}; the next run tidies up")
+    else:
+        yield Check("runs", False, "none under way")
+
+
+def _alive(project: Project, name: str) -> bool:
+    try:
+        data = json.loads((project.state / "running" / f"{name}.json").read_text(encoding="utf-8"))
+        return bool(session(int(data["pid"]), str(data["nonce"])))
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _path_locks(project: Project) -> Iterator[Check]:
+    state, holders = mend.read_path_locks(project)
+    found = {"none": "none held", "whole": f"held by dvc, pid {holders}" if holders else "none held",
+             "stale": "held by processes that are gone", "broken": "its file is cut short"}[state]
+    bad = state in ("stale", "broken")
+    yield Check("dvc path locks", bad, found, "`grape run` clears them" if bad else "")
+
+
+def _mlflow(project: Project) -> Iterator[Check]:
+    if project.tracking_uri.startswith("sqlite:///") and not (project.state / "mlflow.db").is_file():
+        yield Check("mlflow", False, f"{project.tracking_uri}, made by the first run")
+        return
+    from grape.track import store
+
+    try:
+        store.connect(project)
+        yield Check("mlflow", False, f"answers at {store.public(project.tracking_uri)}")
+    except store.Unreachable as error:
+        yield Check("mlflow", True, str(error), "start the server, or unset MLFLOW_TRACKING_URI; runs go on without it")
+
+
+def _spools(project: Project) -> Iterator[Check]:
+    runs = project.state / "runs"
+    waiting = sum(1 for _ in runs.iterdir()) if runs.is_dir() else 0
+    if waiting:
+        yield Check("mlflow records", False, f"{waiting} not delivered yet", "`grape mlflow sync`")
+
+
+def _prefect(project: Project) -> Iterator[Check]:
+    url = os.environ.get("PREFECT_API_URL")
+    if not url:
+        yield Check("prefect", False, f"{version('prefect')}, a server of its own for each run")
+        return
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5):
+            yield Check("prefect", False, f"answers at {url}")
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        yield Check("prefect", True, f"PREFECT_API_URL={url} does not answer: {error}",
+                    "start it, unset the variable, or use --engine dvc")
+
+
+def _machine(project: Project) -> Iterator[Check]:
+    yield Check("machine", False, f"{machine.cores()} cores, {'a GPU' if machine.has_gpu() else 'no CUDA GPU'}, "
+                                  f"{machine.default_workers()} stages side by side")

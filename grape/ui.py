@@ -1,0 +1,81 @@
+"""`grape ui`: MLflow's own UI on this project's store, for this machine only."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+
+from grape.dvc import environment
+from grape.errors import GrapeError
+from grape.pipeline.guard import command as guarded
+from grape.project import Project
+
+
+def free_port() -> int:
+    """A free port, not one that other tools of this trade take: 5000 (MLflow's usual) or 8000-8999 (Prefect's)."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        if port != 5000 and not 8000 <= port < 9000:
+            return port
+
+
+def serve(project: Project, port: int | None, say: Callable[[str], None]) -> int:
+    """Serve until interrupted; the exit code.
+
+    Raises:
+        GrapeError: the port is taken, or the server does not start.
+    """
+    project.enter()
+    uri = project.tracking_uri
+    if uri.startswith(("http://", "https://")):
+        say(f"the runs of this project are on the server MLFLOW_TRACKING_URI names: {uri}")
+        return 0
+    port = _checked(port) if port else free_port()
+    log = project.state / "logs" / "mlflow-ui.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1",
+               "--port", str(port), "--workers", "1", "--artifacts-destination", str(project.state / "mlartifacts")]
+    env = environment(project, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
+    with log.open("w", encoding="utf-8") as file:
+        process = subprocess.Popen(guarded(command, grace=5), cwd=project.root, env=env, start_new_session=True,
+                                   stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT)
+    try:
+        say(f"MLflow is starting on http://127.0.0.1:{port}")
+        _wait(process, port, log.relative_to(project.root).as_posix())
+        say("ready; Ctrl-C ends it")
+        return process.wait()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()  # the guard ends the server and its workers
+        process.wait()
+
+
+def _checked(port: int) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise GrapeError(f"port {port} cannot be used: {error.strerror}", where="--port",
+                             mend="choose another, or leave --port out to get a free one") from error
+    return port
+
+
+def _wait(process: subprocess.Popen[bytes], port: int, log: str) -> None:
+    until = time.monotonic() + 120
+    while time.monotonic() < until and process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    raise GrapeError("the MLflow UI did not start", where=log, mend="see that log; `grape doctor` looks for the cause")
