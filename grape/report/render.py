@@ -25,7 +25,7 @@ def context(inputs: Inputs, level: float, count: int, figures: dict[str, bytes])
         "judge": inputs.judge, "level": level, "champion": champion,
         "prompts": first.prompts, "per_prompt": first.samples, "sft": first.sft.of(inputs.judge),
         "league": tables.league(inputs, champion),
-        "pass_at": sorted((k for k in first.sft.pass_at if k != "1"), key=int),  # pass@1 is the score itself
+        "pass_at": sorted(first.sft.pass_at, key=int),
         "categories": tables.categories(inputs), "items": tables.items(inputs), "warnings": tables.warnings(inputs),
         "samples": tables.samples(inputs, count, champion),
         "figures": {name: base64.b64encode(png).decode() for name, png in figures.items()},

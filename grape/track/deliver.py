@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from grape.errors import GrapeError
 from grape.project import Project
 from grape.track import registry
 from grape.track.identity import flatten, metric_key
@@ -87,7 +88,7 @@ class Delivery:
     def _guard(self, action: Callable[[], Any]) -> Any:
         try:
             return action()
-        except Unreachable:
+        except (Unreachable, GrapeError):
             raise
         except Exception as error:  # boundary: whatever MLflow raises must not reach training
             raise Unreachable(f"{public(self.project.tracking_uri)}: {error}") from error

@@ -38,9 +38,9 @@ def computed(path: Path) -> str:
     """The md5 of a file, or of a folder as DVC computes it: over the JSON list of its files' md5 and relative paths."""
     if not path.is_dir():
         return _md5(path)
-    files = sorted(file for file in path.rglob("*") if file.is_file())
+    files = [file for file in path.rglob("*") if file.is_file()]
     entries = [{"md5": _md5(file), "relpath": file.relative_to(path).as_posix()} for file in files]
-    entries.sort(key=lambda entry: tuple(entry["relpath"].split("/")))
+    entries.sort(key=lambda entry: entry["relpath"])
     return hashlib.md5(json.dumps(entries, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
 
 

@@ -55,23 +55,32 @@ def log_model(store: Store, project: Project, run_id: str, event: Event) -> int 
     A model that is large, that transformers cannot load, or that has changed on disk since is logged by reference.
     """
     version = find_version(store, event["register"], event["digest"], run_id) if event["register"] else None
-    if version is not None or (not event["register"] and _logged(store, run_id, event["name"])):
+    if version is not None:
         return version
-    path = project.root / event["path"]
     tags = {"grape.path": event["path"], "grape.digest": event["digest"]}
+    with store.ambient():
+        model_id = _logged(store, run_id, event["name"]) or _log(store, project, run_id, event, tags)
+        return _register(store, event, run_id, model_id, tags) if event["register"] else None
+
+
+def _log(store: Store, project: Project, run_id: str, event: Event, tags: dict[str, str]) -> str:
+    """Log the model; its id."""
+    path = project.root / event["path"]
     task = _task(path)
     same = path.is_dir() and digest.computed(path) == event["digest"]
     if same and task and event["bytes"] <= LARGEST:
-        model_id = _weights(store, path, event, run_id, task, tags)
-    else:
-        model_id = _reference(store, path if same else None, event, run_id, tags)
-    return _register(store, event, run_id, model_id, tags) if event["register"] else None
+        return _weights(store, path, event, run_id, task, tags)
+    return _reference(store, path if same else None, event, run_id, tags)
 
 
-def _logged(store: Store, run_id: str, name: str) -> bool:
+def _logged(store: Store, run_id: str, name: str) -> str | None:
+    """The model this run already has under this name, complete."""
     run = store.client.get_run(run_id)
-    outputs = run.outputs.model_outputs if run.outputs else []
-    return any(store.client.get_logged_model(output.model_id).name == name for output in outputs)
+    for output in run.outputs.model_outputs if run.outputs else []:
+        model = store.client.get_logged_model(output.model_id)
+        if model.name == name and model.status == "READY":
+            return str(model.model_id)
+    return None
 
 
 def _task(path: Path) -> str | None:

@@ -10,6 +10,9 @@ import logging
 import os
 import socket
 import sqlite3
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
@@ -37,8 +40,22 @@ class Unreachable(Exception):
 
 @dataclass(frozen=True)
 class Store:
+    uri: str
     client: MlflowClient
     experiment_id: str
+
+    @contextmanager
+    def ambient(self) -> Iterator[None]:
+        """For MLflow's functions that take no client and look at the process's environment."""
+        before = os.environ.get("MLFLOW_TRACKING_URI")
+        os.environ["MLFLOW_TRACKING_URI"] = self.uri
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["MLFLOW_TRACKING_URI"]
+            else:
+                os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 def public(uri: str) -> str:
@@ -102,10 +119,11 @@ def _calm() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module=r"mlflow(\.|$)")
+    warnings.filterwarnings("ignore", message=r".*Any type hint is inferred as AnyType")  # said of MLflow's own code
 
 
 def _open(project: Project, uri: str) -> Store:
-    import mlflow
     from mlflow.tracking import MlflowClient
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
@@ -113,14 +131,13 @@ def _open(project: Project, uri: str) -> Store:
     artifacts = str(project.state / "mlartifacts")
     if own:
         _relocate(project, artifacts)
-    mlflow.set_tracking_uri(uri)  # log_model knows no client, only the process's URI
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
-        return Store(client, client.create_experiment(EXPERIMENT, artifact_location=artifacts if own else None))
+        return Store(uri, client, client.create_experiment(EXPERIMENT, artifact_location=artifacts if own else None))
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
-    return Store(client, experiment.experiment_id)
+    return Store(uri, client, experiment.experiment_id)
 
 
 def _relocate(project: Project, artifacts: str) -> None:

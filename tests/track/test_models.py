@@ -1,0 +1,97 @@
+"""Models in MLflow: loaded by alias, by reference when large, champion only for what beats SFT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grape import receipt
+from grape.project import Project
+from grape.track import POLICY, Candidate, StageRun, registry
+from grape.track.registry import best
+
+
+def policy(project: Project, save_model: Callable[..., Path], name: str) -> None:
+    path = save_model(project.root / "models" / "policy" / name)
+    (path / "name.txt").write_text(name)  # equal weights would be equal models
+    with StageRun(project, f"rl@{name}", {}, 0) as run:
+        run.model(f"models/policy/{name}", name, register=POLICY)
+
+
+def champion(client: Callable[[], Any]) -> Any:
+    return client().get_model_version_by_alias(POLICY, "champion")
+
+
+def test_the_champion_loads_and_answers(project: Project, client: Callable[[], Any], runs: Callable[[], list[Any]],
+                                        save_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    policy(project, save_model, "grpo-0")
+    policy(project, save_model, "grpo-1")
+    for stage, version in (("rl@grpo-0", 1), ("rl@grpo-1", 2)):
+        written = receipt.read(project.receipt(stage))
+        assert written is not None and written["registered_model"] == {"name": POLICY, "version": version}
+    with StageRun(project, "report", {}, 0) as run:
+        run.champion([Candidate("grpo-0", 0.30, 0.25), Candidate("grpo-1", 0.28, 0.24)])
+    assert champion(client).version == 1
+    assert champion(client).run_id == runs()[0].info.run_id
+
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", project.tracking_uri)
+    pipeline = mlflow.transformers.load_model(f"models:/{POLICY}@champion")
+    assert pipeline("a b", max_new_tokens=3)[0]["generated_text"].startswith("a b")
+    assert not (project.root / "mlruns").exists()
+
+    with StageRun(project, "report", {}, 0) as run:  # nobody beats SFT: the champion stays
+        run.champion([Candidate("grpo-1", 0.02, -0.01)])
+    assert champion(client).version == 1
+    with StageRun(project, "report", {}, 0) as run:
+        run.champion([Candidate("grpo-0", 0.1, 0.05), Candidate("grpo-1", 0.2, 0.1)])
+    assert champion(client).version == 2
+
+
+def test_a_champion_the_store_never_saw_is_registered(project: Project, client: Callable[[], Any],
+                                                      save_model: Callable[..., Path]) -> None:
+    save_model(project.root / "models" / "policy" / "grpo-0")
+    with StageRun(project, "report", {}, 0) as run:
+        run.champion([Candidate("grpo-0", 0.3, 0.2)])
+    assert champion(client).tags["grape.path"] == "models/policy/grpo-0"
+
+
+def test_a_large_model_is_a_reference_with_its_tokenizer(project: Project, client: Callable[[], Any],
+                                                         runs: Callable[[], list[Any]], save_model: Callable[..., Path],
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "LARGEST", 1000)
+    save_model(project.root / "models" / "base")
+    with StageRun(project, "base", {}, 0) as run:
+        run.model("models/base", "base", register=POLICY)
+    (output,) = runs()[0].outputs.model_outputs
+    model = client().get_logged_model(output.model_id)
+    assert model.tags["grape.path"] == "models/base" and model.tags["grape.digest"].endswith(".dir")
+    files = {path.name for path in Path(model.artifact_location).iterdir()}
+    assert {"config.json", "tokenizer.json"} <= files and "model.safetensors" not in files
+    assert client().search_model_versions(f"name = '{POLICY}'")[0].version == 1
+
+
+def test_a_reward_model_is_logged_as_a_classifier(project: Project, runs: Callable[[], list[Any]],
+                                                  save_model: Callable[..., Path],
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    save_model(project.root / "models" / "reward", kind="scalar")
+    with StageRun(project, "reward", {}, 0) as run:
+        run.model("models/reward", "reward")
+    (output,) = runs()[0].outputs.model_outputs
+
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", project.tracking_uri)
+    parts = mlflow.transformers.load_model(f"models:/{output.model_id}", return_type="components")
+    assert type(parts["model"]).__name__ == "LlamaForSequenceClassification"
+
+
+def test_the_best_candidate_beats_sft_for_sure() -> None:
+    assert best([]) is None
+    assert best([Candidate("a", 0.5, 0.0)]) is None
+    assert best([Candidate("a", 0.1, 0.05), Candidate("b", 0.3, 0.2), Candidate("c", 0.9, -0.1)]) \
+        == Candidate("b", 0.3, 0.2)

@@ -1,0 +1,40 @@
+"""The parent run has a headline for every stage, whether it ran now or came from the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from grape import receipt
+from grape.project import NONCE, PARENT_RUN, Project
+from grape.track import StageRun, close_parent, link_cached, open_parent
+from grape.track.spool import Spool
+
+
+def test_every_stage_is_in_the_parent(project: Project, runs: Callable[[], list[Any]],
+                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    with StageRun(project, "sft", {}, 0) as run:  # earlier, by `dvc repro`
+        run.headline({"loss": 0.5})
+    parent_id = open_parent(project, "n-1", {"sft": "cached", "rl@grpo-0": "params changed"})
+    assert parent_id is not None
+    with monkeypatch.context() as stage:
+        stage.setenv(PARENT_RUN, parent_id)
+        stage.setenv(NONCE, "n-1")
+        with StageRun(project, "rl@grpo-0", {}, 0) as run:
+            run.headline({"reward": 0.75})
+    for name in ("sft", "rl@grpo-0"):
+        written = receipt.read(project.receipt(name))
+        assert written is not None
+        link_cached(project, parent_id, name, written)
+    close_parent(project, parent_id, "FINISHED", "2 stages")
+
+    cached, parent, child = runs()
+    assert parent.info.run_id == parent_id and parent.info.status == "FINISHED"
+    assert parent.data.metrics == {"sft/loss": 0.5, "rl/grpo-0/reward": 0.75}
+    assert parent.data.tags["grape.stage.sft"] == f"cached {cached.info.run_id}"
+    assert parent.data.tags["grape.stage.rl/grpo-0"] == f"ran {child.info.run_id}"
+    assert "| sft | cached |" in parent.data.tags["mlflow.note.content"]
+    assert child.data.tags["mlflow.parentRunId"] == parent_id
+    assert Spool.pending(project) == []
