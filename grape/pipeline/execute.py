@@ -77,7 +77,7 @@ class Executor:
         return outcome
 
     def _run(self, stage: str) -> Outcome:
-        log = self.project.state / "logs" / f"{stage}.log"
+        log = self.project.state / "logs" / f"{_file_name(stage)}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
         process = self._start(stage)
@@ -146,7 +146,7 @@ class Executor:
         self._record(stage).unlink(missing_ok=True)
 
     def _record(self, stage: str) -> Path:
-        return self.project.state / "running" / f"{stage}.json"
+        return self.project.state / "running" / f"{_file_name(stage)}.json"
 
     def stop(self) -> None:
         """End every stage; called from the thread that was interrupted while others wait for their stages."""
@@ -162,6 +162,10 @@ class Executor:
         except (KeyboardInterrupt, subprocess.TimeoutExpired):  # asked twice, or a process that cannot be ended
             for process in running:
                 kill_session(process.pid, self.nonce)
+
+
+def _file_name(stage: str) -> str:
+    return stage.replace("/", "-")  # a stage of a sub-folder is called sub/dvc.yaml:name
 
 
 def session(sid: int, nonce: str) -> list[psutil.Process]:

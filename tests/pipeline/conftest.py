@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.pipeline.harness import TOY, Toy
+from tests.pipeline.harness import Toy, unpack
 
 
 @pytest.fixture(autouse=True)
@@ -27,25 +26,17 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def fresh(tmp_path: Path) -> Toy:
     """A clone in which nothing has run, in git but not yet in DVC."""
-    root = tmp_path / "toy"
-    shutil.copytree(TOY, root, ignore=shutil.ignore_patterns("__pycache__"))
-    (root / "gitignore").rename(root / ".gitignore")
-    subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
-    return Toy(root)
+    return unpack(tmp_path / "toy")
 
 
 @pytest.fixture(scope="session")
 def _finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("finished") / "toy"
-    shutil.copytree(TOY, root, ignore=shutil.ignore_patterns("__pycache__"))
-    (root / "gitignore").rename(root / ".gitignore")
-    subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
+    toy = unpack(tmp_path_factory.mktemp("finished") / "toy")
     before = dict(os.environ)
-    toy = Toy(root)
     assert toy.statuses(toy.run()) == dict.fromkeys(("first", "branch@left", "branch@right", "last"), "ran"), toy.said
     os.environ.clear()
     os.environ.update(before)
-    return root
+    return toy.root
 
 
 @pytest.fixture

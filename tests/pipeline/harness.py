@@ -80,6 +80,16 @@ class Toy:
         return value
 
 
+def unpack(root: Path) -> Toy:
+    """A clone of the toy in which nothing has run, in git but not yet in DVC."""
+    shutil.copytree(TOY, root, ignore=shutil.ignore_patterns("__pycache__"))
+    # Under their real names they would be part of this repository's own pipeline.
+    (root / "dag.yaml").rename(root / "dvc.yaml")
+    (root / "gitignore").rename(root / ".gitignore")
+    subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
+    return Toy(root)
+
+
 def until(condition: Callable[[], T], patience: float = 120) -> T:
     """Wait for something to become true; the limit only ends a test that would hang."""
     end = time.monotonic() + patience
