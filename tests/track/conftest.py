@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from grape.project import Project
+from grape.track.store import connect
 
 ROOT = Path(__file__).resolve().parents[2]
 # MLflow's own use of what its dependencies deprecate; nothing of ours is concerned.
@@ -24,8 +26,17 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", line)
 
 
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the experiment in it: MLflow's migrations take seconds, a copy does not."""
+    project = Project(tmp_path_factory.mktemp("database"))
+    connect(project)
+    return project.state / "mlflow.db"
+
+
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project that has never seen MLflow."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     for name in ("params.yaml", "dvc.yaml"):
         (tmp_path / name).touch()
@@ -34,13 +45,21 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
 
 
 @pytest.fixture
-def client(project: Project) -> Callable[[], Any]:
+def project(bare: Project, database: Path) -> Project:
+    """A project with an empty store."""
+    bare.state.mkdir()
+    shutil.copyfile(database, bare.state / "mlflow.db")
+    return bare
+
+
+@pytest.fixture
+def client(bare: Project) -> Callable[[], Any]:
     """An MLflow client on the project's store, made when asked for."""
 
     def make() -> Any:
         from mlflow.tracking import MlflowClient
 
-        return MlflowClient(project.tracking_uri)
+        return MlflowClient(bare.tracking_uri)
 
     return make
 
@@ -57,13 +76,13 @@ def runs(client: Callable[[], Any]) -> Callable[[], list[Any]]:
 
 
 @pytest.fixture
-def python(project: Project) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+def python(bare: Project) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
     """Start Python code in a process of its own, in the project; it is dead when the test ends."""
     started: list[subprocess.Popen[str]] = []
 
     def start(code: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen([sys.executable, "-c", code], cwd=project.root, text=True, stdout=subprocess.PIPE,
-                                   env={**project.environment(), "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"})
+        process = subprocess.Popen([sys.executable, "-c", code], cwd=bare.root, text=True, stdout=subprocess.PIPE,
+                                   env={**bare.environment(), "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"})
         started.append(process)
         return process
 

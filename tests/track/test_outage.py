@@ -132,6 +132,6 @@ def test_a_plain_folder_as_store_is_refused_with_the_mend(project: Project, monk
         pass
 
 
-def test_pre_flight_without_a_store_leaves_none(project: Project) -> None:
-    assert close_dead_runs(project) == 0
-    assert not (project.state / "mlflow.db").exists()
+def test_pre_flight_without_a_store_leaves_none(bare: Project) -> None:
+    assert close_dead_runs(bare) == 0
+    assert not (bare.state / "mlflow.db").exists()

@@ -107,7 +107,7 @@ def test_the_orchestrator_is_the_parent(project: Project, runs: Callable[[], lis
     assert written is not None and written["nonce"] == "n-1"
 
 
-def test_two_first_stages_at_once_share_the_new_store(project: Project, python: Callable[[str], Any],
+def test_two_first_stages_at_once_share_the_new_store(bare: Project, python: Callable[[str], Any],
                                                       runs: Callable[[], list[Any]]) -> None:
     code = """
 import sys
@@ -121,4 +121,4 @@ with StageRun(Project.find(), "rl@grpo-{seed}", {{}}, {seed}) as run:
     assert [process.wait() for process in processes] == [0, 0]
     assert sorted(run.info.run_name for run in runs()) == ["rl@grpo-0", "rl@grpo-1"]
     assert [run.data.metrics for run in runs()] == [{"reward": 299.0}] * 2
-    assert Spool.pending(project) == []
+    assert Spool.pending(bare) == []
