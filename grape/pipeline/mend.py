@@ -5,10 +5,13 @@ Only the holder of the project's lock may mend. Each function returns what it di
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,21 +49,35 @@ def read_path_locks(project: Project) -> tuple[Literal["none", "whole", "stale",
 
     DVC itself drops an entry whose pid is gone, but neither a file cut short nor a pid given to another program since.
     """
-    state, holders, _ = _path_locks(project)
+    with _guard(project):
+        state, holders, _ = _path_locks(project)
     return state, holders
 
 
 def path_locks(project: Project) -> tuple[list[str], list[int]]:
     """Clear DVC's lock on paths of the dead. Returns what was done and the pids of the living that hold some."""
-    state, holders, kept = _path_locks(project)
     path = project.root / ".dvc" / "tmp" / "rwlock"
-    if state == "broken":
-        path.unlink(missing_ok=True)
-        return ["DVC's lock on paths (.dvc/tmp/rwlock) was cut short: removed"], []
-    if state == "stale":
-        replace(path, json.dumps(kept))
-        return ["DVC's lock on paths (.dvc/tmp/rwlock) held entries of a process that is gone: removed"], holders
+    with _guard(project):
+        state, holders, kept = _path_locks(project)
+        if state == "broken":
+            path.unlink(missing_ok=True)
+            return ["DVC's lock on paths (.dvc/tmp/rwlock) was cut short: removed"], []
+        if state == "stale":
+            replace(path, json.dumps(kept))
+            return ["DVC's lock on paths (.dvc/tmp/rwlock) held entries of a process that is gone: removed"], holders
     return [], holders
+
+
+@contextmanager
+def _guard(project: Project) -> Iterator[None]:
+    """Hold the lock under which dvc rewrites the file, so that a write under way is not taken for a broken one."""
+    path = project.root / ".dvc" / "tmp" / "rwlock.lock"
+    if not path.parent.is_dir():
+        yield
+        return
+    with path.open("a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # dvc holds it for the time of a small write; the kernel frees a dead one's
+        yield
 
 
 def _path_locks(project: Project) -> tuple[Literal["none", "whole", "stale", "broken"], list[int], dict[str, Any]]:

@@ -71,7 +71,7 @@ def _overlap(path: list[str], out: list[str]) -> bool:
 
 
 def version_file(project: Project) -> None:
-    """Keep `grape.version` true, which stands for grape's code among the dependencies of a project made by `grape init`.
+    """Keep `grape.version` true: it stands for grape's code among what the stages of a `grape init` project read.
 
     A new grape then re-runs the stages, as edited code does in a checkout.
     """

@@ -60,7 +60,8 @@ def test_a_second_run_waits_for_the_first(toy: Toy) -> None:
             toy.run(wait=False)
         second = toy.start()
         assert second.stdout is not None
-        assert "waiting for its end" in second.stdout.readline()
+        first = second.stdout.readline()
+    assert "waiting for its end" in first, first + second.stdout.read()
     out, _ = second.communicate()
     assert second.returncode == 0 and "everything is up to date" in out
 
@@ -75,7 +76,8 @@ def test_a_dvc_command_by_hand_is_waited_for(toy: Toy) -> None:
         toy.run(wait=False)
     second = toy.start()
     assert second.stdout is not None
-    assert "waiting for its end" in second.stdout.readline()
+    first = second.stdout.readline()
+    assert "waiting for its end" in first, first + second.stdout.read()
     toy.release()
     by_hand.communicate()
     out, _ = second.communicate()
