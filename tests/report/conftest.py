@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from grape.report import plots
+
 ITEMS = {"arithmetic": ("correct", "short"), "letters": ("correct", "format"), "courtesy": ("names", "asks", "polite")}
 HOSTILE = "<script>alert('x')</script> & | `code` ```"
 GAIN = {"grpo": 0.28, "reinforce": 0.02, "trpo": -0.1}
@@ -68,6 +70,11 @@ def rl_record(step: int, steps: int, gain: float, noise: float) -> dict[str, flo
 def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture(autouse=True)
+def _coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(plots.STYLE, "figure.dpi", 40)  # drawing is most of the time, and fineness is not tested
 
 
 @pytest.fixture
