@@ -56,6 +56,13 @@ class Delivery:
         Raises:
             Unreachable: the store does not answer; what it has not got stays in the spool.
         """
+        try:
+            self._pump()
+        except Unreachable:
+            self._store = None  # connect anew, and so ask first whether it answers
+            raise
+
+    def _pump(self) -> None:
         state = self._begin()
         for kind, group in itertools.groupby(self.spool.events(state.offset), key=lambda pair: pair[0]["kind"]):
             size = BATCH if kind == "metrics" else 1

@@ -100,7 +100,7 @@ def _weights(store: Store, path: Path, event: Event, run_id: str, task: str, tag
     import mlflow.transformers
     import transformers
 
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
     auto = (transformers.AutoModelForCausalLM if task == "text-generation"
             else transformers.AutoModelForSequenceClassification)
     model = auto.from_pretrained(path, local_files_only=True)

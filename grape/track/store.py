@@ -1,21 +1,23 @@
 """The way to MLflow: is it there, and if so a client and the experiment `grape`.
 
 `import mlflow` takes about 2 s and opening the sqlite store 1 s more, so nothing here imports it before it is needed,
-and a server that does not answer is found out by a TCP connection first.
+and a server that does not answer is found out by a small request first.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import socket
 import sqlite3
+import ssl
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
+from urllib.request import getproxies, proxy_bypass
 
 from filelock import FileLock
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 EXPERIMENT = "grape"
-PROBE_SECONDS = 1.5
+PROBE_SECONDS = 2.0
 AWAY = ("MLflow cannot be reached; the %s goes on and keeps its records in .grape/runs, "
         "`grape mlflow sync` delivers them later (%s)")
 # Path columns of MLflow's sqlite schema that hold absolute locations.
@@ -102,12 +104,23 @@ def _first_line(error: BaseException) -> str:
 
 
 def _probe(uri: str) -> None:
+    """Any answer will do: this finds servers that are down and servers that hang, in PROBE_SECONDS."""
     parts = urlsplit(uri)
-    address = (parts.hostname or "localhost", parts.port or (443 if parts.scheme == "https" else 80))
+    host = parts.hostname or "localhost"
+    if parts.scheme in getproxies() and not proxy_bypass(host):
+        return  # only the proxy can tell
+    connection: HTTPConnection
+    if parts.scheme == "https":  # nothing is sent that an impostor may not see, so certificates are MLflow's matter
+        connection = HTTPSConnection(host, parts.port, timeout=PROBE_SECONDS, context=ssl._create_unverified_context())
+    else:
+        connection = HTTPConnection(host, parts.port, timeout=PROBE_SECONDS)
     try:
-        socket.create_connection(address, timeout=PROBE_SECONDS).close()
-    except OSError as error:
-        raise Unreachable(f"{public(uri)}: {error}") from error
+        connection.request("HEAD", "/health")
+        connection.getresponse().read()
+    except (OSError, HTTPException) as error:
+        raise Unreachable(f"{public(uri)}: {error or 'no answer'}") from error
+    finally:
+        connection.close()
 
 
 def _calm() -> None:

@@ -13,7 +13,7 @@ import pytest
 from grape import receipt
 from grape.errors import GrapeError
 from grape.project import NONCE, Project
-from grape.track import StageRun, close_dead_runs, close_parent, open_parent, sync
+from grape.track import StageRun, close_dead_runs, close_parent, open_parent, store, sync
 from grape.track.deliver import Delivery
 from grape.track.spool import Spool
 from grape.track.store import Unreachable
@@ -54,6 +54,18 @@ def test_training_goes_on_with_one_warning_and_sync_delivers_once(
     assert logged.info.status == "FINISHED" and logged.data.tags["grape.spool"] == written["spool"]
     assert len(client().get_metric_history(logged.info.run_id, "loss")) == 3  # two steps and the headline
     assert len(logged.outputs.model_outputs) == 1
+
+
+def test_a_server_that_hangs_is_found_out_before_mlflow_is_asked(project: Project,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "PROBE_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with monkeypatch.context() as guard:
+            guard.setattr(store, "_open", lambda *_: pytest.fail("MLflow was asked"))
+            with StageRun(project, "sft", {}, 0):
+                pass
+    assert len(Spool.pending(project)) == 1
 
 
 def test_a_kill_between_delivery_and_acknowledgement_duplicates_nothing(
