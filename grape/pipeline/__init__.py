@@ -95,6 +95,8 @@ def run(project: Project, request: Request, engine: Engine, screen: Screen, hook
             screen.say("everything is up to date; `grape plan` shows what a change would run")
             return Result(None, seconds=time.monotonic() - started)
         screen.say("\n".join(drawn.lines()) + "\n")
+        if not drawn.computes:
+            engine = Threads()  # fetching from the cache takes less time than a Prefect server to start
         try:
             outcomes = _execute(project, drawn, request, engine, screen, hooks)
         finally:

@@ -38,6 +38,11 @@ class Plan:
     def todo(self) -> set[str]:
         return {step.stage for step in self.steps if step.action != "ready"}
 
+    @property
+    def computes(self) -> bool:
+        """Whether anything will run, not only come back from the cache."""
+        return any(step.action == "run" for step in self.steps)
+
     def lines(self) -> Iterator[str]:
         width = max((len(step.stage) for step in self.steps), default=0)
         for step in self.steps:

@@ -10,7 +10,7 @@ from grape.pipeline.execute import Outcome
 from grape.project import Project
 
 # The number of a stage that is worth a column, best first; otherwise the first one it has.
-_HEADLINES = ("gold_difference", "difference/gold", "gold", "agreement", "accuracy", "reward", "perplexity", "loss")
+_HEADLINES = ("difference", "gold", "agreement", "accuracy", "reward", "perplexity", "loss", "pairs", "rows/train")
 
 
 def headline(receipt: Mapping[str, Any] | None) -> str:

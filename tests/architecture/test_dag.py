@@ -1,0 +1,62 @@
+"""dvc.yaml against params.yaml: a knob that no stage declares would change results without anything being re-run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def load(name: str) -> Any:
+    return YAML(typ="safe").load((ROOT / name).read_text(encoding="utf-8"))
+
+
+DAG, PARAMS = load("dvc.yaml")["stages"], load("params.yaml")
+
+
+def declared(stage: str) -> set[str]:
+    return set(DAG[stage]["params"])
+
+
+def test_every_rl_knob_is_a_parameter_of_rl() -> None:
+    knobs = {f"rl.{name}" for name in PARAMS["rl"]} - {"rl.algorithms", "rl.seeds"}
+    assert {name for name in declared("rl") if name.startswith("rl.")} == knobs
+    assert "algorithms.${item.algorithm}" in declared("rl")
+
+
+def test_every_stage_declares_its_own_section() -> None:
+    for stage in DAG:
+        if stage != "rl":
+            assert stage in declared(stage), stage
+
+
+def test_every_declared_parameter_exists() -> None:
+    for stage in DAG:
+        for key in declared(stage) - {"algorithms.${item.algorithm}"}:
+            value = PARAMS
+            for part in key.split("."):
+                assert part in value, f"{stage}: {key}"
+                value = value[part]
+
+
+def test_every_listed_code_file_exists() -> None:
+    for stage, entry in DAG.items():
+        for path in entry["deps"]:
+            if path.startswith("grape/"):
+                names = [path.replace("${item.algorithm}", name) for name in PARAMS["rl"]["algorithms"]]
+                assert all((ROOT / name).exists() for name in names), f"{stage}: {path}"
+
+
+def test_every_stage_leaves_a_receipt_that_nobody_depends_on() -> None:
+    for stage, entry in DAG.items():
+        outs = [out if isinstance(out, str) else next(iter(out)) for out in entry["outs"]]
+        assert any(out.startswith(f"reports/receipts/{stage}") for out in outs), stage
+        assert not any(dep.startswith("reports/receipts") for dep in entry["deps"]), stage
+
+
+def test_machine_facts_stay_out_of_commands() -> None:
+    for entry in DAG.values():
+        assert not any(word in entry["cmd"] for word in ("--device", "--worker", "--port", "--thread"))
