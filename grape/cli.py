@@ -13,8 +13,9 @@ import typer
 
 from grape.errors import GrapeError
 
-app = typer.Typer(name="grape", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
-                  context_settings={"help_option_names": ["-h", "--help"]},
+# No rich: plain help takes a quarter of the time.
+app = typer.Typer(name="grape", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]},
                   help="From a pre-trained language model to an instruction-following one, any algorithm slotted in.")
 mlflow_app = typer.Typer(no_args_is_help=True, help="MLflow's records of this project.")
 app.add_typer(mlflow_app, name="mlflow")

@@ -69,7 +69,8 @@ class Project:
             "MLFLOW_TRACKING_URI": self.tracking_uri,
             "PREFECT_HOME": str(state / "prefect"),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "PREFECT_LOGGING_LEVEL": "ERROR",  # the orchestrator tells the same, once
+            "PREFECT_LOGGING_LEVEL": "CRITICAL",  # the orchestrator tells the same, once, and keeps its own logs
+            "PREFECT_LOGGING_TO_API_ENABLED": "false",
             "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_DATASETS_CACHE": str(state / "datasets"),

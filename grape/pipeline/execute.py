@@ -74,6 +74,8 @@ class Executor:
         except Exception as error:  # boundary: the scheduler must hear of every stage, whatever went wrong here
             outcome = Outcome(stage, "failed", code=1, because=f"{type(error).__name__}: {error}")
             self.outcomes[stage] = outcome
+        if outcome.status == "failed":
+            self.screen.line(stage, f"failed after {outcome.seconds:.1f} s {outcome.because}".rstrip())
         return outcome
 
     def _run(self, stage: str) -> Outcome:

@@ -64,7 +64,7 @@ def schedule(work: Work, submit: Submit) -> None:
                 bad = [need for need in needs if need in outcomes and not outcomes[need].good]
                 if bad:
                     waiting.remove(stage)
-                    outcomes[stage] = Outcome(stage, "blocked", because=bad[0])
+                    outcomes[stage] = Outcome(stage, "blocked", because=outcomes[bad[0]].because or bad[0])
                 elif len(running) < work.workers and all(need in outcomes for need in needs):
                     waiting.remove(stage)
                     running.add(stage)

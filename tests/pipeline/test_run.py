@@ -67,6 +67,13 @@ def test_one_knob_runs_its_branch_and_what_follows(toy: Toy) -> None:
     assert toy.dvc_status() == {}
 
 
+def test_a_branch_that_was_dropped_and_comes_back_is_a_cache_hit(toy: Toy) -> None:
+    toy.edit("[left, right]", "[left]")
+    assert toy.statuses(toy.run()) == {"first": "cached", "branch@left": "cached", "last": "ran"}
+    toy.edit("[left]", "[left, right]")
+    assert toy.statuses(toy.run()) == dict.fromkeys(ALL, "cached")
+
+
 def test_set_edits_the_parameters_first(toy: Toy) -> None:
     result = toy.run(sets=("high: 0.3=>high: 0.5",))
     assert toy.statuses(result)["branch@left"] == "ran"
