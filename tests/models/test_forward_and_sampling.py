@@ -1,0 +1,152 @@
+"""What is sampled is what is trained on: positions, masks, kernels and draws agree."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from grape.maths.logprob import token_logp
+from grape.models.encode import collate, encode_chat, encode_prompt, fitting, stop_ids
+from grape.models.forward import batched_language, exact_kl, language, micro_batches
+from grape.sampling import choose, response_rows, sample
+from tests import tiny
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_left_padded_rows_equal_unpadded_ones(architecture: str) -> None:
+    """Learned positions and rotary ones; also against transformers' own forward without any of our padding."""
+    model, rows = tiny.model(architecture), tiny.rows(2, 5)
+    together = language(model, collate(rows, 0))
+    assert together.logp is not None
+    for i, (prompt, response) in enumerate(rows):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1:-1]
+        plain = torch.log_softmax(logits, -1)[torch.arange(len(response)), torch.tensor(response)]
+        torch.testing.assert_close(together.logp[i, : len(response)], plain, rtol=1e-4, atol=1e-4)
+        assert together.logp[i, len(response):].abs().sum() == 0
+
+
+def test_temperature_divides_the_logits_and_entropy_is_exact() -> None:
+    logits = torch.tensor([[[0.0, 1.0, 2.0]]])
+    logp, entropy = token_logp(logits, torch.tensor([[2]]), torch.ones(1, 1, dtype=torch.bool), temperature=2.0)
+    p = torch.softmax(logits / 2, -1)
+    torch.testing.assert_close(logp, p[..., 2].log())
+    torch.testing.assert_close(entropy, -(p * p.log()).sum(-1))
+
+
+def test_an_impossible_token_gives_no_nan_outside_the_mask() -> None:
+    logits = torch.tensor([[[0.0, -torch.inf], [0.0, -torch.inf]]], requires_grad=True)
+    logp, entropy = token_logp(logits, torch.tensor([[0, 1]]), torch.tensor([[True, False]]))
+    assert torch.isfinite(logp).all() and torch.isfinite(entropy).all()
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_greedy_sampling_is_transformers_greedy_generation(architecture: str) -> None:
+    model, tokenizer = tiny.model(architecture), tiny.tokenizer()
+    prompts = [tiny.prompt(text) for text in ("a", "hello there", "3 + 5?")]
+    ours = sample(model, tokenizer, prompts, 1, temperature=0.0, max_new_tokens=12, positions=64, keys=("x",))
+    for prompt, response in zip(prompts, ours, strict=True):
+        ids = torch.tensor([encode_prompt(tokenizer, prompt.messages)])
+        theirs = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, pad_token_id=0)
+        assert list(response.ids) == theirs[0, ids.shape[1]:].tolist()
+
+
+def test_a_sample_is_the_same_whatever_else_is_sampled_with_it() -> None:
+    model, tokenizer = tiny.model(), tiny.tokenizer()
+    prompts = [tiny.prompt(text) for text in ("a", "bcd", "a longer question than that")]
+    common: dict[str, Any] = {"temperature": 1.0, "max_new_tokens": 16, "positions": 64, "keys": (0, "rollout", 3)}
+    together = sample(model, tokenizer, prompts, 4, **common)
+    alone = sample(model, tokenizer, prompts[1:2], 4, **common)
+    chunked = sample(model, tokenizer, prompts, 4, rows_at_once=1, **common)
+    assert [r.ids for r in together[4:8]] == [r.ids for r in alone]
+    assert [r.ids for r in together] == [r.ids for r in chunked]
+    assert len({r.ids for r in together[:4]}) > 1
+    other = sample(model, tokenizer, prompts, 4, **{**common, "keys": (0, "rollout", 4)})
+    assert [r.ids for r in other] != [r.ids for r in together]
+
+
+def test_samples_end_with_eos_or_are_unfinished_and_stay_within_positions() -> None:
+    model, tokenizer = tiny.model(), tiny.tokenizer()
+    with torch.no_grad():  # make EOS likely enough to be drawn
+        model.get_output_embeddings().weight[tokenizer.eos_token_id] *= 4
+    responses = sample(model, tokenizer, [tiny.prompt("q" * n) for n in (1, 20, 35)], 8, temperature=1.0, max_new_tokens=30, positions=56, keys=(1,))
+    assert {r.finished for r in responses} == {True, False}
+    for response, (prompt, ids) in zip(responses, response_rows(tokenizer, responses), strict=True):
+        assert response.finished == (ids[-1] == tokenizer.eos_token_id)
+        assert tokenizer.eos_token_id not in ids[:-1] and len(prompt) + len(ids) <= 56 and len(ids) <= 30
+
+
+def test_a_rollouts_log_probabilities_are_the_training_stacks() -> None:
+    """Before the first update the ratio is 1: micro-batched, differently padded forwards agree."""
+    model, tokenizer = tiny.model("gpt2"), tiny.tokenizer()
+    responses = sample(model, tokenizer, [tiny.prompt("ab"), tiny.prompt("a much longer one")], 4, temperature=0.7, max_new_tokens=12, positions=64, keys=(1,))
+    batch = collate(response_rows(tokenizer, responses), tokenizer.pad_token_id)
+    old, new = batched_language(model, batch, 0.7, max_tokens=40), language(model, batch, 0.7)
+    torch.testing.assert_close(old.logp, new.logp.detach(), rtol=1e-4, atol=1e-5)  # type: ignore[union-attr]
+
+
+def test_choose_inverts_the_cumulated_probabilities() -> None:
+    logits = torch.log(torch.tensor([[0.5, 0.25, 0.25, 0.0]])).expand(5, 4)
+    drawn = choose(logits, torch.tensor([0.0, 0.499, 0.5, 0.76, 1 - 2**-24]), 1.0)
+    assert drawn.tolist() == [0, 0, 1, 2, 2]
+
+
+def test_uniform_logits_are_sampled_uniformly() -> None:
+    uniform = torch.rand(40000, generator=torch.Generator().manual_seed(0))
+    counts = torch.bincount(choose(torch.zeros(40000, 8), uniform, 1.0), minlength=8)
+    chi2 = float(((counts - 5000.0) ** 2 / 5000).sum())
+    assert chi2 < 24.3  # 99.9 % of chi-squared with 7 degrees of freedom
+
+
+def test_exact_kl_of_a_policy_with_itself_is_zero_and_with_another_positive() -> None:
+    batch = tiny.batch()
+    same, _ = exact_kl(tiny.model(), tiny.model(), batch, 1.0, 50)
+    other, entropy = exact_kl(tiny.model(), tiny.model(seed=1), batch, 1.0, 50)
+    assert float(same.abs().max()) < 1e-5 and float(other[batch.mask].min()) > 0
+    torch.testing.assert_close(entropy, batched_language(tiny.model(), batch, 1.0, 10**6).entropy, rtol=1e-4, atol=1e-5)
+
+
+def test_micro_batches_keep_pairs_together_and_cover_every_row_once() -> None:
+    batch = tiny.batch(count=10, unit=2)
+    parts = [part.tolist() for part in micro_batches(batch, 30)]
+    assert sorted(i for part in parts for i in part) == list(range(10)) and len(parts) > 1
+    assert all(part[j + 1] == part[j] + 1 and part[j] % 2 == 0 for part in parts for j in range(0, len(part), 2))
+
+
+def test_encode_chat_ends_with_eos_and_begins_with_what_is_sampled_from() -> None:
+    tokenizer = tiny.tokenizer()
+    turns = [{"role": "user", "content": "hi"}]
+    prompt, response = encode_chat(tokenizer, turns, "yo")
+    assert prompt == encode_prompt(tokenizer, turns)
+    assert response[-1] == tokenizer.eos_token_id and tokenizer.decode(response[:-1]) == "yo"
+    assert tokenizer.decode(prompt) == "User: hi\nModel: "
+
+
+def test_text_behind_eos_in_a_template_is_not_trained_on() -> None:
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = ("{% for m in messages %}{{ m['role'] + ':' + m['content'] + (eos_token if m['role'] == 'assistant' else '') + '\n' }}{% endfor %}"
+                               "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}")
+    _, response = encode_chat(tokenizer, [{"role": "user", "content": "hi"}], "yo")
+    assert response[-1] == tokenizer.eos_token_id and len(response) == 3
+
+
+def test_an_unstable_template_is_refused() -> None:
+    from grape.errors import GrapeError
+
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = "{% if add_generation_prompt %}A{% else %}B{% endif %}{{ messages[0]['content'] }}"
+    with pytest.raises(GrapeError, match="prefix-stable"):
+        encode_chat(tokenizer, [{"role": "user", "content": "hi"}], "yo", "row-7")
+
+
+def test_rows_that_do_not_fit_are_dropped_whole() -> None:
+    kept, dropped = fitting([([1] * 5, [2] * 5), ([1] * 6, [2] * 5), ([1], [])], 10)
+    assert len(kept) == 1 and dropped == [1, 2]
+
+
+def test_stop_ids_take_the_generation_configs_list() -> None:
+    fake = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=[7, 9]))
+    assert stop_ids(fake, SimpleNamespace(eos_token_id=2)) == {2, 7, 9}

@@ -1,0 +1,46 @@
+"""Tiny models and batches for tests: random weights, real classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from grape.models.encode import collate
+from grape.models.load import character_tokenizer, scratch
+from grape.types import Batch, Prompt
+
+ARCHITECTURES = ("gpt2", "llama", "qwen3")
+
+
+def tokenizer() -> Any:
+    return character_tokenizer(["abc"])
+
+
+def model(architecture: str = "llama", seed: int = 0, width: int = 32, positions: int = 64) -> Any:
+    """Two blocks of random weights, scaled up so that the distribution is far from uniform."""
+    made = scratch(architecture, 2, width, 2, positions, tokenizer(), seed).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.dim() >= 2:
+                parameter.mul_(3.0)
+    return made
+
+
+def prompt(text: str, category: str = "any", answer: str | None = None) -> Prompt:
+    return Prompt(f"id-{text}", category, ({"role": "user", "content": text},), answer)
+
+
+def rows(seed: int = 0, count: int = 6) -> list[tuple[list[int], list[int]]]:
+    """Rows of different prompt and response lengths."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(low: int, high: int) -> list[int]:
+        n = int(torch.randint(low, high, (1,), generator=generator))
+        return torch.randint(4, 60, (n,), generator=generator).tolist()
+
+    return [(ids(1, 9), [*ids(1, 7), 2]) for _ in range(count)]
+
+
+def batch(seed: int = 0, count: int = 6, pad: int = 0, unit: int = 1) -> Batch:
+    return collate(rows(seed, count), pad, unit)
