@@ -122,10 +122,10 @@ def test_mlflow_has_a_parent_with_a_child_per_stage(copy: Copy) -> None:
     assert dict(children) == dict.fromkeys(STAGES, "FINISHED")
     assert copy.query("mlflow.db", "select status from runs where run_uuid = ?", parent) == [("FINISHED",)]
     lock = YAML(typ="safe").load(copy.root / "dvc.lock")["stages"]
-    made = {out["path"]: out["md5"] for stage in lock.values() for out in stage["outs"]}
+    known = {item["path"]: item["md5"] for stage in lock.values() for item in stage["deps"] + stage["outs"]}
     digests = dict(copy.query("mlflow.db", "select name, digest from datasets"))
     assert {"data/corpus", "data/sft", "data/prompts", "data/preferences"} <= digests.keys()
-    assert {name: made[name] for name in digests} == digests
+    assert {name: known[name] for name in digests} == digests
 
 
 def test_nothing_was_written_outside(copy: Copy) -> None:
