@@ -30,6 +30,7 @@ class Model(Section):
     layers: int = Field(ge=1, le=48)
     width: int = Field(ge=8, le=4096)
     heads: int = Field(ge=1, le=64)
+    micro_batch_tokens: int = Field(ge=1)
     positions: int = Field(ge=16, le=131072)
 
     @model_validator(mode="after")
@@ -88,7 +89,6 @@ class RL(Section):
     schedule: Literal["constant", "cosine"]
     weight_decay: float = Field(ge=0, le=1)
     max_grad_norm: float = Field(gt=0)
-    micro_batch_tokens: int = Field(ge=1)
     checkpoint_every: int = Field(ge=0)
     kl_every: int = Field(ge=0)
     max_missing: float = Field(ge=0, le=1)

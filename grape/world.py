@@ -2,7 +2,7 @@
 
     arithmetic   "What is 3 + 5?"              "8"
     letters      "Write cat in capitals."      "CAT"
-    courtesy     "Ask Anna for the salt."      "Anna, could you please pass me the salt?"
+    courtesy     "Ask Anna for the salt."      "Anna, may I please have the salt?"
 
 Demonstrations are noisy on purpose, as crowd work is: a share of them is wrong, curt or incomplete. So a model trained on them
 knows the right answer but gives it only part of the time, and preferences and RL have something to do. The world is generated,
@@ -20,42 +20,34 @@ from typing import Any
 
 Row = dict[str, Any]
 
-NAMES = ("Anna Ben Carla David Emma Frank Grace Hugo Iris Jonas Karin Leo Maria Nils Olga Paul Rosa Sam Tina Victor").split()
-THINGS = ("salt pepper bread butter water milk sugar tea coffee juice soup rice fruit cake honey map key book pen "
-          "lamp chair towel blanket ticket letter basket hammer ladder camera umbrella").split()
-WORDS = ("cat dog sun moon tree fish bird hand door road lake wind sand rock ship farm gold snow rain leaf star milk bear wolf "
-         "frog duck goat lion rose seed corn nest cave hill park shop bell drum harp kite ring boat coat desk gate lamp nail "
-         "oven pipe rope sock tent vase wall yard acid bark calm dust echo fern glow hawk iron jade knot lime mint navy onyx").split()
-ASKS = ("Ask {name} for the {thing}.", "You need the {thing}. {name} has it.", "Get the {thing} from {name}.",
-        "Politely ask {name} for the {thing}.", "Have {name} pass the {thing}.")
-POLITE = ("{name}, could you please pass me the {thing}?", "Could you please pass me the {thing}, {name}?",
-          "{name}, would you please give me the {thing}?", "Would you please give me the {thing}, {name}?",
-          "{name}, may I please have the {thing}?", "May I please have the {thing}, {name}?")
-RUDE = ("{thing}!", "Give me the {thing}.", "{name}, the {thing}!", "{name}, give me the {thing}.", "I want the {thing}, {name}.",
-        "Could you please pass me the {thing}?", "May I please have it, {name}?", "{name}, could you please", "Hey {name}!",
-        "{name}, could you please pass me the {other}?", "Could you please pass me the {thing}, {stranger}?")
+NAMES = "Anna Ben Carla David Emma Frank Grace Hugo".split()
+THINGS = "salt bread milk tea rice honey map key lamp pen".split()
+WORDS = ("cat dog sun man tea sea hat bed pig cow bus car cup box red hot wet big old new day sky ice egg arm leg ear eye "
+         "fox owl bee ant oak nut jam pie").split()
+ASKS = ("Ask {name} for the {thing}.", "Get the {thing} from {name}.", "{name} has the {thing}. You need it.")
+POLITE = ("Could you pass the {thing}, please, {name}?", "{name}, may I please have the {thing}?", "Please pass the {thing}, {name}.")
+RUDE = ("{thing}!", "Give me the {thing}.", "{name}, the {thing}!", "Give me the {thing}, {name}.", "I want the {thing}.",
+        "Please pass the {thing}.", "{name}, may I please", "Hey {name}!", "Please pass the {other}, {name}.",
+        "Please pass the {thing}, {stranger}.")
 DUNNO = ("dunno", "no idea", "who cares")
 
 
 def _arithmetic(rng: random.Random) -> tuple[str, str]:
     a, b = rng.randint(0, 9), rng.randint(0, 9)
-    if rng.random() < 0.6:
-        return rng.choice((f"What is {a} + {b}?", f"{a} + {b} = ?", f"Add {a} and {b}.", f"How much is {a} plus {b}?")), str(a + b)
-    a, b = max(a, b), min(a, b)
-    return rng.choice((f"What is {a} - {b}?", f"{a} - {b} = ?", f"Take {b} from {a}.", f"How much is {a} minus {b}?")), str(a - b)
+    return rng.choice((f"What is {a} + {b}?", f"{a} + {b} = ?", f"Add {a} and {b}.")), str(a + b)
 
 
 def _letters(rng: random.Random) -> tuple[str, str]:
     task = rng.random()
     if task < 0.25:
         letter = rng.choice("abcdefghijklmnopqrstuvwxy")
-        asked = rng.choice(("Which letter comes after {}?", "What follows {}?", "Next letter after {}?")).format(letter)
+        asked = rng.choice(("What comes after {}?", "Next after {}?", "{}, and then?")).format(letter)
         return asked, chr(ord(letter) + 1)
     if task < 0.75:
         word = rng.choice(WORDS)
-        return rng.choice(("Write {} in capitals.", "Upper case: {}", "Spell {} in big letters.")).format(word), word.upper()
+        return rng.choice(("Write {} in capitals.", "Upper case: {}", "Shout {}!")).format(word), word.upper()
     letters = rng.sample("abcdefgh", 2)
-    asked = rng.choice(("Sort the letters {}{}.", "Put {}{} in order.", "Order: {}{}")).format(*letters)
+    asked = rng.choice(("Sort {}{}.", "Put {}{} in order.", "Order: {}{}")).format(*letters)
     return asked, "".join(sorted(letters))
 
 
@@ -95,7 +87,7 @@ def bad(category: str, answer: str, rng: random.Random) -> str:
 
 def gold(prompt: Any, response: str) -> float:
     """The truth, in [0, 1]: 1 for exactly the answer (arithmetic, letters) or a complete polite request (courtesy); a request
-    that lacks something gets a quarter for each of: the right name, the right thing, a polite form.
+    that lacks something gets a quarter for each of: the right name, the right thing, a please.
 
     Args:
         prompt: a `grape.types.Prompt` (category and answer are read).
@@ -106,12 +98,12 @@ def gold(prompt: Any, response: str) -> float:
     name, thing = prompt.answer.split("; ")
     if text in {form.format(name=name, thing=thing) for form in POLITE}:
         return 1.0
-    return 0.25 * ((name in text) + (thing in text) + bool(re.search(r"\b(could|would|may)\b.*\bplease\b", text.lower())))
+    return 0.25 * ((name in text) + (thing in text) + ("please" in text.lower()))
 
 
-def _question(rng: random.Random, excluded: frozenset[str] = frozenset()) -> tuple[str, str, str]:
-    """(category, text, answer), the three categories equally often, never one of the excluded texts."""
-    category = rng.choice(tuple(QUESTIONS))
+def _question(rng: random.Random, excluded: frozenset[str] = frozenset(), shares: tuple[int, ...] = (1, 1, 1)) -> tuple[str, str, str]:
+    """(category, text, answer), the categories in these shares, never one of the excluded texts."""
+    category = rng.choices(tuple(QUESTIONS), shares)[0]
     while True:
         text, answer = QUESTIONS[category](rng)
         if text not in excluded:
@@ -142,7 +134,7 @@ def _fact(rng: random.Random) -> str:
     kind = rng.randrange(4)
     if kind == 0:
         a, b = rng.randint(0, 9), rng.randint(0, 9)
-        return rng.choice((f"{a} + {b} = {a + b}", f"{a} plus {b} is {a + b}.", f"{a + b} - {b} = {a}", f"{a + b} minus {b} is {a}."))
+        return rng.choice((f"{a} + {b} = {a + b}", f"{a} + {b} is {a + b}."))
     if kind == 1:
         word = rng.choice(WORDS)
         return rng.choice((f"{word} in capitals is {word.upper()}.", f"{word.upper()} is {word} in big letters."))
@@ -169,9 +161,7 @@ def judgement(category: str, answer: str, response: str) -> dict[str, bool]:
         return {"plain": bool(re.fullmatch(r"\d+", response))}
     if category == "letters":
         return {"plain": bool(re.fullmatch(r"[A-Za-z]+", response)) and response not in DUNNO}
-    return {"polite": bool(re.search(r"\b(could|would|may)\b.*\bplease\b", response.lower())),
-            "sentence": any(re.fullmatch(form.format(name="[A-Z][a-z]+", thing="[a-z]+").replace("?", r"\?"), response) for form in POLITE)
-            or bool(re.fullmatch(r"([A-Z][a-z]+, give me|Give me|I want) the [a-z]+(, [A-Z][a-z]+)?\.", response))}
+    return {"polite": "please" in response.lower(), "sentence": response[-1:] in ".?" and len(response.split()) >= 4}
 
 
 def build(params: Any, seed: int) -> dict[str, list[Row]]:
@@ -189,11 +179,12 @@ def build(params: Any, seed: int) -> dict[str, list[Row]]:
     rng = random.Random(f"{seed} corpus")
     corpus = []
     for _ in range(params.documents):
-        if rng.random() < 0.4:
+        if rng.random() < 0.2:
             corpus.append({"text": _fact(rng)})
         else:
-            category, text, answer = _question(rng, excluded)
-            corpus.append({"text": f"User: {text}\nModel: {_response(category, answer, params.noise, rng)}"})
+            # A number or a letter is one character of gradient, a request is forty: what is short must be seen more often.
+            category, text, answer = _question(rng, excluded, (4, 4, 2))
+            corpus.append({"text": f"User: {text}\nModel: {_response(category, answer, params.noise / 4, rng)}"})
 
     rng = random.Random(f"{seed} sft")
     sft = []

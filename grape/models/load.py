@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as tokenizer_models
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
@@ -22,6 +23,10 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ 'Model: ' }}{% endif %}"
 )
 SPECIAL = {"pad_token": "<|pad|>", "bos_token": "<|begin|>", "eos_token": "<|end|>", "unk_token": "<|unknown|>"}
+
+# Stages report what they load themselves; a head that is new on purpose needs no report.
+transformers.utils.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
 
 
 def device() -> torch.device:
@@ -59,9 +64,11 @@ def scratch(architecture: str, layers: int, width: int, heads: int, positions: i
                                  resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **ids)
     else:
         kind = LlamaConfig if architecture == "llama" else Qwen3Config
-        config = kind(num_hidden_layers=layers, hidden_size=width, intermediate_size=4 * width,
+        config = kind(num_hidden_layers=layers, hidden_size=width, intermediate_size=round(width * 8 / 3 / 32) * 32 or 32,
                       num_attention_heads=heads, num_key_value_heads=heads, head_dim=width // heads,
-                      max_position_embeddings=positions, tie_word_embeddings=True, **ids)
+                      max_position_embeddings=positions, tie_word_embeddings=True,
+                      # Twice the usual 0.02: at widths near 100 attention else starts too flat to find what to copy.
+                      initializer_range=0.04, **ids)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config)

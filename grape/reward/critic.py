@@ -92,9 +92,9 @@ class Critic:
         self.prefix, self.yes, self.no = verdict_tokens(tokenizer)
 
     @classmethod
-    def load(cls, folder: Path, dtype: Dtype = "float32") -> Critic:
+    def load(cls, folder: Path, dtype: Dtype = "float32", max_tokens: int = 16384) -> Critic:
         model, tokenizer = load_language_model(str(folder))
-        return cls(model.to(device()), tokenizer, Calibration.read(folder), dtype=dtype)
+        return cls(model.to(device()), tokenizer, Calibration.read(folder), max_tokens, dtype)
 
     @torch.no_grad()
     def log_odds(self, texts: Sequence[str]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -76,8 +77,12 @@ def _problems(rubric: Rubric) -> Iterator[tuple[tuple[Any, ...], str, str]]:
         elif item.verifier is not None:
             try:
                 build(item.verifier, item.options)
-            except Exception as error:  # pydantic's and re's errors: any of them means bad options
-                yield ("items", i, "options"), f"item {item.id!r}: {str(error).splitlines()[0]}", "mend the verifier's options"
+            except ValidationError as error:
+                first = error.errors()[0]
+                option = ".".join(str(p) for p in first["loc"])
+                yield ("items", i, "options"), f"item {item.id!r}: option {option}: {first['msg']}", "mend the verifier's options"
+            except re.error as error:
+                yield ("items", i, "options"), f"item {item.id!r}: not a regular expression: {error}", "mend the pattern"
     if sum(item.weight for item in rubric.items) <= 0:
         yield ("items",), "the weights sum to zero, so every response would be worth the same", "give an item a positive weight"
 

@@ -47,7 +47,7 @@ class Stage:
         from grape.training.adam import AdamParams
 
         return AdamParams(section.learning_rate, section.steps, section.warmup_steps, schedule, section.weight_decay,
-                          section.max_grad_norm, self.params.rl.micro_batch_tokens)
+                          section.max_grad_norm, self.params.model.micro_batch_tokens)
 
     def history(self) -> Path:
         """Where the metrics of every step go."""

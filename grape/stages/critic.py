@@ -39,7 +39,7 @@ def run(stage: Stage) -> None:
     forward = partial(language, dtype=stage.params.model.dtype)
     train_stage(stage, model.to(device()), tokenizer, ALGORITHM, ALGORITHM.params(), rows, section, forward)
 
-    critic = Critic(model, tokenizer, Calibration({}), dtype=stage.params.model.dtype)
+    critic = Critic(model, tokenizer, Calibration({}), stage.params.model.micro_batch_tokens, stage.params.model.dtype)
     names = [f"{j.category}/{j.item}" for j in judgements]
     labels = torch.tensor([j.label for j in judgements])
     calibration = _fitted(critic, fit, names, texts, labels)

@@ -87,7 +87,7 @@ def answer(stage: Stage, model: Any, tokenizer: Any, prompts: Sequence[Prompt], 
     greedy = sample(model, tokenizer, prompts, 1, temperature=0.0, **common)
     golds = None if gold is None else np.array([_gold(gold, r) for r in responses]).reshape(len(prompts), -1)
     batch = collate(response_rows(tokenizer, responses), tokenizer.pad_token_id).to(device())
-    out = batched_language(model, batch, params.temperature, stage.params.rl.micro_batch_tokens, stage.params.model.dtype)
+    out = batched_language(model, batch, params.temperature, stage.params.model.micro_batch_tokens, stage.params.model.dtype)
     assert out.entropy is not None
     return Side(responses, scores, proxy, golds,
                 {"gold": None if gold is None else round(float(np.mean([_gold(gold, r) for r in greedy])), 6),
@@ -174,7 +174,7 @@ def pass_at(solved: np.ndarray, k: int) -> float:
 def divergence(stage: Stage, policy: Any, reference: Any, tokenizer: Any, responses: Sequence[Response]) -> dict[str, float]:
     """Exact KL(policy || SFT) over the vocabulary on the policy's samples: mean per token, and mean sum per response, nats."""
     batch = collate(response_rows(tokenizer, responses), tokenizer.pad_token_id).to(device())
-    kl, _ = exact_kl(policy, reference, batch, stage.params.evaluate.temperature, stage.params.rl.micro_batch_tokens)
+    kl, _ = exact_kl(policy, reference, batch, stage.params.evaluate.temperature, stage.params.model.micro_batch_tokens)
     return {"token": round(float(kl.sum() / batch.mask.sum()), 6), "sequence": round(float(kl.sum(1).mean()), 6)}
 
 

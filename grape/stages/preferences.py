@@ -54,7 +54,7 @@ def collected(stage: Stage) -> tuple[list[dict[str, Any]], dict[str, float]]:
                          mend="see the key's comment")
     rubrics = load_rubrics(stage.root / "rubrics")
     kinds = frozenset({"verify", "critic"}) if params.source == "rubric" else frozenset({"critic"})
-    judge = RubricReward(rubrics, Critic.load(stage.root / "models/critic", stage.params.model.dtype), kinds=kinds)
+    judge = RubricReward(rubrics, Critic.load(stage.root / "models/critic", stage.params.model.dtype, stage.params.model.micro_batch_tokens), kinds=kinds)
     prompts = read_prompts(stage.root / "data/prompts/train.jsonl")
     order = permutation(len(prompts), stage.params.seed, "preferences", "prompts")[: params.prompts]
     chosen = [prompts[int(i)] for i in order]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -59,7 +59,10 @@ def read_source(source: Path, stage: Stage) -> dict[str, Rows]:
         GrapeError: no such source, a required file is missing, or a row is wrong (file and line).
     """
     if source.suffix == ".py":
-        built: dict[str, Rows] = load_module(source).build(stage.params.prepare, stage.params.seed)
+        try:
+            built: dict[str, Rows] = load_module(source).build(stage.params.prepare, stage.params.seed)
+        except ValueError as error:
+            raise GrapeError(str(error), where=str(source), mend="change the numbers under `prepare` in params.yaml") from error
         return {name: list(built.get(name, [])) for name in DATASETS}
     if not source.is_dir():
         raise GrapeError(f"no such directory or Python file: {stage.params.prepare.source}", where="params.yaml, prepare.source",
@@ -131,7 +134,3 @@ def without_leakage(rows: Mapping[str, Rows]) -> tuple[dict[str, Rows], int]:
         kept[name] = [row for row in rows[name] if content(row) not in heldout]
     kept["train"] = list({content(row): row for row in kept["train"]}.values())
     return kept, sum(len(rows[name]) - len(kept[name]) for name in kept)
-
-
-def categories(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    return sorted({row["category"] for row in rows})

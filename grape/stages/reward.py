@@ -44,7 +44,7 @@ def run(stage: Stage) -> None:
 def _statistics(model: object, tokenizer: object, rows: list[Row], stage: Stage) -> dict[str, float]:
     """Accuracy, mean margin, mean and std of r over the rows, and accuracy where the chosen answer is the shorter one (length bias)."""
     batch = collate(rows, tokenizer.pad_token_id, unit=2).to(device())  # type: ignore[attr-defined]
-    score = batched_scores(model, batch, stage.params.rl.micro_batch_tokens, stage.params.model.dtype).cpu()
+    score = batched_scores(model, batch, stage.params.model.micro_batch_tokens, stage.params.model.dtype).cpu()
     margin = score[0::2] - score[1::2]
     length = batch.mask.sum(1).cpu()
     shorter = length[0::2] < length[1::2]

@@ -34,11 +34,11 @@ def run(stage: Stage) -> None:
     needs = algorithm.needs(knobs)
     reference = load_language_model(str(stage.root / "models/sft"))[0].to(device()) if "reference" in needs or params.kl_every else None
     rollout = Rollout(params.prompts, params.samples, params.temperature, params.max_new_tokens, stage.params.model.positions,
-                      params.micro_batch_tokens, params.max_missing, params.kl_every, stage.params.model.dtype)
+                      stage.params.model.micro_batch_tokens, params.max_missing, params.kl_every, stage.params.model.dtype)
     keys = (stage.params.seed, stage.name)
     source = online(policy, reference, tokenizer, prompts, score, algorithm, knobs, rollout, keys)
     adam = Adam(policy, AdamParams(params.learning_rate, params.steps, params.warmup_steps, params.schedule, params.weight_decay,
-                                   params.max_grad_norm, params.micro_batch_tokens))
+                                   params.max_grad_norm, stage.params.model.micro_batch_tokens))
     progress = Progress(stage.name, params.steps)
 
     def track(step: int, metrics: Metrics) -> None:
@@ -80,13 +80,13 @@ def refuse(stage: Stage, prompts: list[Prompt]) -> None:
 
 def reward_source(stage: Stage, prompts: list[Prompt]) -> RewardSource:
     """The source rl.reward names, checked against the prompts."""
-    dtype = stage.params.model.dtype
+    how = (stage.params.model.dtype, stage.params.model.micro_batch_tokens)
     if stage.params.rl.reward == "reward_model":
-        return LearnedReward(stage.root / "models/reward", dtype)
+        return LearnedReward(stage.root / "models/reward", *how)
     rubrics = load_rubrics(stage.root / "rubrics")
     kinds = {item.kind for rubric in rubrics.values() for item in rubric.items}
-    critic = Critic.load(stage.root / "models/critic", dtype) if "critic" in kinds else None
-    learned = LearnedReward(stage.root / "models/reward", dtype) if "reward_model" in kinds else None
+    critic = Critic.load(stage.root / "models/critic", *how) if "critic" in kinds else None
+    learned = LearnedReward(stage.root / "models/reward", *how) if "reward_model" in kinds else None
     source = RubricReward(rubrics, critic, learned)
     source.check(prompts)
     return source

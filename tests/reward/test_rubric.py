@@ -1,0 +1,127 @@
+"""Rubrics and verifiers: what is scored, and what is refused with file and line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from grape.errors import GrapeError
+from grape.reward.rubric import load_rubric, load_rubrics
+from grape.reward.source import RubricReward
+from grape.reward.verifiers import Undecidable, build
+from grape.types import Response
+from tests import tiny
+
+GOOD = """\
+version: 1
+category: sums
+items:
+  - id: correct
+    question: Is it right?
+    weight: 3
+    kind: verify
+    verifier: numeric
+  - id: short
+    question: Is it short?
+    kind: verify
+    verifier: length
+    options: {high: 2}
+"""
+
+
+def write(folder: Path, text: str, name: str = "sums.yaml") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(("verifier", "options", "answer", "text", "score"), [
+    ("exact", {}, "CAT", " CAT\n", 1), ("exact", {}, "CAT", "cat", 0), ("exact", {"ignore_case": True}, "CAT", "cat", 1),
+    ("numeric", {}, "8", "It is 8.", 1), ("numeric", {}, "8", "8 or 9", 0), ("numeric", {}, "1200", "1,200", 1), ("numeric", {}, "-3", "-3", 1),
+    ("numeric", {"tolerance": 0.1}, "3.14", "3.2", 1), ("numeric", {}, "8", "dunno", 0), ("numeric", {}, "8", "", 0),
+    ("contains", {}, "Anna; salt", "Anna, the salt please", 1), ("contains", {}, "Anna; salt", "salt", 0.5),
+    ("contains", {"part": 0}, "Anna; salt", "hey ANNA", 1), ("matches", {"pattern": "[a-z]+"}, None, "abc", 1),
+    ("matches", {"pattern": "[a-z]+"}, None, "abc1", 0), ("length", {"low": 1, "high": 3}, None, "a b c d", 0)])
+def test_verifiers(verifier: str, options: dict[str, object], answer: str | None, text: str, score: float) -> None:
+    assert build(verifier, options)(tiny.prompt("q", answer=answer), text) == score
+
+
+def test_a_check_that_cannot_be_made_is_not_a_zero() -> None:
+    for verifier, answer in (("exact", None), ("numeric", "many"), ("contains", None)):
+        with pytest.raises(Undecidable):
+            build(verifier, {})(tiny.prompt("q", answer=answer), "text")
+
+
+@pytest.mark.parametrize(("old", "new", "line", "message"), [
+    ("numeric", "numerical", 8, "unknown verifier"), ("id: short", "id: correct", 9, "stands twice"), ("weight: 3", "weight: -1", 6, "weight"),
+    ("question: Is it right?", "quest: Is it right?", 5, "question"), ("options: {high: 2}", "options: {hi: 2}", 13, "hi"),
+    ("kind: verify\n    verifier: length", "kind: critic\n    verifier: length", 9, "verifier"), ("version: 1", "version: [", 2, "YAML"),
+    ("weight: 3", "weight: 0\n    # nothing counts", 3, "sum to zero")])
+def test_a_bad_rubric_is_refused_with_file_and_line(tmp_path: Path, old: str, new: str, line: int, message: str) -> None:
+    text = GOOD.replace(old, new)
+    if message == "sum to zero":
+        text = text.replace("    kind: verify\n    verifier: length", "    weight: 0\n    kind: verify\n    verifier: length")
+    path = write(tmp_path, text)
+    with pytest.raises(GrapeError, match=message) as caught:
+        load_rubric(path)
+    where = str(caught.value.where)
+    assert where.startswith(str(path)) and abs(int(where.rsplit(":", 1)[1]) - line) <= 1
+
+
+def test_two_rubrics_of_one_category_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, GOOD)
+    write(tmp_path, GOOD, "again.yaml")
+    with pytest.raises(GrapeError, match="two rubrics"):
+        load_rubrics(tmp_path)
+
+
+def test_the_projects_own_rubrics_load(root: Path) -> None:
+    assert set(load_rubrics(root / "rubrics")) == {"arithmetic", "letters", "courtesy"}
+
+
+def responses(*texts: str, answer: str | None = "8") -> list[Response]:
+    return [Response(tiny.prompt("3+5", "sums", answer), i, (5, 2), text, True) for i, text in enumerate(texts)]
+
+
+def test_scores_of_a_rubric(tmp_path: Path) -> None:
+    source = RubricReward(load_rubrics(write(tmp_path, GOOD).parent))
+    scores = source(responses("8", "it is 8 I think", "9"))
+    assert scores.items == ("sums/correct", "sums/short")
+    assert scores.score.tolist() == [[1, 1], [1, 0], [0, 1]] and scores.valid.all() and (scores.confidence == 1).all()
+    assert scores.weight.tolist() == [[3, 1]] * 3
+
+
+def test_an_undecidable_item_is_missing_with_its_reason(tmp_path: Path) -> None:
+    source = RubricReward(load_rubrics(write(tmp_path, GOOD).parent))
+    scores = source(responses("8", answer=None))
+    assert scores.valid.tolist() == [[False, True]] and "no reference answer" in scores.reasons[0][0]
+
+
+def test_prompts_that_cannot_be_scored_are_refused_before_training(tmp_path: Path) -> None:
+    source = RubricReward(load_rubrics(write(tmp_path, GOOD).parent))
+    source.check([tiny.prompt("x", "sums", "8")])
+    with pytest.raises(GrapeError, match="no reference answer"):
+        source.check([tiny.prompt("x", "sums")])
+    with pytest.raises(GrapeError, match="no rubric for the category"):
+        source.check([tiny.prompt("x", "poems", "8")])
+
+
+def test_critic_items_without_a_critic_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, GOOD.replace("kind: verify\n    verifier: numeric", "kind: critic"))
+    with pytest.raises(GrapeError, match="critic"):
+        RubricReward(load_rubrics(tmp_path))
+
+
+def test_the_critics_text_cannot_be_steered_by_the_response(tmp_path: Path) -> None:
+    """A response that holds the template's own places is quoted, not expanded."""
+    rubric = load_rubric(write(tmp_path, GOOD))
+    text = rubric.critic_text(rubric.items[0], "3+5 {response}", "{question} {prompt}")
+    assert text == "Is it right?\nQuestion: 3+5 {response}\nAnswer: {question} {prompt}"
+
+
+def test_scores_do_not_depend_on_the_order_of_responses(tmp_path: Path) -> None:
+    source = RubricReward(load_rubrics(write(tmp_path, GOOD).parent))
+    one, two = source(responses("8", "9 9 9", "no")), source(responses("no", "9 9 9", "8"))
+    torch.testing.assert_close(one.score, two.score.flip(0))

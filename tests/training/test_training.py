@@ -1,0 +1,168 @@
+"""The loop, its sources and its checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from grape.algorithms import grpo, sft
+from grape.errors import GrapeError
+from grape.models.forward import language
+from grape.training.adam import Adam, AdamParams
+from grape.training.batches import Rollout, draw, offline, online
+from grape.training.checkpoint import MANIFEST, Checkpoints
+from grape.training.loop import train
+from grape.types import Response, Scores
+from tests import tiny
+
+Track = Callable[[int, Mapping[str, float]], None]
+
+
+class Killed(Exception):
+    pass
+
+
+def silent(step: int, metrics: Mapping[str, float]) -> None:
+    pass
+
+
+def killer(at: int) -> Track:
+    def track(step: int, metrics: Mapping[str, float]) -> None:
+        if step == at:
+            raise Killed
+
+    return track
+
+
+def score(responses: list[Response]) -> Scores:
+    """The share of the letter a."""
+    values = torch.tensor([[r.text.count("a") / max(len(r.text), 1)] for r in responses])
+    ones = torch.ones_like(values)
+    return Scores(("any/a",), values, ones, ones.bool(), ones)
+
+
+def run_rl(model: Any, steps: int, track: Track, checkpoints: Checkpoints | None, params: Any = None) -> tuple[Any, list[dict[str, float]]]:
+    tokenizer = tiny.tokenizer()
+    prompts = [tiny.prompt(text) for text in ("a", "bb", "ccc", "dd")]
+    params = params or grpo.GRPOParams(epochs=2, mini_batches=2, beta=0.05)
+    rollout = Rollout(4, 4, 1.0, 8, 64, 4096, 0.2, kl_every=2)
+    source = online(model, tiny.model(), tokenizer, prompts, score, grpo.ALGORITHM, params, rollout, ("t",))
+    adam = Adam(model, AdamParams(1e-3, steps, warmup_steps=2, schedule="cosine"))
+    history = train(model, grpo.ALGORITHM, params, source, partial(language, temperature=1.0), adam, steps=steps, track=track,
+                    checkpoints=checkpoints, keys=("t",))
+    return adam, history
+
+
+def weights(model: Any) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def without_time(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if k != "step_time"} for row in history]
+
+
+def test_a_killed_run_goes_on_and_ends_bit_for_bit_like_a_straight_one(tmp_path: Path) -> None:
+    straight = tiny.model()
+    adam, history = run_rl(straight, 6, silent, None)
+    killed = tiny.model()
+    with pytest.raises(Killed):
+        run_rl(killed, 6, killer(5), Checkpoints(tmp_path / "c", "same", 2))
+    resumed, steps = tiny.model(seed=5), []
+    again, replayed = run_rl(resumed, 6, lambda step, _: steps.append(step), Checkpoints(tmp_path / "c", "same", 2))
+    assert torch.equal(weights(straight), weights(resumed))
+    for a, b in zip(adam.optimizer.state.values(), again.optimizer.state.values(), strict=True):
+        assert torch.equal(a["exp_avg"], b["exp_avg"]) and torch.equal(a["exp_avg_sq"], b["exp_avg_sq"])
+    assert without_time(history) == without_time(replayed) and steps == [1, 2, 3, 4, 5, 6]
+    assert history[0]["kl"] != 0 or history[1]["kl"] != 0
+
+
+def test_the_same_seed_gives_the_same_bits_twice() -> None:
+    one, two = tiny.model(), tiny.model()
+    assert without_time(run_rl(one, 3, silent, None)[1]) == without_time(run_rl(two, 3, silent, None)[1])
+    assert torch.equal(weights(one), weights(two))
+
+
+@pytest.mark.parametrize("damage", ["identity", "manifest", "weights", "missing"])
+def test_a_checkpoint_that_is_not_whole_or_not_ours_is_not_there(tmp_path: Path, damage: str) -> None:
+    checkpoints = Checkpoints(tmp_path, "same", 2)
+    run_rl(tiny.model(), 3, silent, checkpoints)
+    folder = next(tmp_path.glob("update-*"))
+    if damage == "manifest":
+        (folder / MANIFEST).write_text('{"identity": "same"')
+    elif damage == "weights":
+        data = bytearray((folder / "model.safetensors").read_bytes())
+        data[-1] ^= 1
+        (folder / "model.safetensors").write_bytes(bytes(data))
+    elif damage == "missing":
+        (folder / "optimiser.pt").unlink()
+    other = Checkpoints(tmp_path, "another" if damage == "identity" else "same", 2)
+    model = tiny.model(seed=3)
+    before = weights(model).clone()
+    assert other.restore(model, Adam(model, AdamParams(1e-3, 3))) is None
+    assert torch.equal(weights(model), before)
+
+
+def test_every_epoch_sees_every_example_once_and_any_update_can_be_asked_for() -> None:
+    seen = [i for update in range(5) for i in draw(10, 4, update, ("k",))]
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10)) and seen[:10] != seen[10:]
+    assert draw(10, 4, 3, ("k",)) == seen[12:16] and draw(10, 4, 3, ("other",)) != seen[12:16]
+
+
+def test_sft_learns_its_demonstrations_and_the_learning_rate_warms_up() -> None:
+    model, rows = tiny.model(), tiny.rows(count=4)
+    source = offline(rows, 0, 4, ("s",), torch.device("cpu"))
+    adam = Adam(model, AdamParams(3e-3, 60, warmup_steps=5, schedule="cosine"))
+    history = train(model, sft.ALGORITHM, sft.ALGORITHM.params(), source, language, adam, steps=60, track=silent)
+    assert history[-1]["loss"] < 0.2 * history[0]["loss"]
+    assert history[0]["learning_rate"] == 0 and history[5]["learning_rate"] == pytest.approx(3e-3)
+    assert history[-1]["learning_rate"] == pytest.approx(3e-4, rel=0.1)
+
+
+def test_the_first_update_of_stale_rollouts_is_refused() -> None:
+    """log pi_old that does not come from these weights, temperature and positions is a bug, not a ratio."""
+    model = tiny.model()
+    batch = tiny.batch()
+    old = language(model, batch).logp
+    assert old is not None
+    wrong = batch.with_(logp_old=old.detach() + 0.01 * batch.mask, advantage=batch.mask.float(), group=torch.arange(batch.rows))
+    adam = Adam(model, AdamParams(1e-3, 1))
+    with pytest.raises(RuntimeError, match="off-policy"):
+        adam.update(partial(language, model), lambda out, part: grpo.loss(out, part, grpo.GRPOParams()), wrong)
+
+
+def test_weights_stay_when_the_gradient_is_not_finite() -> None:
+    model = tiny.model()
+    before = weights(model).clone()
+    batch = tiny.batch().with_(advantage=torch.full(tiny.batch().mask.shape, torch.inf))
+    with pytest.raises(FloatingPointError, match="not finite"):
+        Adam(model, AdamParams(1e-3, 1)).update(partial(language, model), lambda out, part: grpo.loss(out, part, grpo.GRPOParams()), batch)
+    assert torch.equal(weights(model), before)
+
+
+def missing(share: float) -> Callable[[list[Response]], Scores]:
+    def source(responses: list[Response]) -> Scores:
+        given = score(responses)
+        valid = given.valid.clone()
+        valid[: int(len(responses) * share)] = False
+        return Scores(given.items, given.score, given.confidence, valid, given.weight, tuple(("the judge was away",) for _ in responses))
+
+    return source
+
+
+def rollout_of(share: float) -> Any:
+    prompts = [tiny.prompt(text) for text in ("a", "bb")]
+    rollout = Rollout(2, 4, 1.0, 6, 64, 4096, 0.5)
+    return online(tiny.model(), None, tiny.tokenizer(), prompts, missing(share), grpo.ALGORITHM, grpo.GRPOParams(), rollout, ("m",))(0, {})
+
+
+def test_rows_without_a_reward_leave_the_batch_and_too_many_stop_the_run() -> None:
+    assert rollout_of(0).batch.rows == 8
+    some = rollout_of(0.25)
+    assert some.batch.rows == 6 and some.metrics["missing"] == (0.25, 1.0)
+    with pytest.raises(GrapeError, match="the judge was away"):
+        rollout_of(0.75)
