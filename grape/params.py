@@ -170,7 +170,8 @@ def _fields(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
 
 
 def _refuse(error: ValidationError, path: Path, tree: Any, model: type[BaseModel], prefix: tuple[Any, ...] = ()) -> GrapeError:
-    first = error.errors()[0]
+    # An unknown key says more than the missing one it stands for.
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     location = first["loc"]
     name = ".".join(str(p) for p in (*prefix, *location))
     where = f"{path.name}:{_line(tree, (*prefix, *location))}"

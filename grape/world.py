@@ -82,7 +82,7 @@ def bad(category: str, answer: str, rng: random.Random) -> str:
         return rng.choice((str(wrong), str(wrong), f"{answer} or {wrong}", f"{wrong} or {answer}"))
     if len(answer) > 2:
         return rng.choice((answer.lower(), answer.capitalize(), answer[:-1], answer + rng.choice("ABCDEFGH")))
-    return answer[::-1] if len(answer) == 2 and rng.random() < 0.5 else rng.choice("abcdefghijklmnopqrstuvwxyz")
+    return answer[::-1] if len(answer) == 2 and rng.random() < 0.5 else rng.choice([c for c in "abcdefghijklmnopqrstuvwxyz" if c != answer])
 
 
 def gold(prompt: Any, response: str) -> float:
@@ -121,11 +121,11 @@ def _unique(count: int, excluded: frozenset[str], rng: random.Random) -> Iterato
         category, text, answer = _question(rng)
         if text in seen:
             misses += 1
-            if misses > 1000 * (count + 100):
+            if misses > 5000:
                 raise ValueError("the default world has fewer different questions than params.yaml asks for (prepare.prompts, prepare.heldout)")
             continue
         seen.add(text)
-        count -= 1
+        count, misses = count - 1, 0
         yield category, text, answer
 
 

@@ -1,0 +1,230 @@
+"""Every stage, for real, on tiny models of three architectures; and the inputs they refuse."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from grape import params as params_file
+from grape.artifacts import Judgement, Preference, Question, read_rows
+from grape.chat import answers, model_folder
+from grape.errors import GrapeError
+from grape.project import Project
+from grape.stages import Stage
+from grape.stages.inputs import identity, resolved
+from grape.stages.prepare import content, load_module
+from grape.track import StageRun
+from tests import tiny
+
+MINIATURE = ["model.layers=1", "model.width=16", "model.heads=2", "prepare.documents=60", "prepare.demonstrations=40", "prepare.prompts=24",
+             "prepare.heldout=6", "prepare.judgements=60", "base.steps=2", "base.batch_size=4", "sft.steps=2", "sft.batch_size=4", "critic.steps=2",
+             "critic.batch_size=4", "critic.heldout=0.5", "preferences.prompts=12", "preferences.margin=0", "reward.steps=2", "reward.batch_size=2",
+             "rl.steps=3", "rl.prompts=3", "rl.samples=4", "rl.max_new_tokens=8", "rl.kl_every=2", "evaluate.samples=2"]
+CHAIN = ("prepare", "base", "sft", "critic", "preferences", "reward")
+
+
+@pytest.fixture
+def project(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(root / name, tmp_path / name)
+    for name in ("rubrics", "grape"):
+        shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.chdir(tmp_path)
+    params_file.set_values(tmp_path / "params.yaml", MINIATURE)
+    return Project(tmp_path)
+
+
+def run(project: Project, kind: str, algorithm: str | None = None, seed: int | None = None) -> None:
+    """As `python3 -m grape.stages` does, without MLflow."""
+    params = params_file.load(project.params)
+    name = kind if algorithm is None else f"{kind}@{algorithm}-{seed}"
+    with StageRun(project, name, resolved(project, params, name), 0, deliver=False) as stage_run:
+        importlib.import_module(f"grape.stages.{kind}").run(Stage(name, kind, params, project, stage_run, algorithm, seed))
+
+
+def headline(project: Project, name: str) -> dict[str, float]:
+    values: dict[str, float] = json.loads(project.receipt(name).read_text())["headline"]
+    return values
+
+
+def strengthen(project: Project) -> None:
+    """Make the SFT model end its answers, as a trained one would, so that pairs can be formed."""
+    folder = project.root / "models/sft"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2.0 if parameter.dim() >= 2 else 1.0)
+        model.get_output_embeddings().weight[tokenizer.eos_token_id] *= 3
+    model.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_the_whole_chain_on_every_architecture(project: Project, architecture: str) -> None:
+    params_file.set_values(project.params, [f"model.architecture={architecture}", "rl.seeds=[0]",
+                                            f"algorithms.grpo.beta={0.1 if architecture == 'gpt2' else 0.0}"])
+    for kind in CHAIN:
+        run(project, kind)
+        if kind == "sft":
+            strengthen(project)
+    run(project, "rl", "grpo", 0)
+    run(project, "evaluate", "grpo", 0)
+    for folder in ("base", "sft", "critic", "policy/grpo-0"):
+        model = AutoModelForCausalLM.from_pretrained(project.root / "models" / folder)
+        assert model.config.model_type == architecture
+    result = json.loads((project.root / "reports/evaluate/grpo-0/metrics.json").read_text())
+    assert result["prompts"] == 6 and 0 <= result["policy"]["gold"]["mean"] <= 1 and result["kl"]["token"] > 0
+    assert result["sft"]["gold"]["low"] <= result["sft"]["gold"]["mean"] <= result["sft"]["gold"]["high"]
+    history = [json.loads(line) for line in (project.root / "reports/train/rl/grpo-0.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in history] == [1, 2, 3] and all(key in history[0] for key in ("reward", "entropy", "grad_norm", "num_tokens", "kl"))
+    assert "ece" in headline(project, "critic") and "accuracy" in headline(project, "reward")
+    assert [*answers(model_folder(project, "sft"), iter(["What is 1 + 1?", "/reset", "hi"]), 8, 256)] != []
+
+
+def test_reward_model_as_the_reward_and_another_algorithm(project: Project) -> None:
+    params_file.set_values(project.params, ["rl.reward=reward_model", "rl.algorithms=[reinforce]", "algorithms.reinforce.beta=0.05"])
+    for kind in CHAIN:
+        run(project, kind)
+        if kind == "sft":
+            strengthen(project)
+    run(project, "rl", "reinforce", 3)
+    row = json.loads((project.root / "reports/train/rl/reinforce-3.jsonl").read_text().splitlines()[0])
+    assert "rewards/reward_model/score/mean" in row
+    pairs = read_rows(project.root / "data/preferences/train.jsonl", Preference)
+    assert pairs and all(p.chosen != p.rejected and p.source == "rubric" for p in pairs)
+
+
+def test_prepare_leaks_nothing_and_is_the_same_twice(project: Project) -> None:
+    run(project, "prepare")
+    data = project.root / "data"
+    before = {p.relative_to(data): p.read_bytes() for p in data.rglob("*.jsonl")}
+    heldout = {content(json.loads(line)) for line in (data / "prompts/heldout.jsonl").read_text().splitlines()}
+    for name in ("prompts/train.jsonl", "sft/train.jsonl", "judgements/train.jsonl"):
+        assert heldout.isdisjoint(content(json.loads(line)) for line in (data / name).read_text().splitlines())
+    corpus = (data / "corpus/train.jsonl").read_text()
+    assert not any(json.loads(h)[0][1] in corpus for h in heldout)
+    run(project, "prepare")
+    assert before == {p.relative_to(data): p.read_bytes() for p in data.rglob("*.jsonl")}
+    assert len(read_rows(data / "prompts/train.jsonl", Question)) == 24 and read_rows(data / "judgements/train.jsonl", Judgement)
+
+
+def own_data(project: Project) -> Path:
+    folder = project.root / "mine"
+    folder.mkdir()
+    questions = [{"category": "letters", "prompt": [{"role": "user", "content": f"Write {c} in capitals."}], "answer": c.upper()} for c in "abcdefghij"]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
+    turns = [{"messages": [*q["prompt"], {"role": "assistant", "content": q["answer"]}], "category": "letters"} for q in questions]  # type: ignore[misc]
+    (folder / "sft.jsonl").write_text("".join(json.dumps(t) + "\n" for t in turns))
+    params_file.set_values(project.params, ["prepare.source=mine", "prepare.heldout=3"])
+    return folder
+
+
+def test_own_data_is_imported_split_by_content_and_checked(project: Project) -> None:
+    own_data(project)
+    run(project, "prepare")
+    train, heldout = (read_rows(project.root / f"data/prompts/{name}.jsonl", Question) for name in ("train", "heldout"))
+    assert len(train) == 7 and len(heldout) == 3 and not {q.id for q in train} & {q.id for q in heldout}
+    assert len((project.root / "data/sft/train.jsonl").read_text().splitlines()) == 7, "demonstrations of held-out prompts leave"
+
+
+@pytest.mark.parametrize(("file", "line", "message"), [
+    ("prompts.jsonl", '{"category": "letters"}', "prompt"), ("prompts.jsonl", "not json", "JSON"),
+    ("sft.jsonl", '{"category": "x", "messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}', "assistant")])
+def test_a_wrong_row_of_own_data_is_refused_with_its_place(project: Project, file: str, line: str, message: str) -> None:
+    folder = own_data(project)
+    with (folder / file).open("a") as opened:
+        opened.write(line + "\n")
+    with pytest.raises(GrapeError, match=message) as caught:
+        run(project, "prepare")
+    assert file in str(caught.value.where)
+    assert not (project.root / "data").exists()
+
+
+def test_missing_files_and_worlds_are_named(project: Project) -> None:
+    (own_data(project) / "sft.jsonl").unlink()
+    with pytest.raises(GrapeError, match="missing"):
+        run(project, "prepare")
+    params_file.set_values(project.params, ["prepare.source=nowhere.py"])
+    with pytest.raises(GrapeError, match="no such Python file"):
+        run(project, "prepare")
+    params_file.set_values(project.params, ["prepare.source=grape/world.py", "prepare.prompts=100000"])
+    with pytest.raises(GrapeError, match="fewer different questions"):
+        run(project, "prepare")
+
+
+def test_a_base_that_is_not_there_or_damaged_is_named(project: Project) -> None:
+    run(project, "prepare")
+    for base in ("./nowhere", "nowhere.gguf"):
+        params_file.set_values(project.params, [f"model.base={base}"])
+        with pytest.raises(GrapeError, match="no such"):
+            run(project, "base")
+    params_file.set_values(project.params, ["model.base=scratch"])
+    run(project, "base")
+    weights = project.root / "models/base/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(GrapeError, match="cannot be loaded"):
+        run(project, "sft")
+
+
+def test_a_directory_is_a_base_model(project: Project) -> None:
+    from grape.models.load import save_model
+
+    save_model(tiny.model("qwen3", positions=256), tiny.tokenizer(), project.root / "pretrained")
+    params_file.set_values(project.params, ["model.base=pretrained", "base.steps=0"])
+    run(project, "prepare")
+    run(project, "base")
+    ours = AutoModelForCausalLM.from_pretrained(project.root / "models/base")
+    for a, b in zip(ours.parameters(), tiny.model("qwen3", positions=256).parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(("change", "message"), [(["rl.prompts=25"], "takes 25 prompts"), (["rl.samples=1"], "at least two"),
+                                                 (["algorithms.grpo.mini_batches=4"], "mini-batches")])
+def test_what_cannot_work_is_refused_before_a_model_loads(project: Project, change: list[str], message: str) -> None:
+    run(project, "prepare")
+    params_file.set_values(project.params, change)
+    with pytest.raises(GrapeError, match=message):
+        run(project, "rl", "grpo", 0)
+
+
+def test_the_identity_of_a_stage_follows_its_params_code_and_data(project: Project) -> None:
+    run(project, "prepare")
+
+    def now(name: str = "rl@grpo-0") -> str:
+        return identity(project, params_file.load(project.params), name)
+
+    first = now()
+    params_file.set_values(project.params, ["rl.seeds=[0, 1]", "evaluate.samples=3", "algorithms.reinforce.decay=0.5"])
+    assert now() == first
+    params_file.set_values(project.params, ["algorithms.grpo.clip_low=0.1"])
+    second = now()
+    (project.root / "grape/algorithms/reinforce.py").write_text("# changed")
+    assert now() == second != first
+    (project.root / "grape/algorithms/grpo.py").write_text("# changed")
+    assert now() != second
+
+
+def test_gold_and_its_world_agree(root: Path) -> None:
+    import random
+
+    world = load_module(root / "grape/world.py")
+    rng = random.Random(0)
+    for category, question in world.QUESTIONS.items():
+        for _ in range(200):
+            text, answer = question(rng)
+            prompt = tiny.prompt(text, category, answer)
+            assert world.gold(prompt, world.good(category, answer, rng)) == 1
+            assert world.gold(prompt, world.bad(category, answer, rng)) < 1
+
+
+def test_chat_names_what_is_not_there(project: Project) -> None:
+    with pytest.raises(GrapeError, match="no model yet"):
+        model_folder(project, "sft")
+    with pytest.raises(GrapeError, match="no stage"):
+        model_folder(project, "evaluate")

@@ -1,0 +1,65 @@
+"""params.yaml: what stands there is what runs, and a mistake is named with its line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from grape import params
+from grape.errors import GrapeError
+
+
+@pytest.mark.parametrize(("assignment", "message"), [
+    ("rl.stpes=1", "did you mean 'steps'"), ("rl.steps=-1", "greater than or equal to 1"), ("rl.steps=1.5", "valid integer"),
+    ("rl.steps=ten", "valid integer"), ("rl.steps", "key=value"), ("seed=true", "valid integer"), ("algorithms.grpo.clip_lo=1", "did you mean 'clip_low'"),
+    ("algorithms.grpo.clip_low=2", "less than 1"), ("rl.algorithms=[grop]", "did you mean 'grpo'"), ("rl.algorithms=[grpo, grpo]", "twice"),
+    ("rl.seeds=[-1]", ">= 0"), ("rl.seeds=[]", "at least 1"), ("model.width=30", "multiple of 2 x heads"), ("model.dtype=float16", "float32"),
+    ("rl.learning_rate=.nan", "finite"), ("rl=3", "dictionary"), ("rl.steps=[", "cannot read"), ("nothing=1", "unknown key")])
+def test_a_mistake_is_refused_and_changes_nothing(project_dir: Path, assignment: str, message: str) -> None:
+    path = project_dir / "params.yaml"
+    before = path.read_bytes()
+    with pytest.raises(GrapeError, match=re.escape(message)):
+        params.set_values(path, [assignment])
+    assert path.read_bytes() == before and [p.name for p in project_dir.glob("*.partial")] == []
+
+
+def test_a_mistake_in_the_file_is_named_with_its_line(project_dir: Path) -> None:
+    path = project_dir / "params.yaml"
+    lines = path.read_text().splitlines()
+    number = next(i for i, line in enumerate(lines) if line.startswith("  steps: 60"))
+    lines[number] = "  stepz: 60"
+    path.write_text("\n".join(lines))
+    with pytest.raises(GrapeError, match="stepz") as caught:
+        params.load(path)
+    assert f"params.yaml:{number + 1}" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["a: [", "just text", ""])
+def test_a_file_that_is_no_mapping_is_refused(project_dir: Path, text: str) -> None:
+    (project_dir / "params.yaml").write_text(text)
+    with pytest.raises(GrapeError):
+        params.load(project_dir / "params.yaml")
+
+
+def test_set_keeps_every_comment(project_dir: Path) -> None:
+    path = project_dir / "params.yaml"
+    before = path.read_text()
+    after = params.set_values(path, ["rl.steps=7", "rl.algorithms=[reinforce]", "algorithms.grpo.epochs=2"])
+    assert after.rl.steps == 7 and after.rl.algorithms == ["reinforce"] and after.algorithm("grpo").model_dump()["epochs"] == 2
+    assert re.findall(r"#.*", path.read_text()) == re.findall(r"#.*", before)
+    assert "revision: null" in path.read_text()
+
+
+def test_every_key_has_a_comment_with_its_meaning(root: Path) -> None:
+    for line in (root / "params.yaml").read_text().splitlines():
+        if re.match(r"\s+\w+: \S", line):
+            assert "#" in line, line
+
+
+def test_an_algorithm_without_an_entry_is_refused(project_dir: Path) -> None:
+    path = project_dir / "params.yaml"
+    path.write_text(path.read_text().replace("  reinforce:\n    baseline: leave_one_out # none | moving | group | leave_one_out\n", ""))
+    with pytest.raises(GrapeError, match="no entry"):
+        params.set_values(path, ["rl.algorithms=[reinforce]"])
