@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from grape.algorithms.base import Algorithm, Params, State
 from grape.errors import GrapeError
 from grape.maths.advantage import constant_groups, group_std, weighted_reward
+from grape.maths.kl import kl_estimate
+from grape.maths.masked import metric
 from grape.models.encode import Row, collate
 from grape.models.forward import Dtype, batched_language
 from grape.randomness import permutation
@@ -83,13 +86,18 @@ def online(policy: Any, reference: Any | None, tokenizer: Any, prompts: Sequence
         batch = batch.with_(group=group, finished=torch.tensor([r.finished for r in responses]))
         metrics = describe(batch, scores, rollout.max_missing)
         batch = batch.to(policy.device)
-        if old_needed:
-            out = batched_language(policy, batch, rollout.temperature, rollout.micro_batch_tokens, rollout.dtype)
-            batch = batch.with_(logp_old=out.logp)
-        measure = rollout.kl_every and update % rollout.kl_every == 0
+
+        def logp(model: Any) -> Tensor | None:
+            return batched_language(model, batch, rollout.temperature, rollout.micro_batch_tokens, rollout.dtype).logp
+
+        measure = rollout.kl_every > 0 and update % rollout.kl_every == 0
+        old = logp(policy) if old_needed or measure else None
         if "reference" in needs or measure:
-            out = batched_language(reference, batch, rollout.temperature, rollout.micro_batch_tokens, rollout.dtype)
-            batch = batch.with_(logp_ref=out.logp)
+            batch = batch.with_(logp_ref=logp(reference))
+        if measure and old is not None and batch.logp_ref is not None:
+            total, weight = metric(kl_estimate(old, batch.logp_ref, "k3"), batch.mask)
+            metrics["kl"] = (float(total), float(weight))
+        batch = batch.with_(logp_old=old if old_needed else None)
         given = algorithm.credit(to(scores, policy.device), batch, params, state)  # type: ignore[misc]
         metrics |= {name: (float(s), float(w)) for name, (s, w) in given.metrics.items()}
         kept = given.batch.select(given.keep.nonzero().squeeze(1)) if bool(given.keep.any()) else None

@@ -25,8 +25,8 @@ from tests import tiny
 
 MINIATURE = ["model.layers=1", "model.width=16", "model.heads=2", "prepare.documents=60", "prepare.demonstrations=40", "prepare.prompts=24",
              "prepare.heldout=6", "prepare.judgements=60", "base.steps=2", "base.batch_size=4", "sft.steps=2", "sft.batch_size=4", "critic.steps=2",
-             "critic.batch_size=4", "critic.heldout=0.5", "preferences.prompts=12", "preferences.margin=0", "reward.steps=2", "reward.batch_size=2",
-             "rl.steps=3", "rl.prompts=3", "rl.samples=4", "rl.max_new_tokens=8", "rl.kl_every=2", "evaluate.samples=2"]
+             "critic.batch_size=4", "critic.heldout=0.5", "preferences.prompts=24", "preferences.samples=8", "preferences.margin=0", "reward.steps=2", "reward.batch_size=2",
+             "rl.steps=3", "rl.learning_rate=0.01", "rl.warmup_steps=0", "rl.prompts=3", "rl.samples=4", "rl.max_new_tokens=8", "rl.kl_every=2", "evaluate.samples=2"]
 CHAIN = ("prepare", "base", "sft", "critic", "preferences", "reward")
 
 
