@@ -97,7 +97,11 @@ def read_rows(path: Path, kind: type[AnyRecord], mend: str = "") -> list[AnyReco
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise GrapeError(f"cannot be read: {error.strerror if isinstance(error, OSError) else error}", where=str(path), mend=mend or None) from error
+        raise GrapeError(
+            f"cannot be read: {error.strerror if isinstance(error, OSError) else error}",
+            where=str(path),
+            mend=mend or None,
+        ) from error
     records = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -107,8 +111,11 @@ def read_rows(path: Path, kind: type[AnyRecord], mend: str = "") -> list[AnyReco
         except ValidationError as error:
             first = error.errors()[0]
             column = ".".join(str(p) for p in first["loc"])
-            raise GrapeError(f"{f'column {column}: ' if column else ''}{first['msg'].removeprefix('Value error, ')}", where=f"{path}:{number}",
-                             mend=mend or f"every line is one JSON object with the columns {', '.join(kind.model_fields)}") from error
+            raise GrapeError(
+                f"{f'column {column}: ' if column else ''}{first['msg'].removeprefix('Value error, ')}",
+                where=f"{path}:{number}",
+                mend=mend or f"every line is one JSON object with the columns {', '.join(kind.model_fields)}",
+            ) from error
     return records
 
 

@@ -23,8 +23,11 @@ def model_folder(project: Project, stage: str | None) -> Path:
     name = stage or best_policy(project)
     kind, _, policy = name.partition("@")
     if kind not in ("base", "sft", "critic", "rl") or (kind == "rl" and not policy):
-        raise GrapeError(f"no stage {name!r} with a model to talk to", where="grape chat",
-                         mend="one of: base, sft, critic, rl@ALGORITHM-SEED (e.g. rl@grpo-0)")
+        raise GrapeError(
+            f"no stage {name!r} with a model to talk to",
+            where="grape chat",
+            mend="one of: base, sft, critic, rl@ALGORITHM-SEED (e.g. rl@grpo-0)",
+        )
     folder = project.root / "models" / (f"policy/{policy}" if kind == "rl" else kind)
     if not (folder / "config.json").is_file():
         raise GrapeError(f"{name} has no model yet", where=str(folder), mend=f"run it: grape run {name}")
@@ -62,13 +65,24 @@ def answers(folder: Path, questions: Iterator[str], max_new_tokens: int, positio
         turns.append({"role": "user", "content": question})
         while True:
             try:
-                given = sample(model, tokenizer, [Prompt("chat", "chat", tuple(turns))], 1, temperature=0.0,
-                               max_new_tokens=max_new_tokens, positions=positions, keys=("chat",))[0]
+                given = sample(
+                    model,
+                    tokenizer,
+                    [Prompt("chat", "chat", tuple(turns))],
+                    1,
+                    temperature=0.0,
+                    max_new_tokens=max_new_tokens,
+                    positions=positions,
+                    keys=("chat",),
+                )[0]
                 break
             except ValueError as error:
                 if len(turns) == 1:
-                    raise GrapeError("this question is longer than the model's positions", where="grape chat",
-                                     mend="ask a shorter one") from error
+                    raise GrapeError(
+                        "this question is longer than the model's positions",
+                        where="grape chat",
+                        mend="ask a shorter one",
+                    ) from error
                 turns = turns[2:]
         turns.append({"role": "assistant", "content": given.text})
         yield given.text if given.finished else given.text + " ..."

@@ -1,4 +1,4 @@
-"""params.yaml as frozen values. An unknown key, a wrong type or a value out of range is refused with file, line and the nearest name."""
+"""params.yaml as frozen values. What is unknown, of a wrong type or out of range is refused with file, line and nearest name."""
 
 from __future__ import annotations
 
@@ -169,7 +169,9 @@ def _fields(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
     return list(model.model_fields)
 
 
-def _refuse(error: ValidationError, path: Path, tree: Any, model: type[BaseModel], prefix: tuple[Any, ...] = ()) -> GrapeError:
+def _refuse(
+    error: ValidationError, path: Path, tree: Any, model: type[BaseModel], prefix: tuple[Any, ...] = ()
+) -> GrapeError:
     # An unknown key says more than the missing one it stands for.
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     location = first["loc"]
@@ -181,11 +183,17 @@ def _refuse(error: ValidationError, path: Path, tree: Any, model: type[BaseModel
         mend = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
         return GrapeError(f"unknown key {name}", where=where, mend=mend)
     if first["type"] == "missing":
-        return GrapeError(f"{name} is missing", where=where, mend=f"add the key {location[-1]!r}; `grape init` writes a complete file to compare with")
+        return GrapeError(
+            f"{name} is missing",
+            where=where,
+            mend=f"add the key {location[-1]!r}; `grape init` writes a complete file to compare with",
+        )
     message = first["msg"].removeprefix("Value error, ")
     given = first.get("input")
     shown = f" (got {given!r})" if isinstance(given, (str, int, float, bool, list)) or given is None else ""
-    return GrapeError(f"{name}: {message}{shown}", where=where, mend="each key's comment in params.yaml gives its range")
+    return GrapeError(
+        f"{name}: {message}{shown}", where=where, mend="each key's comment in params.yaml gives its range"
+    )
 
 
 def _checked(text: str, path: Path) -> Params:
@@ -193,7 +201,11 @@ def _checked(text: str, path: Path) -> Params:
         tree = _yaml().load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark
-        raise GrapeError(f"not valid YAML: {error.problem}", where=f"{path.name}:{mark.line + 1 if mark else 1}", mend="mend that line") from error
+        raise GrapeError(
+            f"not valid YAML: {error.problem}",
+            where=f"{path.name}:{mark.line + 1 if mark else 1}",
+            mend="mend that line",
+        ) from error
     # The round-trip tree carries line numbers; validation wants plain values.
     plain = YAML(typ="safe", pure=True).load(text)
     if not isinstance(plain, dict):
@@ -208,19 +220,23 @@ def _checked(text: str, path: Path) -> Params:
             if name not in ALGORITHMS:
                 near = difflib.get_close_matches(name, ALGORITHMS, 1)
                 location = (*section.split("."), name) if section == "algorithms" else ("rl", "algorithms")
-                raise GrapeError(f"{section}: unknown algorithm {name!r}", where=f"{path.name}:{_line(tree, location)}",
-                                 mend=f"did you mean {near[0]!r}?" if near else f"known: {known}")
+                raise GrapeError(
+                    f"{section}: unknown algorithm {name!r}",
+                    where=f"{path.name}:{_line(tree, location)}",
+                    mend=f"did you mean {near[0]!r}?" if near else f"known: {known}",
+                )
             try:
                 ALGORITHMS[name].params.model_validate(params.algorithms.get(name) or {})
             except ValidationError as error:
                 raise _refuse(error, path, tree, ALGORITHMS[name].params, ("algorithms", name)) from error
     for name in params.rl.algorithms:
         if name not in params.algorithms:
-            raise GrapeError(f"rl.algorithms names {name!r}, but `algorithms` has no entry for it, so DVC could not track its knobs",
-                             where=f"{path.name}:{_line(tree, ('algorithms',))}", mend=f"add `{name}: {{}}` under `algorithms` for its defaults")
+            raise GrapeError(
+                f"rl.algorithms names {name!r}, but `algorithms` has no entry for it, so DVC could not track its knobs",
+                where=f"{path.name}:{_line(tree, ('algorithms',))}",
+                mend=f"add `{name}: {{}}` under `algorithms` for its defaults",
+            )
     return params
-
-
 
 
 def load(path: Path) -> Params:
@@ -232,7 +248,9 @@ def load(path: Path) -> Params:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise GrapeError(f"cannot be read: {error}", where=str(path), mend="restore it from git or from `grape init`") from error
+        raise GrapeError(
+            f"cannot be read: {error}", where=str(path), mend="restore it from git or from `grape init`"
+        ) from error
     return _checked(text, path)
 
 
@@ -248,7 +266,9 @@ def set_values(path: Path, assignments: list[str]) -> Params:
         key, sign, value = assignment.partition("=")
         parts = key.strip().split(".")
         if not sign or not all(parts):
-            raise GrapeError(f"cannot read {assignment!r}", where="--set", mend="write it as key=value, e.g. --set rl.steps=10")
+            raise GrapeError(
+                f"cannot read {assignment!r}", where="--set", mend="write it as key=value, e.g. --set rl.steps=10"
+            )
         node = tree
         for i, part in enumerate(parts[:-1]):
             if part not in node and parts[0] == "algorithms":
@@ -259,7 +279,11 @@ def set_values(path: Path, assignments: list[str]) -> Params:
         try:
             node[parts[-1]] = YAML(typ="rt").load(value)
         except MarkedYAMLError as error:
-            raise GrapeError(f"cannot read the value of {assignment!r}: {error.problem}", where="--set", mend="quote it, or write it as YAML") from error
+            raise GrapeError(
+                f"cannot read the value of {assignment!r}: {error.problem}",
+                where="--set",
+                mend="quote it, or write it as YAML",
+            ) from error
     buffer = io.StringIO()
     _yaml().dump(tree, buffer)
     params = _checked(buffer.getvalue(), path)
@@ -274,5 +298,9 @@ def _inside(node: Any, part: str, parts: list[str]) -> Any:
     if not isinstance(node, dict) or part not in node:
         known = list(node) if isinstance(node, dict) else []
         near = difflib.get_close_matches(part, known, 1)
-        raise GrapeError(f"unknown key {'.'.join(parts)}", where="--set", mend=f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}")
+        raise GrapeError(
+            f"unknown key {'.'.join(parts)}",
+            where="--set",
+            mend=f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}",
+        )
     return node[part]

@@ -25,7 +25,9 @@ COMPACT_AT = 0.25
 
 def uniforms(prompts: Sequence[Prompt], samples: int, length: int, keys: Sequence[object]) -> Tensor:
     """(B, length) uniform numbers in [0, 1), row p * G + g for sample g of prompt p."""
-    rows = [generator(*keys, prompt.id, g).random(length, dtype=np.float32) for prompt in prompts for g in range(samples)]
+    rows = [
+        generator(*keys, prompt.id, g).random(length, dtype=np.float32) for prompt in prompts for g in range(samples)
+    ]
     return torch.from_numpy(np.stack(rows))
 
 
@@ -51,7 +53,9 @@ class _Decoding:
         self.attention = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=device)
         position = (self.attention.cumsum(1) - 1).clamp(min=0)
         with autocast(dtype, device):
-            out = model(input_ids=ids, attention_mask=self.attention, position_ids=position, use_cache=True, logits_to_keep=1)
+            out = model(
+                input_ids=ids, attention_mask=self.attention, position_ids=position, use_cache=True, logits_to_keep=1
+            )
         self.cache = out.past_key_values
         self.cache.batch_repeat_interleave(samples)
         self.logits = out.logits[:, -1].repeat_interleave(samples, 0)
@@ -63,19 +67,34 @@ class _Decoding:
         self.position = self.position + 1
         self.attention = torch.cat([self.attention, self.attention.new_ones(len(token), 1)], 1)
         with autocast(self.dtype, token.device):
-            out = self.model(input_ids=token.unsqueeze(1), attention_mask=self.attention, position_ids=self.position.unsqueeze(1),
-                             past_key_values=self.cache, use_cache=True)
+            out = self.model(
+                input_ids=token.unsqueeze(1),
+                attention_mask=self.attention,
+                position_ids=self.position.unsqueeze(1),
+                past_key_values=self.cache,
+                use_cache=True,
+            )
         self.logits = out.logits[:, -1]
 
     def keep(self, index: Tensor) -> None:
         self.cache.batch_select_indices(index)
         self.logits, self.attention, self.position, self.row = (
-            x[index] for x in (self.logits, self.attention, self.position, self.row))
+            x[index] for x in (self.logits, self.attention, self.position, self.row)
+        )
 
 
 @torch.no_grad()
-def _generate(model: Any, rows: list[list[int]], uniform: Tensor, samples: int, temperature: float, limits: list[int],
-              stops: frozenset[int], pad: int, dtype: Dtype) -> list[list[int]]:
+def _generate(
+    model: Any,
+    rows: list[list[int]],
+    uniform: Tensor,
+    samples: int,
+    temperature: float,
+    limits: list[int],
+    stops: frozenset[int],
+    pad: int,
+    dtype: Dtype,
+) -> list[list[int]]:
     """Response ids of every row, EOS included where it was sampled, at most `limits` of them (one number per prompt)."""
     decoding = _Decoding(model, rows, samples, pad, dtype)
     device = model.device
@@ -101,8 +120,19 @@ def _generate(model: Any, rows: list[list[int]], uniform: Tensor, samples: int, 
     return [[i for i in row if i >= 0] for row in written.tolist()]
 
 
-def sample(model: Any, tokenizer: Any, prompts: Sequence[Prompt], samples: int, *, temperature: float, max_new_tokens: int,
-           positions: int, keys: Sequence[object], dtype: Dtype = "float32", rows_at_once: int = 1024) -> list[Response]:
+def sample(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    samples: int,
+    *,
+    temperature: float,
+    max_new_tokens: int,
+    positions: int,
+    keys: Sequence[object],
+    dtype: Dtype = "float32",
+    rows_at_once: int = 1024,
+) -> list[Response]:
     """G = `samples` responses per prompt, grouped: responses p*G .. p*G+G-1 answer prompt p.
 
     Args:
@@ -118,10 +148,12 @@ def sample(model: Any, tokenizer: Any, prompts: Sequence[Prompt], samples: int, 
     responses: list[Response] = []
     per_chunk = max(1, rows_at_once // samples)
     for start in range(0, len(prompts), per_chunk):
-        chunk, rows = prompts[start:start + per_chunk], encoded[start:start + per_chunk]
+        chunk, rows = prompts[start : start + per_chunk], encoded[start : start + per_chunk]
         limits = [min(max_new_tokens, positions - len(row)) for row in rows]
         if min(limits) < 1:
-            raise ValueError(f"prompt {chunk[limits.index(min(limits))].id} leaves no room for a response within {positions} positions")
+            raise ValueError(
+                f"prompt {chunk[limits.index(min(limits))].id} leaves no room for a response within {positions} positions"
+            )
         uniform = uniforms(chunk, samples, max(limits), keys)
         drawn = _generate(model, rows, uniform, samples, temperature, limits, stops, pad, dtype)
         for i, ids in enumerate(drawn):

@@ -103,7 +103,9 @@ class Batch:
     def __post_init__(self) -> None:
         rows, width = self.response.shape
         if self.prompt.shape[0] != rows or self.prompt_mask.shape != self.prompt.shape or rows % self.unit:
-            raise ValueError(f"Batch: prompt {tuple(self.prompt.shape)} and response {(rows, width)} do not fit (unit {self.unit})")
+            raise ValueError(
+                f"Batch: prompt {tuple(self.prompt.shape)} and response {(rows, width)} do not fit (unit {self.unit})"
+            )
         for name in ("mask", "logp_old", "logp_ref", "advantage"):
             value = getattr(self, name)
             if value is not None and value.shape != (rows, width):
@@ -140,7 +142,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in moved.items()})
+        return replace(self, **{k: v.to(device) for k, v in moved.items() if isinstance(v, Tensor)})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -178,4 +180,6 @@ class Loss:
 
     def __post_init__(self) -> None:
         if self.value.shape != self.weight.shape or self.value.dim() == 0:
-            raise ValueError(f"Loss.value {tuple(self.value.shape)} and weight {tuple(self.weight.shape)} must share an unreduced shape")
+            raise ValueError(
+                f"Loss.value {tuple(self.value.shape)} and weight {tuple(self.weight.shape)} must share an unreduced shape"
+            )

@@ -22,13 +22,28 @@ Row = dict[str, Any]
 
 NAMES = "Anna Ben Carla David Emma Frank Grace Hugo".split()
 THINGS = "salt bread milk tea rice honey map key lamp pen".split()
-WORDS = ("cat dog sun man tea sea hat bed pig cow bus car cup box red hot wet big old new day sky ice egg arm leg ear eye "
-         "fox owl bee ant oak nut jam pie").split()
+WORDS = (
+    "cat dog sun man tea sea hat bed pig cow bus car cup box red hot wet big old new day sky ice egg arm leg ear eye "
+    "fox owl bee ant oak nut jam pie"
+).split()
 ASKS = ("Ask {name} for the {thing}.", "Get the {thing} from {name}.", "{name} has the {thing}. You need it.")
-POLITE = ("Could you pass the {thing}, please, {name}?", "{name}, may I please have the {thing}?", "Please pass the {thing}, {name}.")
-RUDE = ("{thing}!", "Give me the {thing}.", "{name}, the {thing}!", "Give me the {thing}, {name}.", "I want the {thing}.",
-        "Please pass the {thing}.", "{name}, may I please", "Hey {name}!", "Please pass the {other}, {name}.",
-        "Please pass the {thing}, {stranger}.")
+POLITE = (
+    "Could you pass the {thing}, please, {name}?",
+    "{name}, may I please have the {thing}?",
+    "Please pass the {thing}, {name}.",
+)
+RUDE = (
+    "{thing}!",
+    "Give me the {thing}.",
+    "{name}, the {thing}!",
+    "Give me the {thing}, {name}.",
+    "I want the {thing}.",
+    "Please pass the {thing}.",
+    "{name}, may I please",
+    "Hey {name}!",
+    "Please pass the {other}, {name}.",
+    "Please pass the {thing}, {stranger}.",
+)
 DUNNO = ("dunno", "no idea", "who cares")
 
 
@@ -57,7 +72,10 @@ def _courtesy(rng: random.Random) -> tuple[str, str]:
 
 
 QUESTIONS: dict[str, Callable[[random.Random], tuple[str, str]]] = {
-    "arithmetic": _arithmetic, "letters": _letters, "courtesy": _courtesy}
+    "arithmetic": _arithmetic,
+    "letters": _letters,
+    "courtesy": _courtesy,
+}
 
 
 def good(category: str, answer: str, rng: random.Random) -> str:
@@ -82,7 +100,11 @@ def bad(category: str, answer: str, rng: random.Random) -> str:
         return rng.choice((str(wrong), str(wrong), f"{answer} or {wrong}", f"{wrong} or {answer}"))
     if len(answer) > 2:
         return rng.choice((answer.lower(), answer.capitalize(), answer[:-1], answer + rng.choice("ABCDEFGH")))
-    return answer[::-1] if len(answer) == 2 and rng.random() < 0.5 else rng.choice([c for c in "abcdefghijklmnopqrstuvwxyz" if c != answer])
+    return (
+        answer[::-1]
+        if len(answer) == 2 and rng.random() < 0.5
+        else rng.choice([c for c in "abcdefghijklmnopqrstuvwxyz" if c != answer])
+    )
 
 
 def gold(prompt: Any, response: str) -> float:
@@ -101,7 +123,9 @@ def gold(prompt: Any, response: str) -> float:
     return 0.25 * ((name in text) + (thing in text) + ("please" in text.lower()))
 
 
-def _question(rng: random.Random, excluded: frozenset[str] = frozenset(), shares: tuple[int, ...] = (1, 1, 1)) -> tuple[str, str, str]:
+def _question(
+    rng: random.Random, excluded: frozenset[str] = frozenset(), shares: tuple[int, ...] = (1, 1, 1)
+) -> tuple[str, str, str]:
     """(category, text, answer), the categories in these shares, never one of the excluded texts."""
     category = rng.choices(tuple(QUESTIONS), shares)[0]
     while True:
@@ -122,7 +146,9 @@ def _unique(count: int, excluded: frozenset[str], rng: random.Random) -> Iterato
         if text in seen:
             misses += 1
             if misses > 5000:
-                raise ValueError("the default world has fewer different questions than params.yaml asks for (prepare.prompts, prepare.heldout)")
+                raise ValueError(
+                    "the default world has fewer different questions than params.yaml asks for (prepare.prompts, prepare.heldout)"
+                )
             continue
         seen.add(text)
         count, misses = count - 1, 0
@@ -140,7 +166,9 @@ def _fact(rng: random.Random) -> str:
         return rng.choice((f"{word} in capitals is {word.upper()}.", f"{word.upper()} is {word} in big letters."))
     if kind == 2:
         letter = rng.choice("abcdefghijklmnopqrstuvwxy")
-        return rng.choice((f"{letter} comes before {chr(ord(letter) + 1)}.", f"After {letter} comes {chr(ord(letter) + 1)}."))
+        return rng.choice(
+            (f"{letter} comes before {chr(ord(letter) + 1)}.", f"After {letter} comes {chr(ord(letter) + 1)}.")
+        )
     return rng.choice(POLITE).format(name=rng.choice(NAMES), thing=rng.choice(THINGS))
 
 
@@ -152,7 +180,14 @@ def _damage(text: str, rng: random.Random) -> str:
     """What a model may say that no person would: cut short, a word twice, a letter lost."""
     words = text.split(" ")
     i = rng.randrange(len(words))
-    return rng.choice((" ".join(words[: i + 1]), " ".join([*words[: i + 1], *words[i:]]), text[: len(text) // 2], text.replace(words[i], words[i][1:], 1)))
+    return rng.choice(
+        (
+            " ".join(words[: i + 1]),
+            " ".join([*words[: i + 1], *words[i:]]),
+            text[: len(text) // 2],
+            text.replace(words[i], words[i][1:], 1),
+        )
+    )
 
 
 def judgement(category: str, answer: str, response: str) -> dict[str, bool]:
@@ -202,9 +237,17 @@ def build(params: Any, seed: int) -> dict[str, list[Row]]:
         for item, label in judgement(category, answer, response).items():
             # People err too: one label in thirty is the wrong one.
             label = label != (rng.random() < 1 / 30)
-            judgements.append({"category": category, "item": item, "prompt": _user(text), "response": response, "label": int(label)})
+            judgements.append(
+                {"category": category, "item": item, "prompt": _user(text), "response": response, "label": int(label)}
+            )
 
     def asked(questions: list[tuple[str, str, str]]) -> list[Row]:
         return [{"category": c, "prompt": _user(text), "answer": answer} for c, text, answer in questions]
 
-    return {"corpus": corpus, "sft": sft, "train": asked(train), "heldout": asked(heldout), "judgements": judgements[: params.judgements]}
+    return {
+        "corpus": corpus,
+        "sft": sft,
+        "train": asked(train),
+        "heldout": asked(heldout),
+        "judgements": judgements[: params.judgements],
+    }

@@ -11,12 +11,29 @@ from grape import params
 from grape.errors import GrapeError
 
 
-@pytest.mark.parametrize(("assignment", "message"), [
-    ("rl.stpes=1", "did you mean 'steps'"), ("rl.steps=-1", "greater than or equal to 1"), ("rl.steps=1.5", "valid integer"),
-    ("rl.steps=ten", "valid integer"), ("rl.steps", "key=value"), ("seed=true", "valid integer"), ("algorithms.grpo.clip_lo=1", "did you mean 'clip_low'"),
-    ("algorithms.grpo.clip_low=2", "less than 1"), ("rl.algorithms=[grop]", "did you mean 'grpo'"), ("rl.algorithms=[grpo, grpo]", "twice"),
-    ("rl.seeds=[-1]", ">= 0"), ("rl.seeds=[]", "at least 1"), ("model.width=30", "multiple of 2 x heads"), ("model.dtype=float16", "float32"),
-    ("rl.learning_rate=.nan", "finite"), ("rl=3", "dictionary"), ("rl.steps=[", "cannot read"), ("nothing=1", "unknown key")])
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("rl.stpes=1", "did you mean 'steps'"),
+        ("rl.steps=-1", "greater than or equal to 1"),
+        ("rl.steps=1.5", "valid integer"),
+        ("rl.steps=ten", "valid integer"),
+        ("rl.steps", "key=value"),
+        ("seed=true", "valid integer"),
+        ("algorithms.grpo.clip_lo=1", "did you mean 'clip_low'"),
+        ("algorithms.grpo.clip_low=2", "less than 1"),
+        ("rl.algorithms=[grop]", "did you mean 'grpo'"),
+        ("rl.algorithms=[grpo, grpo]", "twice"),
+        ("rl.seeds=[-1]", ">= 0"),
+        ("rl.seeds=[]", "at least 1"),
+        ("model.width=30", "multiple of 2 x heads"),
+        ("model.dtype=float16", "float32"),
+        ("rl.learning_rate=.nan", "finite"),
+        ("rl=3", "dictionary"),
+        ("rl.steps=[", "cannot read"),
+        ("nothing=1", "unknown key"),
+    ],
+)
 def test_a_mistake_is_refused_and_changes_nothing(project_dir: Path, assignment: str, message: str) -> None:
     path = project_dir / "params.yaml"
     before = path.read_bytes()
@@ -47,7 +64,11 @@ def test_set_keeps_every_comment(project_dir: Path) -> None:
     path = project_dir / "params.yaml"
     before = path.read_text()
     after = params.set_values(path, ["rl.steps=7", "rl.algorithms=[reinforce]", "algorithms.grpo.epochs=2"])
-    assert after.rl.steps == 7 and after.rl.algorithms == ["reinforce"] and after.algorithm("grpo").model_dump()["epochs"] == 2
+    assert (
+        after.rl.steps == 7
+        and after.rl.algorithms == ["reinforce"]
+        and after.algorithm("grpo").model_dump()["epochs"] == 2
+    )
     assert re.findall(r"#.*", path.read_text()) == re.findall(r"#.*", before)
     assert "revision: null" in path.read_text()
 
@@ -60,6 +81,10 @@ def test_every_key_has_a_comment_with_its_meaning(root: Path) -> None:
 
 def test_an_algorithm_without_an_entry_is_refused(project_dir: Path) -> None:
     path = project_dir / "params.yaml"
-    path.write_text(path.read_text().replace("  reinforce:\n    baseline: leave_one_out # none | moving | group | leave_one_out\n", ""))
+    path.write_text(
+        path.read_text().replace(
+            "  reinforce:\n    baseline: leave_one_out # none | moving | group | leave_one_out\n", ""
+        )
+    )
     with pytest.raises(GrapeError, match="no entry"):
         params.set_values(path, ["rl.algorithms=[reinforce]"])

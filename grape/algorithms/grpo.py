@@ -34,13 +34,19 @@ AGGREGATION: dict[str, Aggregation] = {"grpo": "sequence_mean", "dapo": "token_m
 
 class GRPOParams(RolloutParams):
     advantage: Literal["group", "mean", "batch", "leave_one_out"] = Field(
-        "group", description="divide R - mean by the group's std | nothing | the batch's std | leave-one-out mean, undivided")
-    aggregation: Literal["grpo", "dapo", "dr_grpo"] = Field("grpo", description="mean per response | per token | constant L_max")
+        "group",
+        description="divide R - mean by the group's std | nothing | the batch's std | leave-one-out mean, undivided",
+    )
+    aggregation: Literal["grpo", "dapo", "dr_grpo"] = Field(
+        "grpo", description="mean per response | per token | constant L_max"
+    )
     length: int = Field(256, ge=1, description="L_max of dr_grpo, tokens")
     clip_low: float = Field(0.2, gt=0, lt=1, description="eps_low: ratio clipped at 1 - clip_low (1707.06347)")
     clip_high: float = Field(0.2, gt=0, le=10, description="eps_high: ratio clipped at 1 + clip_high (0.28 in DAPO)")
     beta: float = Field(0.0, ge=0, le=10, description="KL to the reference in the loss, per token (0.04 in 2402.03300)")
-    kl: Literal["k2", "k3"] = Field("k3", description="estimator in the loss; k3 as in the paper, k2 for the reverse KL's gradient")
+    kl: Literal["k2", "k3"] = Field(
+        "k3", description="estimator in the loss; k3 as in the paper, k2 for the reverse KL's gradient"
+    )
 
 
 def needs(params: Params) -> frozenset[Need]:
@@ -58,7 +64,9 @@ def credit(scores: Scores, batch: Batch, params: Params, state: State) -> Credit
     elif params.advantage == "batch":
         advantage = centred / (reward[known].std() + STD_EPSILON) if int(known.sum()) > 1 else centred
     else:
-        advantage = leave_one_out_advantage(reward, known, batch.group) if params.advantage == "leave_one_out" else centred
+        advantage = (
+            leave_one_out_advantage(reward, known, batch.group) if params.advantage == "leave_one_out" else centred
+        )
     # Rounding noise of equal rewards must not be blown up by the division.
     advantage = torch.where(constant_groups(reward, known, batch.group), torch.zeros_like(advantage), advantage)
     return Credit(batch.with_(advantage=advantage.unsqueeze(1) * batch.mask), known, state)
@@ -72,8 +80,12 @@ def loss(outputs: Outputs, batch: Batch, params: Params) -> Loss:
     ratio = importance_ratio(outputs.logp, batch.logp_old)
     value = -clipped_surrogate(ratio, batch.advantage, params.clip_low, params.clip_high)
     low, high = clipped_shares(ratio, batch.advantage, params.clip_low, params.clip_high)
-    metrics = {"entropy": metric(outputs.entropy, batch.mask), "ratio": metric(ratio, batch.mask),
-               "clip_ratio/low_mean": metric(low, batch.mask), "clip_ratio/high_mean": metric(high, batch.mask)}
+    metrics = {
+        "entropy": metric(outputs.entropy, batch.mask),
+        "ratio": metric(ratio, batch.mask),
+        "clip_ratio/low_mean": metric(low, batch.mask),
+        "clip_ratio/high_mean": metric(high, batch.mask),
+    }
     if params.beta > 0:
         assert batch.logp_ref is not None
         value = value + params.beta * kl_estimate(outputs.logp, batch.logp_ref, params.kl)

@@ -33,7 +33,8 @@ from grape.types import Batch, Loss, Outputs, Scores
 
 class ReinforceParams(Params):
     baseline: Literal["none", "moving", "group", "leave_one_out"] = Field(
-        "leave_one_out", description="what a reward is compared with (default: 2402.14740)")
+        "leave_one_out", description="what a reward is compared with (default: 2402.14740)"
+    )
     decay: float = Field(0.9, ge=0, lt=1, description="of the moving baseline, per round")
     beta: float = Field(0.0, ge=0, le=10, description="KL to the reference in the reward (k1), reward units per nat")
 

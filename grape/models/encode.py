@@ -1,4 +1,4 @@
-"""From text to padded token rows. A conversation is tokenised whole and then cut at the response: token-in, token-out after that."""
+"""From text to padded token rows. A conversation becomes ids once, split at the response; after that, ids in and ids out."""
 
 from __future__ import annotations
 
@@ -39,12 +39,18 @@ def encode_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]], response:
             another prefix than sampling does.
     """
     head = prompt_text(tokenizer, messages)
-    whole = tokenizer.apply_chat_template([*(dict(m) for m in messages), {"role": "assistant", "content": response}], tokenize=False)
+    whole = tokenizer.apply_chat_template(
+        [*(dict(m) for m in messages), {"role": "assistant", "content": response}], tokenize=False
+    )
     if not whole.startswith(head):
-        raise GrapeError("the chat template is not prefix-stable: the conversation with its answer does not begin with the prompt the "
-                         "model is sampled from", where=where or None, mend="use a chat template whose generation prompt is a prefix of the answer's text")
+        raise GrapeError(
+            "the chat template is not prefix-stable: the conversation with its answer does not begin with the prompt the "
+            "model is sampled from",
+            where=where or None,
+            mend="use a chat template whose generation prompt is a prefix of the answer's text",
+        )
     prompt = list(tokenizer(head, add_special_tokens=False)["input_ids"])
-    rest = list(tokenizer(whole[len(head):], add_special_tokens=False)["input_ids"])
+    rest = list(tokenizer(whole[len(head) :], add_special_tokens=False)["input_ids"])
     eos = tokenizer.eos_token_id
     # Templates put a newline or the like behind EOS; sampling stops at EOS, so training does too.
     rest = rest[: rest.index(eos) + 1] if eos in rest else [*rest, eos]
@@ -77,8 +83,8 @@ def collate(rows: Sequence[Row], pad_id: int, unit: int = 1) -> Batch:
     prompt_mask = torch.zeros(len(rows), width, dtype=torch.bool)
     mask = torch.zeros(len(rows), length, dtype=torch.bool)
     for i, (p, r) in enumerate(rows):
-        prompt[i, width - len(p):] = torch.tensor(p, dtype=torch.long)
-        prompt_mask[i, width - len(p):] = True
+        prompt[i, width - len(p) :] = torch.tensor(p, dtype=torch.long)
+        prompt_mask[i, width - len(p) :] = True
         response[i, : len(r)] = torch.tensor(r, dtype=torch.long)
         mask[i, : len(r)] = True
     return Batch(prompt, prompt_mask, response, mask, unit=unit)

@@ -63,13 +63,15 @@ def micro_batches(batch: Batch, max_tokens: int) -> Iterator[Tensor]:
     while start < len(order):
         # Rows come longest first, so the first one sets the width of its micro-batch (up to how prompt and response split it).
         count = max(1, max_tokens // (max(int(units[order[start]]), 1) * batch.unit))
-        chosen = order[start:start + count]
+        chosen = order[start : start + count]
         yield (chosen.unsqueeze(1) * batch.unit + offsets).reshape(-1)
         start += count
 
 
 @torch.no_grad()
-def batched_language(model: Any, batch: Batch, temperature: float, max_tokens: int, dtype: Dtype = "float32") -> Outputs:
+def batched_language(
+    model: Any, batch: Batch, temperature: float, max_tokens: int, dtype: Dtype = "float32"
+) -> Outputs:
     """`language` without gradient, in micro-batches: for pi_old and pi_ref."""
     logp = torch.zeros(batch.response.shape, dtype=torch.float32, device=batch.response.device)
     entropy = torch.zeros_like(logp)

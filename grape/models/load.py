@@ -12,7 +12,12 @@ import torch
 import transformers
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as tokenizer_models
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 
 from grape.errors import GrapeError
 
@@ -57,18 +62,38 @@ def scratch(architecture: str, layers: int, width: int, heads: int, positions: i
     """A model with random weights, drawn from `seed` alone."""
     from transformers import GPT2Config, LlamaConfig, Qwen3Config
 
-    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
-           "pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer)}
+    ids = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "vocab_size": len(tokenizer),
+    }
     if architecture == "gpt2":
-        config: Any = GPT2Config(n_layer=layers, n_embd=width, n_head=heads, n_positions=positions,
-                                 resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **ids)
+        config: Any = GPT2Config(
+            n_layer=layers,
+            n_embd=width,
+            n_head=heads,
+            n_positions=positions,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            **ids,
+        )
     else:
         kind = LlamaConfig if architecture == "llama" else Qwen3Config
-        config = kind(num_hidden_layers=layers, hidden_size=width, intermediate_size=round(width * 8 / 3 / 32) * 32 or 32,
-                      num_attention_heads=heads, num_key_value_heads=heads, head_dim=width // heads,
-                      max_position_embeddings=positions, tie_word_embeddings=True,
-                      # Twice the usual 0.02: at widths near 100 attention else starts too flat to find what to copy.
-                      initializer_range=0.04, **ids)
+        config = kind(
+            num_hidden_layers=layers,
+            hidden_size=width,
+            intermediate_size=round(width * 8 / 3 / 32) * 32 or 32,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            head_dim=width // heads,
+            max_position_embeddings=positions,
+            tie_word_embeddings=True,
+            # Twice the usual 0.02: at widths near 100 attention else starts too flat to find what to copy.
+            initializer_range=0.04,
+            **ids,
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config)
@@ -79,12 +104,17 @@ def _source(base: str) -> tuple[str, dict[str, str]]:
     path = Path(base)
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise GrapeError(f"no such file: {base}", where="params.yaml, model.base", mend="give the path of an existing .gguf file")
+            raise GrapeError(
+                f"no such file: {base}", where="params.yaml, model.base", mend="give the path of an existing .gguf file"
+            )
         return str(path.parent), {"gguf_file": path.name}
     looks_local = base.startswith((".", "/", "~")) or base.count("/") > 1
     if looks_local and not path.expanduser().is_dir():
-        raise GrapeError(f"no such directory: {base}", where="params.yaml, model.base",
-                         mend="give a directory that holds config.json and safetensors weights, or a hub id such as org/name")
+        raise GrapeError(
+            f"no such directory: {base}",
+            where="params.yaml, model.base",
+            mend="give a directory that holds config.json and safetensors weights, or a hub id such as org/name",
+        )
     return str(path.expanduser()), {}
 
 
@@ -99,8 +129,11 @@ def load_language_model(base: str, revision: str | None = None) -> tuple[Any, An
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, **extra)
         model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=torch.float32, **extra)
     except Exception as error:  # transformers, safetensors, gguf and the hub client each raise their own kinds
-        raise GrapeError(f"the model cannot be loaded: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-                         where=base, mend="check the path or hub id; if a file of the pipeline is damaged, delete its folder and run again") from error
+        raise GrapeError(
+            f"the model cannot be loaded: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            where=base,
+            mend="check the path or hub id; if a file of the pipeline is damaged, delete its folder and run again",
+        ) from error
     if extra:
         model = _dequantised(model)
     return model.eval(), checked_tokenizer(tokenizer, base)
@@ -108,7 +141,9 @@ def load_language_model(base: str, revision: str | None = None) -> tuple[Any, An
 
 def _dequantised(model: Any) -> Any:
     """The same weights in a model that does not think it is quantised: transformers refuses to save or train one read from GGUF."""
-    config = type(model.config).from_dict({k: v for k, v in model.config.to_dict().items() if k != "quantization_config"})
+    config = type(model.config).from_dict(
+        {k: v for k, v in model.config.to_dict().items() if k != "quantization_config"}
+    )
     plain = AutoModelForCausalLM.from_config(config)
     plain.load_state_dict(model.state_dict())
     plain.generation_config = model.generation_config
@@ -118,8 +153,11 @@ def _dequantised(model: Any) -> Any:
 def checked_tokenizer(tokenizer: Any, where: str) -> Any:
     """The tokenizer with a pad token (EOS if it has none: masks never read it) and a chat template."""
     if tokenizer.eos_token_id is None:
-        raise GrapeError("the tokenizer has no end-of-sequence token, so no model could learn to stop", where=where,
-                         mend="set eos_token in its tokenizer_config.json")
+        raise GrapeError(
+            "the tokenizer has no end-of-sequence token, so no model could learn to stop",
+            where=where,
+            mend="set eos_token in its tokenizer_config.json",
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if not tokenizer.chat_template:
@@ -134,8 +172,11 @@ def load_scalar_model(path: str, from_language_model: bool = False) -> tuple[Any
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=torch.float32)
     except Exception as error:  # as in load_language_model
-        raise GrapeError(f"the model cannot be loaded: {type(error).__name__}: {error}", where=path,
-                         mend="delete its folder and run the stage that makes it again") from error
+        raise GrapeError(
+            f"the model cannot be loaded: {type(error).__name__}: {error}",
+            where=path,
+            mend="delete its folder and run the stage that makes it again",
+        ) from error
     if from_language_model:
         # A random head would make the first margins noise of the seed; zero makes the first loss exactly ln 2.
         torch.nn.init.zeros_(model.score.weight)

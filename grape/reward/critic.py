@@ -49,8 +49,11 @@ class Calibration:
             stored = json.loads((folder / CALIBRATION).read_text())
             return cls({name: (float(a), float(b)) for name, (a, b) in stored.items()})
         except (OSError, ValueError) as error:
-            raise GrapeError(f"the critic's calibration cannot be read: {error}", where=str(folder / CALIBRATION),
-                             mend="run the critic stage again: grape run critic") from error
+            raise GrapeError(
+                f"the critic's calibration cannot be read: {error}",
+                where=str(folder / CALIBRATION),
+                mend="run the critic stage again: grape run critic",
+            ) from error
 
 
 def fit_calibration(names: Sequence[str], z: Tensor, label: Tensor, least: int = 50) -> Calibration:
@@ -69,7 +72,10 @@ def fit_calibration(names: Sequence[str], z: Tensor, label: Tensor, least: int =
 
     items: dict[str, tuple[float, float]] = {}
     everything = torch.arange(len(z))
-    for name, index in [("", everything), *((n, torch.tensor([i for i, m in enumerate(names) if m == n])) for n in sorted(set(names)))]:
+    for name, index in [
+        ("", everything),
+        *((n, torch.tensor([i for i, m in enumerate(names) if m == n])) for n in sorted(set(names))),
+    ]:
         yes = int(label[index].sum())
         if min(yes, len(index) - yes) > 0 and (name == "" or len(index) >= least):
             items[name] = platt(index)
@@ -86,7 +92,9 @@ def expected_calibration_error(p: Tensor, label: Tensor, bins: int = 10) -> floa
 class Critic:
     """A critic model ready to judge."""
 
-    def __init__(self, model: Any, tokenizer: Any, calibration: Calibration, max_tokens: int = 16384, dtype: Dtype = "float32") -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, calibration: Calibration, max_tokens: int = 16384, dtype: Dtype = "float32"
+    ) -> None:
         self.model, self.tokenizer, self.calibration = model, tokenizer, calibration
         self.max_tokens, self.dtype = max_tokens, dtype
         self.prefix, self.yes, self.no = verdict_tokens(tokenizer)
@@ -100,7 +108,9 @@ class Critic:
     def log_odds(self, texts: Sequence[str]) -> Tensor:
         """(n,) z = log p(yes) - log p(no); -inf or a missing score never arise: both verdicts have a logit. NaN where too long."""
         limit = getattr(self.model.config, "max_position_embeddings", 1 << 30)
-        rows = [(encode_prompt(self.tokenizer, [{"role": "user", "content": t}]) + self.prefix, [self.yes]) for t in texts]
+        rows = [
+            (encode_prompt(self.tokenizer, [{"role": "user", "content": t}]) + self.prefix, [self.yes]) for t in texts
+        ]
         z = torch.full((len(rows),), torch.nan)
         fitting = [i for i, (p, _) in enumerate(rows) if len(p) < limit]
         if not fitting:

@@ -28,8 +28,11 @@ class LearnedReward:
             statistics = json.loads((folder / STATISTICS).read_text())
             self.mean, self.std = float(statistics["mean"]), float(statistics["std"])
         except (OSError, ValueError, KeyError) as error:
-            raise GrapeError(f"the reward model's mean and std cannot be read: {error}", where=str(folder / STATISTICS),
-                             mend="run the reward stage again: grape run reward") from error
+            raise GrapeError(
+                f"the reward model's mean and std cannot be read: {error}",
+                where=str(folder / STATISTICS),
+                mend="run the reward stage again: grape run reward",
+            ) from error
 
     def __call__(self, responses: Sequence[Response]) -> Scores:
         rows, fits = [], []
@@ -44,7 +47,9 @@ class LearnedReward:
         score = torch.zeros(len(rows))
         if any(fits):
             batch = collate([row for row, fit in zip(rows, fits, strict=True) if fit], self.tokenizer.pad_token_id)
-            score[valid] = (batched_scores(self.model, batch.to(self.model.device), self.max_tokens, self.dtype).cpu() - self.mean) / self.std
+            score[valid] = (
+                batched_scores(self.model, batch.to(self.model.device), self.max_tokens, self.dtype).cpu() - self.mean
+            ) / self.std
         ones = torch.ones(len(rows), 1)
         reasons = tuple(("" if fit else "longer than the reward model's positions",) for fit in fits)
         return Scores((ITEM,), score.unsqueeze(1), ones, valid.unsqueeze(1), ones, reasons)

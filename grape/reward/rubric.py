@@ -47,7 +47,7 @@ class Rubric(BaseModel):
             if found is None:
                 return text + rest
             text += rest[: found[0]] + places[found[1]]
-            rest = rest[found[0] + len(found[1]):]
+            rest = rest[found[0] + len(found[1]) :]
         return text
 
 
@@ -71,7 +71,11 @@ def _problems(rubric: Rubric) -> Iterator[tuple[tuple[Any, ...], str, str]]:
             yield ("items", i, "id"), f"the id {item.id!r} stands twice", "give every item of a rubric its own id"
         seen.add(item.id)
         if (item.kind == "verify") != (item.verifier is not None):
-            yield ("items", i), f"item {item.id!r}: a verify item names a verifier, and no other kind does", "set or remove `verifier`"
+            yield (
+                ("items", i),
+                f"item {item.id!r}: a verify item names a verifier, and no other kind does",
+                "set or remove `verifier`",
+            )
         elif item.verifier is not None and item.verifier not in VERIFIERS:
             yield ("items", i, "verifier"), f"unknown verifier {item.verifier!r}", f"one of: {', '.join(VERIFIERS)}"
         elif item.verifier is not None:
@@ -80,11 +84,23 @@ def _problems(rubric: Rubric) -> Iterator[tuple[tuple[Any, ...], str, str]]:
             except ValidationError as error:
                 first = error.errors()[0]
                 option = ".".join(str(p) for p in first["loc"])
-                yield ("items", i, "options"), f"item {item.id!r}: option {option}: {first['msg']}", "mend the verifier's options"
+                yield (
+                    ("items", i, "options"),
+                    f"item {item.id!r}: option {option}: {first['msg']}",
+                    "mend the verifier's options",
+                )
             except re.error as error:
-                yield ("items", i, "options"), f"item {item.id!r}: not a regular expression: {error}", "mend the pattern"
+                yield (
+                    ("items", i, "options"),
+                    f"item {item.id!r}: not a regular expression: {error}",
+                    "mend the pattern",
+                )
     if sum(item.weight for item in rubric.items) <= 0:
-        yield ("items",), "the weights sum to zero, so every response would be worth the same", "give an item a positive weight"
+        yield (
+            ("items",),
+            "the weights sum to zero, so every response would be worth the same",
+            "give an item a positive weight",
+        )
 
 
 def load_rubric(path: Path) -> Rubric:
@@ -97,16 +113,21 @@ def load_rubric(path: Path) -> Rubric:
         tree = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
     except (MarkedYAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
-        raise GrapeError(f"not valid YAML: {getattr(error, 'problem', error)}", where=f"{path}:{mark.line + 1 if mark else 1}") from error
+        raise GrapeError(
+            f"not valid YAML: {getattr(error, 'problem', error)}", where=f"{path}:{mark.line + 1 if mark else 1}"
+        ) from error
     try:
         rubric = Rubric.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
         location = ".".join(str(p) for p in first["loc"])
-        raise GrapeError(f"{location or 'the file'}: {first['msg']}", where=f"{path}:{_line(tree, first['loc'])}",
-                         mend="see rubrics/ for examples") from error
-    for location, what, mend in _problems(rubric):
-        raise GrapeError(what, where=f"{path}:{_line(tree, location)}", mend=mend)
+        raise GrapeError(
+            f"{location or 'the file'}: {first['msg']}",
+            where=f"{path}:{_line(tree, first['loc'])}",
+            mend="see rubrics/ for examples",
+        ) from error
+    for place, what, mend in _problems(rubric):
+        raise GrapeError(what, where=f"{path}:{_line(tree, place)}", mend=mend)
     return rubric
 
 
@@ -116,7 +137,11 @@ def load_rubrics(folder: Path) -> dict[str, Rubric]:
     for path in sorted(folder.glob("*.yaml")):
         rubric = load_rubric(path)
         if rubric.category in rubrics:
-            raise GrapeError(f"the category {rubric.category!r} has two rubrics", where=str(path), mend="merge them or rename one category")
+            raise GrapeError(
+                f"the category {rubric.category!r} has two rubrics",
+                where=str(path),
+                mend="merge them or rename one category",
+            )
         rubrics[rubric.category] = rubric
     if not rubrics:
         raise GrapeError("no rubric found", where=str(folder), mend="write one YAML file per category; see the README")

@@ -23,16 +23,26 @@ class RubricReward:
         kinds: the kinds of items to use, default all.
     """
 
-    def __init__(self, rubrics: Mapping[str, Rubric], critic: Critic | None = None, reward_model: RewardSource | None = None,
-                 kinds: frozenset[str] = frozenset({"verify", "critic", "reward_model"})) -> None:
+    def __init__(
+        self,
+        rubrics: Mapping[str, Rubric],
+        critic: Critic | None = None,
+        reward_model: RewardSource | None = None,
+        kinds: frozenset[str] = frozenset({"verify", "critic", "reward_model"}),
+    ) -> None:
         self.rubrics, self.critic, self.reward_model = rubrics, critic, reward_model
         self.columns = [(c, item) for c, r in rubrics.items() for item in r.items if item.kind in kinds]
         self.names = tuple(f"{category}/{item.id}" for category, item in self.columns)
-        self.verify: dict[str, Verify] = {f"{c}/{i.id}": build(i.verifier, i.options) for c, i in self.columns if i.verifier is not None}
+        self.verify: dict[str, Verify] = {
+            f"{c}/{i.id}": build(i.verifier, i.options) for c, i in self.columns if i.verifier is not None
+        }
         for kind, there in (("critic", critic), ("reward_model", reward_model)):
             if there is None and any(item.kind == kind for _, item in self.columns):
-                raise GrapeError(f"the rubrics have {kind} items, but there is no {kind.replace('_', ' ')} to score them",
-                                 where="rubrics/", mend=f"run the stage that makes it, or remove the {kind} items")
+                raise GrapeError(
+                    f"the rubrics have {kind} items, but there is no {kind.replace('_', ' ')} to score them",
+                    where="rubrics/",
+                    mend=f"run the stage that makes it, or remove the {kind} items",
+                )
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Refuse prompts that could not be scored, before any training.
@@ -43,16 +53,22 @@ class RubricReward:
         usable = {category for category, _ in self.columns}
         for prompt in prompts:
             if prompt.category not in usable:
-                raise GrapeError(f"no rubric for the category {prompt.category!r}", where=f"data/prompts, {prompt.id}",
-                                 mend=f"write rubrics/{prompt.category}.yaml")
+                raise GrapeError(
+                    f"no rubric for the category {prompt.category!r}",
+                    where=f"data/prompts, {prompt.id}",
+                    mend=f"write rubrics/{prompt.category}.yaml",
+                )
             for item in self.rubrics[prompt.category].items:
                 verify = self.verify.get(f"{prompt.category}/{item.id}")
                 if verify is not None:
                     try:
                         verify(prompt, "")
                     except Undecidable as error:
-                        raise GrapeError(str(error), where=f"data/prompts, {prompt.id}; rubrics, item {prompt.category}/{item.id}",
-                                         mend="add the answer to the prompt or remove the item") from error
+                        raise GrapeError(
+                            str(error),
+                            where=f"data/prompts, {prompt.id}; rubrics, item {prompt.category}/{item.id}",
+                            mend="add the answer to the prompt or remove the item",
+                        ) from error
 
     def __call__(self, responses: Sequence[Response]) -> Scores:
         rows, items = len(responses), len(self.columns)
@@ -84,11 +100,22 @@ class RubricReward:
                 reasons[b][k] = given.reasons[n][0] if given.reasons else ""
         return Scores(self.names, score, confidence, valid, weight, tuple(tuple(r) for r in reasons))
 
-    def _ask_critic(self, responses: Sequence[Response], asked: Sequence[tuple[int, int]], score: torch.Tensor,
-                    confidence: torch.Tensor, valid: torch.Tensor, reasons: list[list[str]]) -> None:
+    def _ask_critic(
+        self,
+        responses: Sequence[Response],
+        asked: Sequence[tuple[int, int]],
+        score: torch.Tensor,
+        confidence: torch.Tensor,
+        valid: torch.Tensor,
+        reasons: list[list[str]],
+    ) -> None:
         assert self.critic is not None
-        texts = [self.rubrics[self.columns[k][0]].critic_text(self.columns[k][1], responses[b].prompt.text, responses[b].text)
-                 for b, k in asked]
+        texts = [
+            self.rubrics[self.columns[k][0]].critic_text(
+                self.columns[k][1], responses[b].prompt.text, responses[b].text
+            )
+            for b, k in asked
+        ]
         p, c = self.critic.judge([self.names[k] for _, k in asked], texts)
         for n, (b, k) in enumerate(asked):
             valid[b, k] = bool(torch.isfinite(p[n]))

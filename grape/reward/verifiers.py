@@ -85,7 +85,13 @@ class Length(Options):
         return float(self.low <= len(text.split()) <= self.high)
 
 
-VERIFIERS: dict[str, type[Options]] = {"exact": Exact, "numeric": Numeric, "contains": Contains, "matches": Matches, "length": Length}
+VERIFIERS: dict[str, type[Options]] = {
+    "exact": Exact,
+    "numeric": Numeric,
+    "contains": Contains,
+    "matches": Matches,
+    "length": Length,
+}
 Verify = Callable[[Prompt, str], float]
 NUMBER = re.compile(r"-?\d+(?:[.,]\d+)*")
 

@@ -46,8 +46,15 @@ class Stage:
     def adam(self, section: Optimisation, schedule: str = "cosine") -> AdamParams:
         from grape.training.adam import AdamParams
 
-        return AdamParams(section.learning_rate, section.steps, section.warmup_steps, schedule, section.weight_decay,
-                          section.max_grad_norm, self.params.model.micro_batch_tokens)
+        return AdamParams(
+            section.learning_rate,
+            section.steps,
+            section.warmup_steps,
+            schedule,
+            section.weight_decay,
+            section.max_grad_norm,
+            self.params.model.micro_batch_tokens,
+        )
 
     def history(self) -> Path:
         """Where the metrics of every step go."""
@@ -62,8 +69,17 @@ class Stage:
         return Checkpoints(self.project.checkpoints / self.name, identity(self.project, self.params, self.name), every)
 
 
-def train_stage(stage: Stage, model: Any, tokenizer: Any, algorithm: Any, params: Any, rows: Sequence[Any], section: Optimisation,
-                forward: Any, unit: int = 1) -> list[dict[str, float]]:
+def train_stage(
+    stage: Stage,
+    model: Any,
+    tokenizer: Any,
+    algorithm: Any,
+    params: Any,
+    rows: Sequence[Any],
+    section: Optimisation,
+    forward: Any,
+    unit: int = 1,
+) -> list[dict[str, float]]:
     """Train on fixed rows with the one loop: metrics to MLflow, the screen and reports/train, checkpoints for a killed run.
 
     Raises:
@@ -77,8 +93,11 @@ def train_stage(stage: Stage, model: Any, tokenizer: Any, algorithm: Any, params
     from grape.training.loop import train
 
     if not rows and section.steps > 0:
-        raise GrapeError("no training row is left: every one is longer than model.positions, or the dataset is empty",
-                         where=f"stage {stage.name}", mend="raise model.positions in params.yaml, or shorten the data")
+        raise GrapeError(
+            "no training row is left: every one is longer than model.positions, or the dataset is empty",
+            where=f"stage {stage.name}",
+            mend="raise model.positions in params.yaml, or shorten the data",
+        )
     progress = Progress(stage.name, section.steps)
 
     def track(step: int, metrics: Any) -> None:
@@ -86,9 +105,19 @@ def train_stage(stage: Stage, model: Any, tokenizer: Any, algorithm: Any, params
         progress(step, metrics)
 
     keys = (stage.params.seed, stage.kind)
-    source = offline(rows, tokenizer.pad_token_id, section.batch_size, keys, model.device, unit) if rows else None
+    source = offline(rows, tokenizer.pad_token_id, section.batch_size, keys, model.device, unit)
     checkpoints = stage.checkpoints(every=100)
-    history = train(model, algorithm, params, source, forward, Adam(model, stage.adam(section)), steps=section.steps,  # type: ignore[arg-type]
-                    track=track, checkpoints=checkpoints, keys=keys)
+    history = train(
+        model,
+        algorithm,
+        params,
+        source,
+        forward,
+        Adam(model, stage.adam(section)),
+        steps=section.steps,
+        track=track,
+        checkpoints=checkpoints,
+        keys=keys,
+    )
     write_jsonl(stage.history(), history)
     return history

@@ -11,9 +11,13 @@ def _use_the_projects_python() -> None:
         import pydantic  # noqa: F401
         import torch  # noqa: F401
     except ImportError:
-        if os.path.exists(venv) and os.path.realpath(sys.prefix) != os.path.realpath(os.path.join(os.getcwd(), ".venv")):
+        if os.path.exists(venv) and os.path.realpath(sys.prefix) != os.path.realpath(
+            os.path.join(os.getcwd(), ".venv")
+        ):
             os.execv(venv, [venv, "-m", "grape.stages", *sys.argv[1:]])
-        raise SystemExit("grape: error: the packages are not installed in this Python\n  -> run `make pipeline`, or `pip install -e .`") from None
+        raise SystemExit(
+            "grape: error: the packages are not installed in this Python\n  -> run `make pipeline`, or `pip install -e .`"
+        ) from None
 
 
 def main(arguments: list[str]) -> int:

@@ -26,15 +26,24 @@ def run(stage: Stage) -> None:
     stage.datasets("data/judgements")
     params = stage.params.critic
     model, tokenizer = load_language_model(str(stage.root / "models/base"))
-    judgements = read_rows(stage.root / "data/judgements/train.jsonl", Judgement, mend="run the prepare stage again: grape run prepare")
+    judgements = read_rows(
+        stage.root / "data/judgements/train.jsonl", Judgement, mend="run the prepare stage again: grape run prepare"
+    )
     rubrics = load_rubrics(stage.root / "rubrics")
     texts = [critic_text(rubrics, j) for j in judgements]
     order = [int(i) for i in permutation(len(judgements), stage.params.seed, "critic", "split")]
     count = int(len(order) * params.heldout)
-    fit, measure, training = order[: count // 2], order[count // 2: count], order[count:]
+    fit, measure, training = order[: count // 2], order[count // 2 : count], order[count:]
 
-    rows, dropped = fitting([encode_chat(tokenizer, [{"role": "user", "content": texts[i]}], YES if judgements[i].label else NO, judgements[i].id)
-                             for i in training], stage.params.model.positions)
+    rows, dropped = fitting(
+        [
+            encode_chat(
+                tokenizer, [{"role": "user", "content": texts[i]}], YES if judgements[i].label else NO, judgements[i].id
+            )
+            for i in training
+        ],
+        stage.params.model.positions,
+    )
     section = params if rows else params.model_copy(update={"steps": 0})
     forward = partial(language, dtype=stage.params.model.dtype)
     train_stage(stage, model.to(device()), tokenizer, ALGORITHM, ALGORITHM.params(), rows, section, forward)
@@ -57,11 +66,18 @@ def critic_text(rubrics: dict[str, Rubric], judgement: Judgement) -> str:
     where = f"data/judgements, {judgement.id}"
     rubric = rubrics.get(judgement.category)
     if rubric is None:
-        raise GrapeError(f"no rubric for the category {judgement.category!r}", where=where, mend=f"write rubrics/{judgement.category}.yaml")
+        raise GrapeError(
+            f"no rubric for the category {judgement.category!r}",
+            where=where,
+            mend=f"write rubrics/{judgement.category}.yaml",
+        )
     item = next((i for i in rubric.items if i.id == judgement.item), None)
     if item is None:
-        raise GrapeError(f"the rubric of {judgement.category!r} has no item {judgement.item!r}", where=where,
-                         mend=f"its items: {', '.join(i.id for i in rubric.items)}")
+        raise GrapeError(
+            f"the rubric of {judgement.category!r} has no item {judgement.item!r}",
+            where=where,
+            mend=f"its items: {', '.join(i.id for i in rubric.items)}",
+        )
     return rubric.critic_text(item, judgement.prompt[-1].content, judgement.response)
 
 
@@ -73,8 +89,9 @@ def _fitted(critic: Critic, index: list[int], names: list[str], texts: list[str]
     return fit_calibration([names[index[n]] for n in scored], z[scored], labels[index][scored])
 
 
-def _measured(critic: Critic, calibration: Calibration, index: list[int], names: list[str], texts: list[str],
-              labels: torch.Tensor) -> dict[str, float]:
+def _measured(
+    critic: Critic, calibration: Calibration, index: list[int], names: list[str], texts: list[str], labels: torch.Tensor
+) -> dict[str, float]:
     """Agreement with the labels, and ECE before and after calibration, over all items and per item."""
     z = critic.log_odds([texts[i] for i in index])
     scored = torch.isfinite(z)
@@ -82,8 +99,12 @@ def _measured(critic: Critic, calibration: Calibration, index: list[int], names:
     z, label = z[scored], labels[index]
     kept = [names[i] for i in index]
     raw, p = torch.sigmoid(z), calibration.apply(kept, z)
-    values = {"agreement": float(((p > 0.5) == (label == 1)).float().mean()), "ece": expected_calibration_error(p, label),
-              "ece_before": expected_calibration_error(raw, label), "brier": float((p - label).square().mean())}
+    values = {
+        "agreement": float(((p > 0.5) == (label == 1)).float().mean()),
+        "ece": expected_calibration_error(p, label),
+        "ece_before": expected_calibration_error(raw, label),
+        "brier": float((p - label).square().mean()),
+    }
     for name in sorted(set(kept)):
         at = torch.tensor([i for i, other in enumerate(kept) if other == name])
         values[f"{name}/agreement"] = float(((p[at] > 0.5) == (label[at] == 1)).float().mean())

@@ -70,29 +70,56 @@ def run(stage: Stage) -> None:
     write_json(folder / "metrics.json", result)
     write_jsonl(folder / "samples.jsonl", samples(prompts, sft, own, stage.params.evaluate.samples))
     judged = "gold" if gold else "proxy"
-    stage.run.headline({"policy": result["policy"][judged]["mean"], "sft": result["sft"][judged]["mean"],
-                        "difference": result["difference"][judged]["mean"], "difference_low": result["difference"][judged]["low"],
-                        "win_rate": result["win_rate"]["mean"], "kl": result["kl"]["token"], "length": result["policy"]["length"]})
+    stage.run.headline(
+        {
+            "policy": result["policy"][judged]["mean"],
+            "sft": result["sft"][judged]["mean"],
+            "difference": result["difference"][judged]["mean"],
+            "difference_low": result["difference"][judged]["low"],
+            "win_rate": result["win_rate"]["mean"],
+            "kl": result["kl"]["token"],
+            "length": result["policy"]["length"],
+        }
+    )
 
 
-def answer(stage: Stage, model: Any, tokenizer: Any, prompts: Sequence[Prompt], source: Callable[[Sequence[Response]], Scores],
-           gold: Gold | None) -> Side:
+def answer(
+    stage: Stage,
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    source: Callable[[Sequence[Response]], Scores],
+    gold: Gold | None,
+) -> Side:
     """Sample and score. The draws are the same for both policies: common random numbers narrow the interval of the difference."""
     params = stage.params.evaluate
-    common = {"max_new_tokens": stage.params.rl.max_new_tokens, "positions": stage.params.model.positions,
-              "keys": (stage.params.seed, "evaluate"), "dtype": stage.params.model.dtype}
+    common: dict[str, Any] = {
+        "max_new_tokens": stage.params.rl.max_new_tokens,
+        "positions": stage.params.model.positions,
+        "keys": (stage.params.seed, "evaluate"),
+        "dtype": stage.params.model.dtype,
+    }
     responses = sample(model, tokenizer, prompts, params.samples, temperature=params.temperature, **common)
     scores = source(responses)
     proxy = _rewards(scores, len(prompts))
     greedy = sample(model, tokenizer, prompts, 1, temperature=0.0, **common)
     golds = None if gold is None else np.array([_gold(gold, r) for r in responses]).reshape(len(prompts), -1)
     batch = collate(response_rows(tokenizer, responses), tokenizer.pad_token_id).to(device())
-    out = batched_language(model, batch, params.temperature, stage.params.model.micro_batch_tokens, stage.params.model.dtype)
+    out = batched_language(
+        model, batch, params.temperature, stage.params.model.micro_batch_tokens, stage.params.model.dtype
+    )
     assert out.entropy is not None
-    return Side(responses, scores, proxy, golds,
-                {"gold": None if gold is None else round(float(np.mean([_gold(gold, r) for r in greedy])), 6),
-                 "proxy": round(float(np.nanmean(_rewards(source(greedy), len(prompts)))), 6)},
-                round(float(out.entropy.sum() / batch.mask.sum()), 6))
+    return Side(
+        responses,
+        scores,
+        proxy,
+        golds,
+        {
+            "gold": None if gold is None else round(float(np.mean([_gold(gold, r) for r in greedy])), 6),
+            "proxy": round(float(np.nanmean(_rewards(source(greedy), len(prompts)))), 6),
+        },
+        round(float(out.entropy.sum() / batch.mask.sum()), 6),
+    )
 
 
 def _gold(gold: Gold, response: Response) -> float:
@@ -101,7 +128,11 @@ def _gold(gold: Gold, response: Response) -> float:
     if not 0 <= value <= 1 or math.isnan(value):
         from grape.errors import GrapeError
 
-        raise GrapeError(f"the gold judge gave {value} for prompt {response.prompt.id}", where="prepare.source, gold", mend="return a score in [0, 1]")
+        raise GrapeError(
+            f"the gold judge gave {value} for prompt {response.prompt.id}",
+            where="prepare.source, gold",
+            mend="return a score in [0, 1]",
+        )
     return value
 
 
@@ -122,11 +153,21 @@ def compare(stage: Stage, prompts: Sequence[Prompt], sft: Side, own: Side) -> di
     a, b = (own.gold, sft.gold) if own.gold is not None and sft.gold is not None else (own.proxy, sft.proxy)
     # Every answer of one side against every answer of the other to the same prompt; a tie is half a win.
     wins = np.sign(np.nan_to_num(a)[:, :, None] - np.nan_to_num(b)[:, None, :]).mean((1, 2)) / 2 + 0.5
-    return {"algorithm": stage.algorithm, "seed": stage.seed, "prompts": len(prompts), "samples": params.samples,
-            "sft": describe(prompts, sft, over), "policy": describe(prompts, own, over),
-            "difference": {"gold": None if own.gold is None or sft.gold is None else over(own.gold.mean(1) - sft.gold.mean(1), "difference"),
-                           "proxy": over(_mean(own.proxy) - _mean(sft.proxy), "difference")},
-            "win_rate": {**over(wins, "wins"), "judge": judge}}
+    return {
+        "algorithm": stage.algorithm,
+        "seed": stage.seed,
+        "prompts": len(prompts),
+        "samples": params.samples,
+        "sft": describe(prompts, sft, over),
+        "policy": describe(prompts, own, over),
+        "difference": {
+            "gold": None
+            if own.gold is None or sft.gold is None
+            else over(own.gold.mean(1) - sft.gold.mean(1), "difference"),
+            "proxy": over(_mean(own.proxy) - _mean(sft.proxy), "difference"),
+        },
+        "win_rate": {**over(wins, "wins"), "judge": judge},
+    }
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
@@ -149,16 +190,29 @@ def describe(prompts: Sequence[Prompt], side: Side, over: Callable[..., dict[str
         asked = scores.weight[:, k] > 0
         valid = asked & scores.valid[:, k]
         if bool(asked.any()):
-            items[name] = {"score": _number(scores.score[valid, k].mean()), "confidence": _number(scores.confidence[valid, k].mean()),
-                           "missing": _number(1 - valid.sum() / asked.sum())}
+            items[name] = {
+                "score": _number(scores.score[valid, k].mean()),
+                "confidence": _number(scores.confidence[valid, k].mean()),
+                "missing": _number(1 - valid.sum() / asked.sum()),
+            }
     return {
-        "gold": None if gold is None else over(gold, "gold"), "proxy": over(proxy, "proxy"), "greedy": side.greedy,
+        "gold": None if gold is None else over(gold, "gold"),
+        "proxy": over(proxy, "proxy"),
+        "greedy": side.greedy,
         "length": round(float(np.mean([len(r.ids) for r in side.responses])), 4),
-        "finished": round(float(np.mean([r.finished for r in side.responses])), 6), "entropy": side.entropy,
+        "finished": round(float(np.mean([r.finished for r in side.responses])), 6),
+        "entropy": side.entropy,
         "pass_at": {str(k): round(pass_at(best >= 0.999, k), 6) for k in sorted({1, best.shape[1]})},
-        "categories": {c: {"n": int((names == c).sum()), "gold": None if gold is None else over(gold[names == c], "gold", c),
-                           "proxy": over(proxy[names == c], "proxy", c)} for c in sorted(set(names.tolist()))},
-        "items": items}
+        "categories": {
+            c: {
+                "n": int((names == c).sum()),
+                "gold": None if gold is None else over(gold[names == c], "gold", c),
+                "proxy": over(proxy[names == c], "proxy", c),
+            }
+            for c in sorted(set(names.tolist()))
+        },
+        "items": items,
+    }
 
 
 def _number(value: torch.Tensor) -> float | None:
@@ -166,12 +220,14 @@ def _number(value: torch.Tensor) -> float | None:
 
 
 def pass_at(solved: np.ndarray, k: int) -> float:
-    """Unbiased pass@k from n >= k samples (Chen et al. 2021, 2107.03374): 1 - C(n - c, k) / C(n, k), mean over prompts. solved: (P, n) bool."""
+    """Unbiased pass@k from n >= k samples, solved (P, n): mean of 1 - C(n - c, k) / C(n, k) (Chen et al. 2021, 2107.03374)."""
     n = solved.shape[1]
     return float(np.mean([1 - math.comb(n - int(c), k) / math.comb(n, k) for c in solved.sum(1)]))
 
 
-def divergence(stage: Stage, policy: Any, reference: Any, tokenizer: Any, responses: Sequence[Response]) -> dict[str, float]:
+def divergence(
+    stage: Stage, policy: Any, reference: Any, tokenizer: Any, responses: Sequence[Response]
+) -> dict[str, float]:
     """Exact KL(policy || SFT) over the vocabulary on the policy's samples: mean per token, and mean sum per response, nats."""
     batch = collate(response_rows(tokenizer, responses), tokenizer.pad_token_id).to(device())
     kl, _ = exact_kl(policy, reference, batch, stage.params.evaluate.temperature, stage.params.model.micro_batch_tokens)
@@ -180,17 +236,36 @@ def divergence(stage: Stage, policy: Any, reference: Any, tokenizer: Any, respon
 
 def samples(prompts: Sequence[Prompt], sft: Side, own: Side, per_prompt: int) -> list[dict[str, Any]]:
     """The first answer of both policies to every held-out prompt, with the policy's score item by item."""
+
     def side(s: Side, p: int) -> dict[str, Any]:
         proxy = float(s.proxy[p, 0])
-        return {"text": s.responses[p * per_prompt].text, "gold": None if s.gold is None else float(s.gold[p, 0]),
-                "proxy": None if math.isnan(proxy) else round(proxy, 6)}
+        return {
+            "text": s.responses[p * per_prompt].text,
+            "gold": None if s.gold is None else float(s.gold[p, 0]),
+            "proxy": None if math.isnan(proxy) else round(proxy, 6),
+        }
 
     rows = []
     for p, prompt in enumerate(prompts):
         i = p * per_prompt
-        items = [{"item": name, "score": _number(own.scores.score[i, k]) if own.scores.valid[i, k] else None,
-                  "confidence": _number(own.scores.confidence[i, k]), "reason": own.scores.reasons[i][k] if own.scores.reasons else ""}
-                 for k, name in enumerate(own.scores.items) if own.scores.weight[i, k] > 0]
-        rows.append({"id": prompt.id, "category": prompt.category, "prompt": prompt.text, "answer": prompt.answer,
-                     "sft": side(sft, p), "policy": {**side(own, p), "items": items}})
+        items = [
+            {
+                "item": name,
+                "score": _number(own.scores.score[i, k]) if own.scores.valid[i, k] else None,
+                "confidence": _number(own.scores.confidence[i, k]),
+                "reason": own.scores.reasons[i][k] if own.scores.reasons else "",
+            }
+            for k, name in enumerate(own.scores.items)
+            if own.scores.weight[i, k] > 0
+        ]
+        rows.append(
+            {
+                "id": prompt.id,
+                "category": prompt.category,
+                "prompt": prompt.text,
+                "answer": prompt.answer,
+                "sft": side(sft, p),
+                "policy": {**side(own, p), "items": items},
+            }
+        )
     return rows

@@ -20,7 +20,11 @@ def _entry(project: Project, params: Params, name: str) -> dict[str, Any]:
     kind, _, item = name.partition("@")
     algorithm, _, seed = item.rpartition("-")
     text = json.dumps(YAML(typ="safe").load(project.root / "dvc.yaml")["stages"][kind])
-    for place, value in (("${item.algorithm}", algorithm), ("${item.seed}", seed), ("${prepare.source}", params.prepare.source)):
+    for place, value in (
+        ("${item.algorithm}", algorithm),
+        ("${item.seed}", seed),
+        ("${prepare.source}", params.prepare.source),
+    ):
         text = text.replace(place, value)
     entry: dict[str, Any] = json.loads(text)
     return entry

@@ -13,24 +13,37 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from grape.artifacts import Demonstration, Document, Judgement, Question, Record, read_rows, write_dataset
+from grape.artifacts import Demonstration, Document, Judgement, Question, Record, write_dataset
 from grape.errors import GrapeError
 from grape.stages import Stage
 
 Rows = list[dict[str, Any]]
 DATASETS: dict[str, tuple[str, type[Record]]] = {
-    "corpus": ("data/corpus/train.jsonl", Document), "sft": ("data/sft/train.jsonl", Demonstration),
-    "train": ("data/prompts/train.jsonl", Question), "heldout": ("data/prompts/heldout.jsonl", Question),
-    "judgements": ("data/judgements/train.jsonl", Judgement)}
+    "corpus": ("data/corpus/train.jsonl", Document),
+    "sft": ("data/sft/train.jsonl", Demonstration),
+    "train": ("data/prompts/train.jsonl", Question),
+    "heldout": ("data/prompts/heldout.jsonl", Question),
+    "judgements": ("data/judgements/train.jsonl", Judgement),
+}
 OPTIONAL = frozenset({"corpus", "heldout", "judgements"})
-FILES = {"corpus": "corpus.jsonl", "sft": "sft.jsonl", "train": "prompts.jsonl", "heldout": "heldout.jsonl", "judgements": "judgements.jsonl"}
+FILES = {
+    "corpus": "corpus.jsonl",
+    "sft": "sft.jsonl",
+    "train": "prompts.jsonl",
+    "heldout": "heldout.jsonl",
+    "judgements": "judgements.jsonl",
+}
 
 
 def load_module(path: Path) -> ModuleType:
     """A Python file as a module, by its path: worlds and gold judges are files of the project, not parts of grape."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise GrapeError(f"no such Python file: {path}", where="params.yaml, prepare.source", mend="give the path of an existing file")
+        raise GrapeError(
+            f"no such Python file: {path}",
+            where="params.yaml, prepare.source",
+            mend="give the path of an existing file",
+        )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -41,15 +54,11 @@ def run(stage: Stage) -> None:
     rows = with_ids(given)
     rows["heldout"] = rows["heldout"] or take_heldout(rows["train"], stage.params.prepare.heldout)
     rows, dropped = without_leakage(rows)
-    for name, (path, kind) in DATASETS.items():
-        for number, row in enumerate(rows[name], 1):
-            try:
-                kind.model_validate(row)
-            except ValueError as error:
-                raise GrapeError(str(error), where=f"{name}, row {number}", mend="mend the source of the data") from error
     for name, (path, _) in DATASETS.items():
         write_dataset(stage.root / path, rows[name])
-    stage.run.headline({**{f"rows/{name}": float(len(rows[name])) for name in DATASETS}, "dropped/leakage": float(dropped)})
+    stage.run.headline(
+        {**{f"rows/{name}": float(len(rows[name])) for name in DATASETS}, "dropped/leakage": float(dropped)}
+    )
 
 
 def read_source(source: Path, stage: Stage) -> dict[str, Rows]:
@@ -62,17 +71,30 @@ def read_source(source: Path, stage: Stage) -> dict[str, Rows]:
         try:
             built: dict[str, Rows] = load_module(source).build(stage.params.prepare, stage.params.seed)
         except ValueError as error:
-            raise GrapeError(str(error), where=str(source), mend="change the numbers under `prepare` in params.yaml") from error
-        return {name: list(built.get(name, [])) for name in DATASETS}
+            raise GrapeError(
+                str(error), where=str(source), mend="change the numbers under `prepare` in params.yaml"
+            ) from error
+        made = with_ids({name: list(built.get(name, [])) for name in DATASETS})
+        for name, table in made.items():
+            for number, row in enumerate(table, 1):
+                _check(DATASETS[name][1], row, Path(f"{source.name}, {name}"), number)
+        return made
     if not source.is_dir():
-        raise GrapeError(f"no such directory or Python file: {stage.params.prepare.source}", where="params.yaml, prepare.source",
-                         mend="give a world's .py file or a directory with sft.jsonl and prompts.jsonl")
+        raise GrapeError(
+            f"no such directory or Python file: {stage.params.prepare.source}",
+            where="params.yaml, prepare.source",
+            mend="give a world's .py file or a directory with sft.jsonl and prompts.jsonl",
+        )
     rows: dict[str, Rows] = {}
     for name, file in FILES.items():
         path = source / file
         if not path.is_file():
             if name not in OPTIONAL:
-                raise GrapeError("this file is missing", where=str(path), mend=f"add it: {', '.join(DATASETS[name][1].model_fields)} (README, \"Your own data\")")
+                raise GrapeError(
+                    "this file is missing",
+                    where=str(path),
+                    mend=f'add it: {", ".join(DATASETS[name][1].model_fields)} (README, "Your own data")',
+                )
             rows[name] = []
             continue
         raw = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if _is_json(line, path)]
@@ -90,7 +112,9 @@ def _is_json(line: str, path: Path) -> bool:
         if not isinstance(json.loads(line), dict):
             raise ValueError("not a JSON object")
     except ValueError as error:
-        raise GrapeError(f"a line is not a JSON object: {error}", where=f"{path}: {line[:60]}", mend="write one JSON object a line") from error
+        raise GrapeError(
+            f"a line is not a JSON object: {error}", where=f"{path}: {line[:60]}", mend="write one JSON object a line"
+        ) from error
     return True
 
 
@@ -102,8 +126,11 @@ def _check(kind: type[Record], row: Mapping[str, Any], path: Path, number: int) 
     except ValidationError as error:
         first = error.errors()[0]
         column = ".".join(str(p) for p in first["loc"])
-        raise GrapeError(f"{f'column {column}: ' if column else ''}{first['msg'].removeprefix('Value error, ')}", where=f"{path}:{number}",
-                         mend=f"columns: {', '.join(kind.model_fields)}") from error
+        raise GrapeError(
+            f"{f'column {column}: ' if column else ''}{first['msg'].removeprefix('Value error, ')}",
+            where=f"{path}:{number}",
+            mend=f"columns: {', '.join(kind.model_fields)}",
+        ) from error
 
 
 def with_ids(rows: Mapping[str, Rows]) -> dict[str, Rows]:
@@ -120,9 +147,14 @@ def content(row: Mapping[str, Any]) -> str:
 def take_heldout(train: Rows, count: int) -> Rows:
     """`count` prompts for evaluation, chosen by the hash of their content, so that adding rows moves no other row across."""
     if count >= len({content(row) for row in train}):
-        raise GrapeError(f"{count} held-out prompts asked of {len(train)} prompts", where="params.yaml, prepare.heldout",
-                         mend="lower prepare.heldout, or give a heldout.jsonl")
-    ranked = sorted({content(row): row for row in train}.items(), key=lambda pair: hashlib.sha256(pair[0].encode()).hexdigest())
+        raise GrapeError(
+            f"{count} held-out prompts asked of {len(train)} prompts",
+            where="params.yaml, prepare.heldout",
+            mend="lower prepare.heldout, or give a heldout.jsonl",
+        )
+    ranked = sorted(
+        {content(row): row for row in train}.items(), key=lambda pair: hashlib.sha256(pair[0].encode()).hexdigest()
+    )
     return [row for _, row in ranked[:count]]
 
 

@@ -1,4 +1,4 @@
-"""reward: train the Bradley-Terry reward model on the preference pairs; accuracy, mean and std on held-out pairs are saved beside it."""
+"""reward: train the Bradley-Terry reward model on the preference pairs; measure it, mean and std included, on held-out pairs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def run(stage: Stage) -> None:
     params = stage.params.reward
     model, tokenizer = load_scalar_model(str(stage.root / "models/sft"), from_language_model=True)
     model.config.pad_token_id = tokenizer.pad_token_id
-    preferences = read_rows(stage.root / "data/preferences/train.jsonl", Preference, mend="run it again: grape run preferences")
+    preferences = read_rows(
+        stage.root / "data/preferences/train.jsonl", Preference, mend="run it again: grape run preferences"
+    )
     pairs = []
     for p in preferences:
         turns = [t.model_dump() for t in p.prompt]
@@ -38,18 +40,24 @@ def run(stage: Stage) -> None:
     statistics = _statistics(model, tokenizer, heldout or rows, stage)
     write_json(stage.root / "models/reward" / STATISTICS, {"mean": statistics["mean"], "std": statistics["std"]})
     stage.run.model("models/reward", "reward")
-    stage.run.headline({"pairs": float(len(pairs)), "dropped/too_long": float(len(preferences) - len(pairs)), **statistics})
+    stage.run.headline(
+        {"pairs": float(len(pairs)), "dropped/too_long": float(len(preferences) - len(pairs)), **statistics}
+    )
 
 
 def _statistics(model: object, tokenizer: object, rows: list[Row], stage: Stage) -> dict[str, float]:
-    """Accuracy, mean margin, mean and std of r over the rows, and accuracy where the chosen answer is the shorter one (length bias)."""
+    """Accuracy, mean margin, mean and std of r, and accuracy where the chosen answer is the shorter one (length bias)."""
     batch = collate(rows, tokenizer.pad_token_id, unit=2).to(device())  # type: ignore[attr-defined]
     score = batched_scores(model, batch, stage.params.model.micro_batch_tokens, stage.params.model.dtype).cpu()
     margin = score[0::2] - score[1::2]
     length = batch.mask.sum(1).cpu()
     shorter = length[0::2] < length[1::2]
-    values = {"accuracy": float((margin > 0).float().mean()), "margin": float(margin.mean()),
-              "mean": round(float(score.mean()), 6), "std": round(max(float(score.std()), 1e-6), 6)}
+    values = {
+        "accuracy": float((margin > 0).float().mean()),
+        "margin": float(margin.mean()),
+        "mean": round(float(score.mean()), 6),
+        "std": round(max(float(score.std()), 1e-6), 6),
+    }
     if bool(shorter.any()):
         values["accuracy_chosen_shorter"] = float((margin[shorter] > 0).float().mean())
     if not torch.isfinite(score).all():

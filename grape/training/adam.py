@@ -38,8 +38,15 @@ def add(sums: Sums, name: str, total: float, weight: float) -> None:
     sums[name] = (before[0] + total, before[1] + weight)
 
 
-def accumulate(forward: Callable[[Batch], Outputs], loss: Callable[[Outputs, Batch], Loss], batch: Batch, max_tokens: int,
-               parameters: Sequence[Tensor], sums: Sums, on_policy: bool = False) -> None:
+def accumulate(
+    forward: Callable[[Batch], Outputs],
+    loss: Callable[[Outputs, Batch], Loss],
+    batch: Batch,
+    max_tokens: int,
+    parameters: Sequence[Tensor],
+    sums: Sums,
+    on_policy: bool = False,
+) -> None:
     """Put the gradient of sum(value * weight) / sum(norm) over the whole batch into `.grad`, and add its metrics to `sums`.
 
     Both sums run over all micro-batches before the division, so no split changes the gradient.
@@ -53,11 +60,13 @@ def accumulate(forward: Callable[[Batch], Outputs], loss: Callable[[Outputs, Bat
         if on_policy and part.logp_old is not None and outputs.logp is not None:
             off = float((outputs.logp.detach() - part.logp_old).masked_fill(~part.mask, 0).abs().max())
             if off > ON_POLICY_TOLERANCE:
-                raise RuntimeError(f"the first update is off-policy: log-probabilities differ by {off:.2e} nats from the rollout's; "
-                                   "sampling and training do not compute the same distribution")
+                raise RuntimeError(
+                    f"the first update is off-policy: log-probabilities differ by {off:.2e} nats from the rollout's; "
+                    "sampling and training do not compute the same distribution"
+                )
         unreduced = loss(outputs, part)
         total = (unreduced.value * unreduced.weight).sum()
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         value += float(total.detach())
         norm += float(unreduced.norm.sum())
         for name, (s, w) in unreduced.metrics.items():
@@ -74,15 +83,27 @@ class Adam:
     def __init__(self, model: Any, params: AdamParams) -> None:
         self.params = params
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        groups = [{"params": [p for p in self.parameters if p.dim() >= 2], "weight_decay": params.weight_decay},
-                  {"params": [p for p in self.parameters if p.dim() < 2], "weight_decay": 0.0}]
+        groups = [
+            {"params": [p for p in self.parameters if p.dim() >= 2], "weight_decay": params.weight_decay},
+            {"params": [p for p in self.parameters if p.dim() < 2], "weight_decay": 0.0},
+        ]
         self.optimizer = torch.optim.AdamW(groups, lr=params.learning_rate, betas=(0.9, 0.95), fused=True)
         name = "cosine_with_min_lr" if params.schedule == "cosine" else "constant_with_warmup"
         extra = {"min_lr_rate": 0.1} if params.schedule == "cosine" else {}
-        self.scheduler = get_scheduler(name, self.optimizer, params.warmup_steps, max(params.steps, 1), scheduler_specific_kwargs=extra)
+        self.scheduler = get_scheduler(
+            name, self.optimizer, params.warmup_steps, max(params.steps, 1), scheduler_specific_kwargs=extra
+        )
 
-    def update(self, forward: Callable[[Batch], Outputs], loss: Callable[[Outputs, Batch], Loss], batch: Batch, *,
-               epochs: int = 1, mini_batches: int = 1, keys: Sequence[object] = ()) -> Sums:
+    def update(
+        self,
+        forward: Callable[[Batch], Outputs],
+        loss: Callable[[Outputs, Batch], Loss],
+        batch: Batch,
+        *,
+        epochs: int = 1,
+        mini_batches: int = 1,
+        keys: Sequence[object] = (),
+    ) -> Sums:
         """`epochs` passes of `mini_batches` optimiser steps over the batch; the learning rate moves once per call.
 
         Returns:
@@ -93,7 +114,15 @@ class Adam:
         for epoch in range(epochs):
             for i, index in enumerate(self._mini_batches(batch, mini_batches, (*keys, epoch))):
                 part = batch if index is None else batch.select(index)
-                accumulate(forward, loss, part, self.params.micro_batch_tokens, self.parameters, sums, on_policy=epoch == i == 0)
+                accumulate(
+                    forward,
+                    loss,
+                    part,
+                    self.params.micro_batch_tokens,
+                    self.parameters,
+                    sums,
+                    on_policy=epoch == i == 0,
+                )
                 norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.params.max_grad_norm)
                 if not bool(torch.isfinite(norm)):
                     raise FloatingPointError("the gradient is not finite; the weights were left as they were")
@@ -112,7 +141,9 @@ class Adam:
         owner = batch.group if batch.group is not None else torch.arange(batch.rows) // batch.unit
         names = torch.unique(owner)
         if count > len(names):
-            raise ValueError(f"{count} mini-batches of only {len(names)} groups; lower mini_batches or raise rl.prompts")
+            raise ValueError(
+                f"{count} mini-batches of only {len(names)} groups; lower mini_batches or raise rl.prompts"
+            )
         order = names[torch.from_numpy(permutation(len(names), *keys))]
         return [torch.isin(owner, part).nonzero().squeeze(1) for part in torch.chunk(order, count)]
 

@@ -4,7 +4,7 @@ but the weights and that small state, so a resumed run sees what an uninterrupte
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -43,7 +43,9 @@ def draw(n: int, size: int, update: int, keys: Sequence[object]) -> list[int]:
     return [int(orders[p // n][p % n]) for p in places]
 
 
-def offline(rows: Sequence[Row], pad_id: int, batch_size: int, keys: Sequence[object], device: torch.device, unit: int = 1) -> Source:
+def offline(
+    rows: Sequence[Row], pad_id: int, batch_size: int, keys: Sequence[object], device: torch.device, unit: int = 1
+) -> Source:
     """Batches of `batch_size` examples (of `unit` rows each) from a fixed set, shuffled anew every epoch."""
     examples = len(rows) // unit
 
@@ -70,16 +72,34 @@ class Rollout:
     dtype: Dtype = "float32"
 
 
-def online(policy: Any, reference: Any | None, tokenizer: Any, prompts: Sequence[Prompt], score: Callable[[Sequence[Response]], Scores],
-           algorithm: Algorithm, params: Params, rollout: Rollout, keys: Sequence[object]) -> Source:
+def online(
+    policy: Any,
+    reference: Any | None,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    score: Callable[[Sequence[Response]], Scores],
+    algorithm: Algorithm,
+    params: Params,
+    rollout: Rollout,
+    keys: Sequence[object],
+) -> Source:
     """Batches the policy samples itself: prompts -> responses -> scores -> credit."""
     needs = algorithm.needs(params)
     old_needed = "old" in needs or getattr(params, "epochs", 1) * getattr(params, "mini_batches", 1) > 1
 
     def source(update: int, state: State) -> Round:
         chosen = [prompts[i] for i in draw(len(prompts), rollout.prompts, update, (*keys, "prompts"))]
-        responses = sample(policy, tokenizer, chosen, rollout.samples, temperature=rollout.temperature,
-                           max_new_tokens=rollout.max_new_tokens, positions=rollout.positions, keys=(*keys, "rollout", update), dtype=rollout.dtype)
+        responses = sample(
+            policy,
+            tokenizer,
+            chosen,
+            rollout.samples,
+            temperature=rollout.temperature,
+            max_new_tokens=rollout.max_new_tokens,
+            positions=rollout.positions,
+            keys=(*keys, "rollout", update),
+            dtype=rollout.dtype,
+        )
         scores = score(responses)
         batch = collate(response_rows(tokenizer, responses), tokenizer.pad_token_id)
         group = torch.arange(len(chosen)).repeat_interleave(rollout.samples)
@@ -107,7 +127,8 @@ def online(policy: Any, reference: Any | None, tokenizer: Any, prompts: Sequence
 
 
 def to(scores: Scores, device: torch.device) -> Scores:
-    return Scores(scores.items, *(getattr(scores, n).to(device) for n in ("score", "confidence", "valid", "weight")), scores.reasons)
+    moved = {n: getattr(scores, n).to(device) for n in ("score", "confidence", "valid", "weight")}
+    return replace(scores, **moved)
 
 
 def describe(batch: Batch, scores: Scores, max_missing: float) -> Sums:
@@ -123,8 +144,11 @@ def describe(batch: Batch, scores: Scores, max_missing: float) -> Sums:
     if missing > max_missing:
         row, item = (asked & ~scores.valid).nonzero()[0].tolist()
         reason = scores.reasons[row][item] if scores.reasons else "no reason recorded"
-        raise GrapeError(f"{missing:.0%} of the scores of this round are missing, more than rl.max_missing = {max_missing:.0%}",
-                         where=scores.items[item], mend=f"the first one's reason: {reason}")
+        raise GrapeError(
+            f"{missing:.0%} of the scores of this round are missing, more than rl.max_missing = {max_missing:.0%}",
+            where=scores.items[item],
+            mend=f"the first one's reason: {reason}",
+        )
     rows = float(known.sum())
     lengths = batch.mask.sum(1).float()
     std = group_std(reward, known, batch.group)[known]

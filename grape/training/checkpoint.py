@@ -52,7 +52,9 @@ class Checkpoints:
     def due(self, update: int, steps: int) -> bool:
         return self.every > 0 and update % self.every == 0 and update < steps
 
-    def save(self, update: int, model: Any, optimiser: Any, state: Mapping[str, float], history: list[dict[str, float]]) -> None:
+    def save(
+        self, update: int, model: Any, optimiser: Any, state: Mapping[str, float], history: list[dict[str, float]]
+    ) -> None:
         """Keep everything update `update` needs to run as if nothing had happened."""
         name = f"update-{update:08d}"
         beside = self.folder / f"{name}.partial"

@@ -13,8 +13,19 @@ from grape.training.checkpoint import Checkpoints
 from grape.types import Batch, Outputs, Track
 
 
-def train(model: Any, algorithm: Algorithm, params: Params, source: Source, forward: Callable[[Any, Batch], Outputs], adam: Adam, *,
-          steps: int, track: Track, checkpoints: Checkpoints | None = None, keys: tuple[object, ...] = ()) -> list[dict[str, float]]:
+def train(
+    model: Any,
+    algorithm: Algorithm,
+    params: Params,
+    source: Source,
+    forward: Callable[[Any, Batch], Outputs],
+    adam: Adam,
+    *,
+    steps: int,
+    track: Track,
+    checkpoints: Checkpoints | None = None,
+    keys: tuple[object, ...] = (),
+) -> list[dict[str, float]]:
     """`steps` rounds of: get a batch, update the weights, report. Returns the metrics of every round.
 
     The model stays in eval mode: dropout would make pi_theta another distribution than the one that was sampled.
@@ -37,8 +48,14 @@ def train(model: Any, algorithm: Algorithm, params: Params, source: Source, forw
         given = source(update, state)
         state, sums = given.state, dict(given.metrics)
         if given.batch is not None:
-            sums |= adam.update(lambda part: forward(model, part), lambda out, part: algorithm.loss(out, part, params), given.batch,
-                                epochs=getattr(params, "epochs", 1), mini_batches=getattr(params, "mini_batches", 1), keys=(*keys, update))
+            sums |= adam.update(
+                lambda part: forward(model, part),
+                lambda out, part: algorithm.loss(out, part, params),
+                given.batch,
+                epochs=getattr(params, "epochs", 1),
+                mini_batches=getattr(params, "mini_batches", 1),
+                keys=(*keys, update),
+            )
         metrics = {name: total / weight for name, (total, weight) in sums.items() if weight > 0}
         metrics["step_time"] = time.perf_counter() - began
         history.append({"step": update + 1, **metrics})

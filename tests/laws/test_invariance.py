@@ -32,14 +32,23 @@ def filled(case: str, pad: int = 0, extra: tuple[int, int] = (0, 0)) -> Batch:
     batch = tiny.batch(3, 8, pad, unit=2 if case == "reward_model" else 1)
     generator = torch.Generator().manual_seed(9)
     shape = batch.mask.shape
-    batch = batch.with_(logp_old=-torch.rand(shape, generator=generator) * 4, logp_ref=-torch.rand(shape, generator=generator) * 4,
-                        advantage=torch.randn(shape, generator=generator), group=torch.arange(8) // 4)
+    batch = batch.with_(
+        logp_old=-torch.rand(shape, generator=generator) * 4,
+        logp_ref=-torch.rand(shape, generator=generator) * 4,
+        advantage=torch.randn(shape, generator=generator),
+        group=torch.arange(8) // 4,
+    )
     left, right = extra
     fill = torch.nn.functional.pad
-    return batch.with_(prompt=fill(batch.prompt, (left, 0), value=pad), prompt_mask=fill(batch.prompt_mask, (left, 0)),
-                       response=fill(batch.response, (0, right), value=pad), mask=fill(batch.mask, (0, right)),
-                       logp_old=fill(batch.logp_old, (0, right)), logp_ref=fill(batch.logp_ref, (0, right)),
-                       advantage=fill(batch.advantage, (0, right)))
+    return batch.with_(
+        prompt=fill(batch.prompt, (left, 0), value=pad),
+        prompt_mask=fill(batch.prompt_mask, (left, 0)),
+        response=fill(batch.response, (0, right), value=pad),
+        mask=fill(batch.mask, (0, right)),
+        logp_old=fill(batch.logp_old, (0, right)),
+        logp_ref=fill(batch.logp_ref, (0, right)),
+        advantage=fill(batch.advantage, (0, right)),
+    )
 
 
 def gradient(case: str, batch: Batch, max_tokens: int = 10**6) -> torch.Tensor:
@@ -82,7 +91,9 @@ def test_the_sampled_eos_is_in_the_loss_and_nothing_after_it(case: str) -> None:
     assert not torch.allclose(gradient(case, batch), gradient(case, batch.with_(mask=without)), rtol=1e-3)
     changed = batch.response.clone()
     changed[~batch.mask] = 17
-    torch.testing.assert_close(gradient(case, batch.with_(response=changed)), gradient(case, batch), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(
+        gradient(case, batch.with_(response=changed)), gradient(case, batch), rtol=1e-3, atol=1e-6
+    )
 
 
 def test_on_policy_grpo_and_reinforce_have_one_gradient_direction() -> None:
@@ -96,4 +107,6 @@ def test_on_policy_grpo_and_reinforce_have_one_gradient_direction() -> None:
 
 def test_an_identical_batch_split_by_rows_of_one() -> None:
     rows = tiny.rows(1, 4)
-    torch.testing.assert_close(gradient("sft", collate(rows, 0), max_tokens=1), gradient("sft", collate(rows, 0)), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(
+        gradient("sft", collate(rows, 0), max_tokens=1), gradient("sft", collate(rows, 0)), rtol=1e-3, atol=1e-6
+    )

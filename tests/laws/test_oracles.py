@@ -59,7 +59,9 @@ def test_group_statistics() -> None:
     reward, group = torch.tensor([1.0, 0.0, 0.0, 1.0, 5.0, 5.0]), torch.tensor([0, 0, 0, 0, 1, 1])
     known = torch.ones(6, dtype=torch.bool)
     torch.testing.assert_close(group_advantage(reward, known, group), torch.tensor([0.5, -0.5, -0.5, 0.5, 0, 0]))
-    torch.testing.assert_close(leave_one_out_advantage(reward, known, group), torch.tensor([2 / 3, -2 / 3, -2 / 3, 2 / 3, 0, 0]))
+    torch.testing.assert_close(
+        leave_one_out_advantage(reward, known, group), torch.tensor([2 / 3, -2 / 3, -2 / 3, 2 / 3, 0, 0])
+    )
     torch.testing.assert_close(group_std(reward, known, group)[0], reward[:4].std())
     assert constant_groups(reward, known, group).tolist() == [False] * 4 + [True] * 2
 
@@ -108,8 +110,13 @@ def test_aggregations() -> None:
 
 def _batch(rows: int, width: int) -> Batch:
     ones = torch.ones(rows, width, dtype=torch.bool)
-    return Batch(torch.zeros(rows, 1, dtype=torch.long), ones[:, :1], torch.zeros(rows, width, dtype=torch.long), ones,
-                 group=torch.zeros(rows, dtype=torch.long))
+    return Batch(
+        torch.zeros(rows, 1, dtype=torch.long),
+        ones[:, :1],
+        torch.zeros(rows, width, dtype=torch.long),
+        ones,
+        group=torch.zeros(rows, dtype=torch.long),
+    )
 
 
 def test_grpo_advantage_is_the_papers() -> None:
@@ -134,7 +141,9 @@ def test_the_reward_model_starts_at_ln_2() -> None:
 
 def test_the_reward_models_gradient() -> None:
     score = torch.tensor([1.0, 0.0], requires_grad=True)
-    reward_model.loss(Outputs(score=score), _batch(2, 1), reward_model.RewardModelParams(centring=0.0)).value.sum().backward()
+    reward_model.loss(
+        Outputs(score=score), _batch(2, 1), reward_model.RewardModelParams(centring=0.0)
+    ).value.sum().backward()
     sigma = 1 / (1 + math.exp(-1))
     assert score.grad is not None
     torch.testing.assert_close(score.grad, torch.tensor([-(1 - sigma), 1 - sigma]))

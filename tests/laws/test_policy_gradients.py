@@ -22,7 +22,9 @@ class Tabular:
     """pi(y1) pi(y2 | y1) with free logits: theta has V + V * V entries."""
 
     def __init__(self, seed: int) -> None:
-        self.theta = torch.randn(V + V * V, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).requires_grad_()
+        self.theta = torch.randn(
+            V + V * V, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+        ).requires_grad_()
 
     def logp(self) -> Tensor:
         """(9, T) log-probability of every token of every response."""
@@ -43,8 +45,15 @@ def rollouts(index: tuple[int, ...], logp: Tensor, reference: Tensor) -> Batch:
     rows = len(index)
     ids = torch.tensor([RESPONSES[i] for i in index])
     chosen = list(index)
-    return Batch(torch.zeros(rows, 1, dtype=torch.long), torch.ones(rows, 1, dtype=torch.bool), ids, torch.ones(rows, T, dtype=torch.bool),
-                 group=torch.zeros(rows, dtype=torch.long), logp_old=logp.detach()[chosen], logp_ref=reference.detach()[chosen])
+    return Batch(
+        torch.zeros(rows, 1, dtype=torch.long),
+        torch.ones(rows, 1, dtype=torch.bool),
+        ids,
+        torch.ones(rows, T, dtype=torch.bool),
+        group=torch.zeros(rows, dtype=torch.long),
+        logp_old=logp.detach()[chosen],
+        logp_ref=reference.detach()[chosen],
+    )
 
 
 def scores(index: tuple[int, ...]) -> Scores:
@@ -53,7 +62,9 @@ def scores(index: tuple[int, ...]) -> Scores:
     return Scores(("any/item",), score, ones, ones.bool(), ones)
 
 
-def expected_gradient(algorithm: Any, params: Any, policy: Tabular, reference: Tabular, size: int, state: dict[str, float]) -> Tensor:
+def expected_gradient(
+    algorithm: Any, params: Any, policy: Tabular, reference: Tabular, size: int, state: dict[str, float]
+) -> Tensor:
     """E over groups of `size` independent samples of the gradient of the algorithm's own loss."""
     logp, ref = policy.logp(), reference.logp()
     probability = logp.detach().sum(1).exp()
@@ -81,8 +92,17 @@ def true_gradient(policy: Tabular) -> Tensor:
     return policy.gradient(-(policy.logp().sum(1).exp() * REWARD).sum())
 
 
-@pytest.mark.parametrize(("baseline", "size", "factor"), [("none", 2, 1.0), ("moving", 2, 1.0), ("leave_one_out", 2, 1.0),
-                                                          ("leave_one_out", 3, 1.0), ("group", 2, 0.5), ("group", 3, 2 / 3)])
+@pytest.mark.parametrize(
+    ("baseline", "size", "factor"),
+    [
+        ("none", 2, 1.0),
+        ("moving", 2, 1.0),
+        ("leave_one_out", 2, 1.0),
+        ("leave_one_out", 3, 1.0),
+        ("group", 2, 0.5),
+        ("group", 3, 2 / 3),
+    ],
+)
 def test_reinforce_baselines(policy: Tabular, reference: Tabular, baseline: str, size: int, factor: float) -> None:
     """none, moving and leave-one-out are unbiased; the mean including the sample itself gives (1 - 1/G) times the gradient."""
     params = reinforce.ReinforceParams(baseline=baseline)  # type: ignore[arg-type]
@@ -93,11 +113,15 @@ def test_reinforce_baselines(policy: Tabular, reference: Tabular, baseline: str,
 def test_kl_in_the_reward_is_the_gradient_of_the_penalised_objective(policy: Tabular, reference: Tabular) -> None:
     params = reinforce.ReinforceParams(baseline="leave_one_out", beta=0.3)
     gradient = expected_gradient(reinforce, params, policy, reference, 2, {})
-    torch.testing.assert_close(gradient, true_gradient(policy) + 0.3 * policy.gradient(policy.kl(reference)), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        gradient, true_gradient(policy) + 0.3 * policy.gradient(policy.kl(reference)), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(("aggregation", "factor"), [("dapo", 0.5 / T), ("dr_grpo", 0.5 / 8), ("grpo", 0.5 / T)])
-def test_grpo_without_std_is_reinforce_with_a_group_baseline(policy: Tabular, reference: Tabular, aggregation: str, factor: float) -> None:
+def test_grpo_without_std_is_reinforce_with_a_group_baseline(
+    policy: Tabular, reference: Tabular, aggregation: str, factor: float
+) -> None:
     """Equal lengths: the three aggregations differ by a constant only."""
     params = grpo.GRPOParams(advantage="mean", aggregation=aggregation, length=8)  # type: ignore[arg-type]
     gradient = expected_gradient(grpo, params, policy, reference, 2, {})

@@ -19,9 +19,11 @@ from tests import tiny
 
 PROMPTS = [tiny.prompt(text) for text in ("a", "b", "c", "d")]
 VARIANTS: dict[str, tuple[Any, Any]] = {
-    "reinforce": (reinforce, reinforce.ReinforceParams()), "reinforce-group": (reinforce, reinforce.ReinforceParams(baseline="group")),
+    "reinforce": (reinforce, reinforce.ReinforceParams()),
+    "reinforce-group": (reinforce, reinforce.ReinforceParams(baseline="group")),
     "reinforce-moving": (reinforce, reinforce.ReinforceParams(baseline="moving")),
-    "grpo": (grpo, grpo.GRPOParams()), "grpo-epochs": (grpo, grpo.GRPOParams(epochs=2, mini_batches=2, beta=0.01)),
+    "grpo": (grpo, grpo.GRPOParams()),
+    "grpo-epochs": (grpo, grpo.GRPOParams(epochs=2, mini_batches=2, beta=0.01)),
     "grpo-dapo": (grpo, grpo.GRPOParams(aggregation="dapo", clip_high=0.28)),
     "grpo-dr": (grpo, grpo.GRPOParams(aggregation="dr_grpo", advantage="mean", length=4)),
 }
@@ -29,7 +31,9 @@ VARIANTS: dict[str, tuple[Any, Any]] = {
 
 def value(response: Response) -> float:
     """1 for an answer that is the prompt and ends: needs the right prompt, the right token and EOS. A start on it gets a fifth."""
-    return 0.8 * (response.finished and response.text == response.prompt.text) + 0.2 * response.text.startswith(response.prompt.text)
+    return 0.8 * (response.finished and response.text == response.prompt.text) + 0.2 * response.text.startswith(
+        response.prompt.text
+    )
 
 
 def score(responses: list[Response]) -> Scores:
@@ -45,14 +49,29 @@ def start() -> Any:
     from grape.models.encode import encode_chat
     from grape.training.batches import offline
 
-    rows = [encode_chat(tokenizer, p.messages, text) for p in PROMPTS for text in (p.text, p.text, p.text, "a", "b", "cd", "dc", "ab")]
+    rows = [
+        encode_chat(tokenizer, p.messages, text)
+        for p in PROMPTS
+        for text in (p.text, p.text, p.text, "a", "b", "cd", "dc", "ab")
+    ]
     source = offline(rows, 0, 32, ("warm",), torch.device("cpu"))
-    train(model, sft.ALGORITHM, sft.ALGORITHM.params(), source, language, Adam(model, AdamParams(3e-3, 120)), steps=120, track=lambda *_: None)
+    train(
+        model,
+        sft.ALGORITHM,
+        sft.ALGORITHM.params(),
+        source,
+        language,
+        Adam(model, AdamParams(3e-3, 120)),
+        steps=120,
+        track=lambda *_: None,
+    )
     return model
 
 
 def measured(model: Any, prompts: list[Prompt]) -> float:
-    responses = sample(model, tiny.tokenizer(), prompts, 64, temperature=1.0, max_new_tokens=4, positions=64, keys=("held out",))
+    responses = sample(
+        model, tiny.tokenizer(), prompts, 64, temperature=1.0, max_new_tokens=4, positions=64, keys=("held out",)
+    )
     return sum(map(value, responses)) / len(responses)
 
 
@@ -68,6 +87,15 @@ def test_reward_rises(name: str) -> None:
     rollout = Rollout(4, 16, 1.0, 4, 64, 4096, 0.0)
     source = online(model, tiny.model(), tiny.tokenizer(), PROMPTS, score, module.ALGORITHM, params, rollout, (name,))
     adam = Adam(model, AdamParams(1e-3, 60))
-    train(model, module.ALGORITHM, params, source, partial(language, temperature=1.0), adam, steps=60, track=lambda *_: None)
+    train(
+        model,
+        module.ALGORITHM,
+        params,
+        source,
+        partial(language, temperature=1.0),
+        adam,
+        steps=60,
+        track=lambda *_: None,
+    )
     after = measured(model, PROMPTS)
     assert before < 0.5 and after > before + 0.35, f"{before:.2f} -> {after:.2f}"

@@ -23,10 +23,10 @@ def test_left_padded_rows_equal_unpadded_ones(architecture: str) -> None:
     assert together.logp is not None
     for i, (prompt, response) in enumerate(rows):
         with torch.no_grad():
-            logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1:-1]
+            logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
         plain = torch.log_softmax(logits, -1)[torch.arange(len(response)), torch.tensor(response)]
         torch.testing.assert_close(together.logp[i, : len(response)], plain, rtol=1e-4, atol=1e-4)
-        assert together.logp[i, len(response):].abs().sum() == 0
+        assert together.logp[i, len(response) :].abs().sum() == 0
 
 
 def test_temperature_divides_the_logits_and_entropy_is_exact() -> None:
@@ -50,8 +50,10 @@ def test_greedy_sampling_is_transformers_greedy_generation(architecture: str) ->
     ours = sample(model, tokenizer, prompts, 1, temperature=0.0, max_new_tokens=12, positions=64, keys=("x",))
     for prompt, response in zip(prompts, ours, strict=True):
         ids = torch.tensor([encode_prompt(tokenizer, prompt.messages)])
-        theirs = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, pad_token_id=0)
-        assert list(response.ids) == theirs[0, ids.shape[1]:].tolist()
+        theirs = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, pad_token_id=0
+        )
+        assert list(response.ids) == theirs[0, ids.shape[1] :].tolist()
 
 
 def test_a_sample_is_the_same_whatever_else_is_sampled_with_it() -> None:
@@ -72,7 +74,16 @@ def test_samples_end_with_eos_or_are_unfinished_and_stay_within_positions() -> N
     model, tokenizer = tiny.model(), tiny.tokenizer()
     with torch.no_grad():  # make EOS likely enough to be drawn
         model.get_output_embeddings().weight[tokenizer.eos_token_id] *= 4
-    responses = sample(model, tokenizer, [tiny.prompt("q" * n) for n in (1, 20, 35)], 8, temperature=1.0, max_new_tokens=30, positions=56, keys=(1,))
+    responses = sample(
+        model,
+        tokenizer,
+        [tiny.prompt("q" * n) for n in (1, 20, 35)],
+        8,
+        temperature=1.0,
+        max_new_tokens=30,
+        positions=56,
+        keys=(1,),
+    )
     assert {r.finished for r in responses} == {True, False}
     for response, (prompt, ids) in zip(responses, response_rows(tokenizer, responses), strict=True):
         assert response.finished == (ids[-1] == tokenizer.eos_token_id)
@@ -82,7 +93,16 @@ def test_samples_end_with_eos_or_are_unfinished_and_stay_within_positions() -> N
 def test_a_rollouts_log_probabilities_are_the_training_stacks() -> None:
     """Before the first update the ratio is 1: micro-batched, differently padded forwards agree."""
     model, tokenizer = tiny.model("gpt2"), tiny.tokenizer()
-    responses = sample(model, tokenizer, [tiny.prompt("ab"), tiny.prompt("a much longer one")], 4, temperature=0.7, max_new_tokens=12, positions=64, keys=(1,))
+    responses = sample(
+        model,
+        tokenizer,
+        [tiny.prompt("ab"), tiny.prompt("a much longer one")],
+        4,
+        temperature=0.7,
+        max_new_tokens=12,
+        positions=64,
+        keys=(1,),
+    )
     batch = collate(response_rows(tokenizer, responses), tokenizer.pad_token_id)
     old, new = batched_language(model, batch, 0.7, max_tokens=40), language(model, batch, 0.7)
     torch.testing.assert_close(old.logp, new.logp.detach(), rtol=1e-4, atol=1e-5)  # type: ignore[union-attr]
@@ -127,8 +147,11 @@ def test_encode_chat_ends_with_eos_and_begins_with_what_is_sampled_from() -> Non
 
 def test_text_behind_eos_in_a_template_is_not_trained_on() -> None:
     tokenizer = tiny.tokenizer()
-    tokenizer.chat_template = ("{% for m in messages %}{{ m['role'] + ':' + m['content'] + (eos_token if m['role'] == 'assistant' else '') + '\n' }}{% endfor %}"
-                               "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] + ':' + m['content'] + (eos_token if m['role'] == 'assistant' else '') + '\n' }}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+    )
     _, response = encode_chat(tokenizer, [{"role": "user", "content": "hi"}], "yo")
     assert response[-1] == tokenizer.eos_token_id and len(response) == 3
 

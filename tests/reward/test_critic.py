@@ -30,7 +30,10 @@ def test_calibration_recovers_a_known_temperature_and_mends_the_ece() -> None:
     calibration = fit_calibration(["a/b"] * len(z), z, label)
     slope, offset = calibration.items["a/b"]
     assert 1 / slope == pytest.approx(3.0, rel=0.1) and abs(offset) < 0.1
-    before, after = expected_calibration_error(torch.sigmoid(z), label), expected_calibration_error(calibration.apply(["a/b"] * len(z), z), label)
+    before, after = (
+        expected_calibration_error(torch.sigmoid(z), label),
+        expected_calibration_error(calibration.apply(["a/b"] * len(z), z), label),
+    )
     assert before > 0.1 and after < before / 4
 
 
@@ -59,7 +62,9 @@ def test_the_verdict_is_read_from_the_first_token_that_differs() -> None:
     tokenizer = tiny.tokenizer()
     prefix, yes, no = verdict_tokens(tokenizer)
     assert prefix == [] and tokenizer.decode([yes]) == "y" and tokenizer.decode([no]) == "n"
-    tokenizer.chat_template = tokenizer.chat_template.replace("m['content'] + eos_token", "'> ' + m['content'] + eos_token")
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "m['content'] + eos_token", "'> ' + m['content'] + eos_token"
+    )
     prefix, yes, no = verdict_tokens(tokenizer)
     assert tokenizer.decode(prefix) == "> " and tokenizer.decode([yes]) == "y"
 
@@ -75,7 +80,9 @@ def test_the_critic_gives_the_models_log_odds() -> None:
     torch.testing.assert_close(z[0], logits[yes] - logits[no], rtol=1e-4, atol=1e-4)
     assert bool(torch.isnan(z[2])), "too long for 64 positions: missing, not 0"
     score, confidence = critic.judge(["a/b"] * 2, ["is it?", "is it?"])
-    assert score[0] == score[1] == pytest.approx(float(torch.sigmoid(z[0]))) and confidence[0] == max(score[0], 1 - score[0])
+    assert score[0] == score[1] == pytest.approx(float(torch.sigmoid(z[0]))) and confidence[0] == max(
+        score[0], 1 - score[0]
+    )
 
 
 def test_a_damaged_calibration_is_named(tmp_path: Path) -> None:
@@ -109,7 +116,9 @@ def test_the_learned_reward_is_standardised_and_reads_the_last_real_token(reward
 
 def test_a_truncated_answer_is_scored_without_the_eos_it_lacks(reward_folder: Path) -> None:
     reward = LearnedReward(reward_folder)
-    whole, cut = (reward([Response(tiny.prompt("q"), 0, (), "yes", finished)]).score.item() for finished in (True, False))
+    whole, cut = (
+        reward([Response(tiny.prompt("q"), 0, (), "yes", finished)]).score.item() for finished in (True, False)
+    )
     assert whole != cut
 
 

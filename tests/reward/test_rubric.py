@@ -37,13 +37,27 @@ def write(folder: Path, text: str, name: str = "sums.yaml") -> Path:
     return path
 
 
-@pytest.mark.parametrize(("verifier", "options", "answer", "text", "score"), [
-    ("exact", {}, "CAT", " CAT\n", 1), ("exact", {}, "CAT", "cat", 0), ("exact", {"ignore_case": True}, "CAT", "cat", 1),
-    ("numeric", {}, "8", "It is 8.", 1), ("numeric", {}, "8", "8 or 9", 0), ("numeric", {}, "1200", "1,200", 1), ("numeric", {}, "-3", "-3", 1),
-    ("numeric", {"tolerance": 0.1}, "3.14", "3.2", 1), ("numeric", {}, "8", "dunno", 0), ("numeric", {}, "8", "", 0),
-    ("contains", {}, "Anna; salt", "Anna, the salt please", 1), ("contains", {}, "Anna; salt", "salt", 0.5),
-    ("contains", {"part": 0}, "Anna; salt", "hey ANNA", 1), ("matches", {"pattern": "[a-z]+"}, None, "abc", 1),
-    ("matches", {"pattern": "[a-z]+"}, None, "abc1", 0), ("length", {"low": 1, "high": 3}, None, "a b c d", 0)])
+@pytest.mark.parametrize(
+    ("verifier", "options", "answer", "text", "score"),
+    [
+        ("exact", {}, "CAT", " CAT\n", 1),
+        ("exact", {}, "CAT", "cat", 0),
+        ("exact", {"ignore_case": True}, "CAT", "cat", 1),
+        ("numeric", {}, "8", "It is 8.", 1),
+        ("numeric", {}, "8", "8 or 9", 0),
+        ("numeric", {}, "1200", "1,200", 1),
+        ("numeric", {}, "-3", "-3", 1),
+        ("numeric", {"tolerance": 0.1}, "3.14", "3.2", 1),
+        ("numeric", {}, "8", "dunno", 0),
+        ("numeric", {}, "8", "", 0),
+        ("contains", {}, "Anna; salt", "Anna, the salt please", 1),
+        ("contains", {}, "Anna; salt", "salt", 0.5),
+        ("contains", {"part": 0}, "Anna; salt", "hey ANNA", 1),
+        ("matches", {"pattern": "[a-z]+"}, None, "abc", 1),
+        ("matches", {"pattern": "[a-z]+"}, None, "abc1", 0),
+        ("length", {"low": 1, "high": 3}, None, "a b c d", 0),
+    ],
+)
 def test_verifiers(verifier: str, options: dict[str, object], answer: str | None, text: str, score: float) -> None:
     assert build(verifier, options)(tiny.prompt("q", answer=answer), text) == score
 
@@ -54,15 +68,27 @@ def test_a_check_that_cannot_be_made_is_not_a_zero() -> None:
             build(verifier, {})(tiny.prompt("q", answer=answer), "text")
 
 
-@pytest.mark.parametrize(("old", "new", "line", "message"), [
-    ("numeric", "numerical", 8, "unknown verifier"), ("id: short", "id: correct", 9, "stands twice"), ("weight: 3", "weight: -1", 6, "weight"),
-    ("question: Is it right?", "quest: Is it right?", 5, "question"), ("options: {high: 2}", "options: {hi: 2}", 13, "hi"),
-    ("kind: verify\n    verifier: length", "kind: critic\n    verifier: length", 9, "verifier"), ("version: 1", "version: [", 2, "YAML"),
-    ("weight: 3", "weight: 0\n    # nothing counts", 3, "sum to zero")])
-def test_a_bad_rubric_is_refused_with_file_and_line(tmp_path: Path, old: str, new: str, line: int, message: str) -> None:
+@pytest.mark.parametrize(
+    ("old", "new", "line", "message"),
+    [
+        ("numeric", "numerical", 8, "unknown verifier"),
+        ("id: short", "id: correct", 9, "stands twice"),
+        ("weight: 3", "weight: -1", 6, "weight"),
+        ("question: Is it right?", "quest: Is it right?", 5, "question"),
+        ("options: {high: 2}", "options: {hi: 2}", 13, "hi"),
+        ("kind: verify\n    verifier: length", "kind: critic\n    verifier: length", 9, "verifier"),
+        ("version: 1", "version: [", 2, "YAML"),
+        ("weight: 3", "weight: 0\n    # nothing counts", 3, "sum to zero"),
+    ],
+)
+def test_a_bad_rubric_is_refused_with_file_and_line(
+    tmp_path: Path, old: str, new: str, line: int, message: str
+) -> None:
     text = GOOD.replace(old, new)
     if message == "sum to zero":
-        text = text.replace("    kind: verify\n    verifier: length", "    weight: 0\n    kind: verify\n    verifier: length")
+        text = text.replace(
+            "    kind: verify\n    verifier: length", "    weight: 0\n    kind: verify\n    verifier: length"
+        )
     path = write(tmp_path, text)
     with pytest.raises(GrapeError, match=message) as caught:
         load_rubric(path)

@@ -6,7 +6,6 @@ import importlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -23,10 +22,36 @@ from grape.stages.prepare import content, load_module
 from grape.track import StageRun
 from tests import tiny
 
-MINIATURE = ["model.layers=1", "model.width=16", "model.heads=2", "prepare.documents=60", "prepare.demonstrations=40", "prepare.prompts=24",
-             "prepare.heldout=6", "prepare.judgements=60", "base.steps=2", "base.batch_size=4", "sft.steps=2", "sft.batch_size=4", "critic.steps=2",
-             "critic.batch_size=4", "critic.heldout=0.5", "preferences.prompts=24", "preferences.samples=8", "preferences.margin=0", "reward.steps=2", "reward.batch_size=2",
-             "rl.steps=3", "rl.learning_rate=0.01", "rl.warmup_steps=0", "rl.prompts=3", "rl.samples=4", "rl.max_new_tokens=8", "rl.kl_every=2", "evaluate.samples=2"]
+MINIATURE = [
+    "model.layers=1",
+    "model.width=16",
+    "model.heads=2",
+    "prepare.documents=60",
+    "prepare.demonstrations=40",
+    "prepare.prompts=24",
+    "prepare.heldout=6",
+    "prepare.judgements=60",
+    "base.steps=2",
+    "base.batch_size=4",
+    "sft.steps=2",
+    "sft.batch_size=4",
+    "critic.steps=2",
+    "critic.batch_size=4",
+    "critic.heldout=0.5",
+    "preferences.prompts=24",
+    "preferences.samples=8",
+    "preferences.margin=0",
+    "reward.steps=2",
+    "reward.batch_size=2",
+    "rl.steps=3",
+    "rl.learning_rate=0.01",
+    "rl.warmup_steps=0",
+    "rl.prompts=3",
+    "rl.samples=4",
+    "rl.max_new_tokens=8",
+    "rl.kl_every=2",
+    "evaluate.samples=2",
+]
 CHAIN = ("prepare", "base", "sft", "critic", "preferences", "reward")
 
 
@@ -46,7 +71,9 @@ def run(project: Project, kind: str, algorithm: str | None = None, seed: int | N
     params = params_file.load(project.params)
     name = kind if algorithm is None else f"{kind}@{algorithm}-{seed}"
     with StageRun(project, name, resolved(project, params, name), 0, deliver=False) as stage_run:
-        importlib.import_module(f"grape.stages.{kind}").run(Stage(name, kind, params, project, stage_run, algorithm, seed))
+        importlib.import_module(f"grape.stages.{kind}").run(
+            Stage(name, kind, params, project, stage_run, algorithm, seed)
+        )
 
 
 def headline(project: Project, name: str) -> dict[str, float]:
@@ -67,8 +94,14 @@ def strengthen(project: Project) -> None:
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 def test_the_whole_chain_on_every_architecture(project: Project, architecture: str) -> None:
-    params_file.set_values(project.params, [f"model.architecture={architecture}", "rl.seeds=[0]",
-                                            f"algorithms.grpo.beta={0.1 if architecture == 'gpt2' else 0.0}"])
+    params_file.set_values(
+        project.params,
+        [
+            f"model.architecture={architecture}",
+            "rl.seeds=[0]",
+            f"algorithms.grpo.beta={0.1 if architecture == 'gpt2' else 0.0}",
+        ],
+    )
     for kind in CHAIN:
         run(project, kind)
         if kind == "sft":
@@ -82,13 +115,17 @@ def test_the_whole_chain_on_every_architecture(project: Project, architecture: s
     assert result["prompts"] == 6 and 0 <= result["policy"]["gold"]["mean"] <= 1 and result["kl"]["token"] > 0
     assert result["sft"]["gold"]["low"] <= result["sft"]["gold"]["mean"] <= result["sft"]["gold"]["high"]
     history = [json.loads(line) for line in (project.root / "reports/train/rl/grpo-0.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in history] == [1, 2, 3] and all(key in history[0] for key in ("reward", "entropy", "grad_norm", "num_tokens", "kl"))
+    assert [row["step"] for row in history] == [1, 2, 3] and all(
+        key in history[0] for key in ("reward", "entropy", "grad_norm", "num_tokens", "kl")
+    )
     assert "ece" in headline(project, "critic") and "accuracy" in headline(project, "reward")
     assert [*answers(model_folder(project, "sft"), iter(["What is 1 + 1?", "/reset", "hi"]), 8, 256)] != []
 
 
 def test_reward_model_as_the_reward_and_another_algorithm(project: Project) -> None:
-    params_file.set_values(project.params, ["rl.reward=reward_model", "rl.algorithms=[reinforce]", "algorithms.reinforce.beta=0.05"])
+    params_file.set_values(
+        project.params, ["rl.reward=reward_model", "rl.algorithms=[reinforce]", "algorithms.reinforce.beta=0.05"]
+    )
     for kind in CHAIN:
         run(project, kind)
         if kind == "sft":
@@ -111,15 +148,23 @@ def test_prepare_leaks_nothing_and_is_the_same_twice(project: Project) -> None:
     assert not any(json.loads(h)[0][1] in corpus for h in heldout)
     run(project, "prepare")
     assert before == {p.relative_to(data): p.read_bytes() for p in data.rglob("*.jsonl")}
-    assert len(read_rows(data / "prompts/train.jsonl", Question)) == 24 and read_rows(data / "judgements/train.jsonl", Judgement)
+    assert len(read_rows(data / "prompts/train.jsonl", Question)) == 24 and read_rows(
+        data / "judgements/train.jsonl", Judgement
+    )
 
 
 def own_data(project: Project) -> Path:
     folder = project.root / "mine"
     folder.mkdir()
-    questions = [{"category": "letters", "prompt": [{"role": "user", "content": f"Write {c} in capitals."}], "answer": c.upper()} for c in "abcdefghij"]
+    questions = [
+        {"category": "letters", "prompt": [{"role": "user", "content": f"Write {c} in capitals."}], "answer": c.upper()}
+        for c in "abcdefghij"
+    ]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
-    turns = [{"messages": [*q["prompt"], {"role": "assistant", "content": q["answer"]}], "category": "letters"} for q in questions]  # type: ignore[misc]
+    turns = [
+        {"messages": [*q["prompt"], {"role": "assistant", "content": q["answer"]}], "category": "letters"}
+        for q in questions
+    ]  # type: ignore[misc]
     (folder / "sft.jsonl").write_text("".join(json.dumps(t) + "\n" for t in turns))
     params_file.set_values(project.params, ["prepare.source=mine", "prepare.heldout=3"])
     return folder
@@ -130,13 +175,26 @@ def test_own_data_is_imported_split_by_content_and_checked(project: Project) -> 
     run(project, "prepare")
     train, heldout = (read_rows(project.root / f"data/prompts/{name}.jsonl", Question) for name in ("train", "heldout"))
     assert len(train) == 7 and len(heldout) == 3 and not {q.id for q in train} & {q.id for q in heldout}
-    assert len((project.root / "data/sft/train.jsonl").read_text().splitlines()) == 7, "demonstrations of held-out prompts leave"
+    assert len((project.root / "data/sft/train.jsonl").read_text().splitlines()) == 7, (
+        "demonstrations of held-out prompts leave"
+    )
 
 
-@pytest.mark.parametrize(("file", "line", "message"), [
-    ("prompts.jsonl", '{"category": "letters"}', "prompt"), ("prompts.jsonl", "not json", "JSON"),
-    ("sft.jsonl", '{"category": "x", "messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}', "assistant")])
-def test_a_wrong_row_of_own_data_is_refused_with_its_place(project: Project, file: str, line: str, message: str) -> None:
+@pytest.mark.parametrize(
+    ("file", "line", "message"),
+    [
+        ("prompts.jsonl", '{"category": "letters"}', "prompt"),
+        ("prompts.jsonl", "not json", "JSON"),
+        (
+            "sft.jsonl",
+            '{"category": "x", "messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}',
+            "assistant",
+        ),
+    ],
+)
+def test_a_wrong_row_of_own_data_is_refused_with_its_place(
+    project: Project, file: str, line: str, message: str
+) -> None:
     folder = own_data(project)
     with (folder / file).open("a") as opened:
         opened.write(line + "\n")
@@ -184,8 +242,14 @@ def test_a_directory_is_a_base_model(project: Project) -> None:
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize(("change", "message"), [(["rl.prompts=25"], "takes 25 prompts"), (["rl.samples=1"], "at least two"),
-                                                 (["algorithms.grpo.mini_batches=4"], "mini-batches")])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["rl.prompts=25"], "takes 25 prompts"),
+        (["rl.samples=1"], "at least two"),
+        (["algorithms.grpo.mini_batches=4"], "mini-batches"),
+    ],
+)
 def test_what_cannot_work_is_refused_before_a_model_loads(project: Project, change: list[str], message: str) -> None:
     run(project, "prepare")
     params_file.set_values(project.params, change)

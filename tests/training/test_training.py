@@ -46,15 +46,27 @@ def score(responses: list[Response]) -> Scores:
     return Scores(("any/a",), values, ones, ones.bool(), ones)
 
 
-def run_rl(model: Any, steps: int, track: Track, checkpoints: Checkpoints | None, params: Any = None) -> tuple[Any, list[dict[str, float]]]:
+def run_rl(
+    model: Any, steps: int, track: Track, checkpoints: Checkpoints | None, params: Any = None
+) -> tuple[Any, list[dict[str, float]]]:
     tokenizer = tiny.tokenizer()
     prompts = [tiny.prompt(text) for text in ("a", "bb", "ccc", "dd")]
     params = params or grpo.GRPOParams(epochs=2, mini_batches=2, beta=0.05)
     rollout = Rollout(4, 4, 1.0, 8, 64, 4096, 0.2, kl_every=2)
     source = online(model, tiny.model(), tokenizer, prompts, score, grpo.ALGORITHM, params, rollout, ("t",))
     adam = Adam(model, AdamParams(1e-3, steps, warmup_steps=2, schedule="cosine"))
-    history = train(model, grpo.ALGORITHM, params, source, partial(language, temperature=1.0), adam, steps=steps, track=track,
-                    checkpoints=checkpoints, keys=("t",))
+    history = train(
+        model,
+        grpo.ALGORITHM,
+        params,
+        source,
+        partial(language, temperature=1.0),
+        adam,
+        steps=steps,
+        track=track,
+        checkpoints=checkpoints,
+        keys=("t",),
+    )
     return adam, history
 
 
@@ -129,7 +141,9 @@ def test_the_first_update_of_stale_rollouts_is_refused() -> None:
     batch = tiny.batch()
     old = language(model, batch).logp
     assert old is not None
-    wrong = batch.with_(logp_old=old.detach() + 0.01 * batch.mask, advantage=batch.mask.float(), group=torch.arange(batch.rows))
+    wrong = batch.with_(
+        logp_old=old.detach() + 0.01 * batch.mask, advantage=batch.mask.float(), group=torch.arange(batch.rows)
+    )
     adam = Adam(model, AdamParams(1e-3, 1))
     with pytest.raises(RuntimeError, match="off-policy"):
         adam.update(partial(language, model), lambda out, part: grpo.loss(out, part, grpo.GRPOParams()), wrong)
@@ -140,7 +154,9 @@ def test_weights_stay_when_the_gradient_is_not_finite() -> None:
     before = weights(model).clone()
     batch = tiny.batch().with_(advantage=torch.full(tiny.batch().mask.shape, torch.inf))
     with pytest.raises(FloatingPointError, match="not finite"):
-        Adam(model, AdamParams(1e-3, 1)).update(partial(language, model), lambda out, part: grpo.loss(out, part, grpo.GRPOParams()), batch)
+        Adam(model, AdamParams(1e-3, 1)).update(
+            partial(language, model), lambda out, part: grpo.loss(out, part, grpo.GRPOParams()), batch
+        )
     assert torch.equal(weights(model), before)
 
 
@@ -149,7 +165,14 @@ def missing(share: float) -> Callable[[list[Response]], Scores]:
         given = score(responses)
         valid = given.valid.clone()
         valid[: int(len(responses) * share)] = False
-        return Scores(given.items, given.score, given.confidence, valid, given.weight, tuple(("the judge was away",) for _ in responses))
+        return Scores(
+            given.items,
+            given.score,
+            given.confidence,
+            valid,
+            given.weight,
+            tuple(("the judge was away",) for _ in responses),
+        )
 
     return source
 
@@ -157,7 +180,17 @@ def missing(share: float) -> Callable[[list[Response]], Scores]:
 def rollout_of(share: float) -> Any:
     prompts = [tiny.prompt(text) for text in ("a", "bb")]
     rollout = Rollout(2, 4, 1.0, 6, 64, 4096, 0.5)
-    return online(tiny.model(), None, tiny.tokenizer(), prompts, missing(share), grpo.ALGORITHM, grpo.GRPOParams(), rollout, ("m",))(0, {})
+    return online(
+        tiny.model(),
+        None,
+        tiny.tokenizer(),
+        prompts,
+        missing(share),
+        grpo.ALGORITHM,
+        grpo.GRPOParams(),
+        rollout,
+        ("m",),
+    )(0, {})
 
 
 def test_rows_without_a_reward_leave_the_batch_and_too_many_stop_the_run() -> None:
