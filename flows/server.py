@@ -52,7 +52,7 @@ class Server:
         Raises:
             GrapeError: it does not answer.
         """
-        until = time.monotonic() + (START_SECONDS if self.own else 10)
+        until = time.monotonic() + (START_SECONDS if self.own else 3)
         while time.monotonic() < until:
             if self._process and self._process.poll() is not None:
                 break

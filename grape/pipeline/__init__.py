@@ -110,6 +110,7 @@ def run(project: Project, request: Request, engine: Engine, screen: Screen, hook
 def _execute(project: Project, drawn: Plan, request: Request, engine: Engine, screen: Screen,
              hooks: Hooks) -> dict[str, Outcome]:
     workers = request.workers or machine.default_workers()
+    screen.say("getting MLflow and the engine ready")
     engine.prepare(project)
     nonce = uuid.uuid4().hex
     parent = hooks.open(project, nonce, {step.stage: list(step.reasons) for step in drawn.steps})

@@ -136,8 +136,11 @@ def test_nothing_was_written_outside(copy: Copy) -> None:
 
 
 def test_the_second_time_nothing_runs_for_either_tool(copy: Copy) -> None:
-    out = copy.grape("run", "pipeline")
-    assert "everything is up to date" in out and "[prepare]" not in out
+    run = subprocess.run([sys.executable, "-m", "grape.cli", "run", "pipeline", "--json"], cwd=copy.root, env=copy.env,
+                         check=True, capture_output=True, text=True)
+    assert json.loads(run.stdout) | {"seconds": 0} == {"up_to_date": True, "exit_code": 0, "seconds": 0, "plan": [],
+                                                       "stages": {}, "changed_since": []}
+    assert "everything is up to date" in run.stderr
     assert "Data and pipelines are up to date" in copy.dvc("repro")
 
 

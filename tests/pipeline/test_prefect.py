@@ -1,12 +1,16 @@
-"""The same project under Prefect: one boot of its server for everything that is looked at."""
+"""The same project under Prefect: one boot of its server for everything that is looked at there."""
 
 from __future__ import annotations
 
+import socket
 import sqlite3
 from contextlib import closing
 
 import psutil
+import pytest
 
+from flows.server import PrefectEngine
+from grape.errors import GrapeError
 from tests.pipeline.harness import Toy
 
 
@@ -31,6 +35,25 @@ def test_a_flow_with_a_failing_branch(toy: Toy) -> None:
     toy.release()
     assert toy.statuses(toy.run()) == {"first": "cached", "branch@left": "ran", "branch@right": "cached", "last": "ran"}
     assert toy.dvc_status() == {}
+
+
+def test_a_server_of_the_users_that_is_away_is_told_before_anything_runs(
+        toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy.edit("high: 0.3", "high: 0.4")
+    lock = (toy.root / "dvc.lock").read_bytes()
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # bound, not listening: nobody else can take it, and nobody answers
+        monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{closed.getsockname()[1]}/api")
+        with pytest.raises(GrapeError, match="Prefect's server does not answer"):
+            toy.run(engine=PrefectEngine())
+    assert (toy.root / "dvc.lock").read_bytes() == lock
+
+
+def test_when_its_own_server_cannot_start_the_stages_run_without(toy: Toy) -> None:
+    toy.edit("high: 0.3", "high: 0.4")
+    (toy.project.state / "prefect").write_text("not a folder")
+    assert toy.statuses(toy.run(engine=PrefectEngine()))["branch@left"] == "ran"
+    assert "Prefect's server did not start" in toy.said and "running the stages without Prefect" in toy.said
 
 
 def _home_of(process: psutil.Process) -> str | None:
