@@ -1,0 +1,114 @@
+"""The results table of the README, from reports/metrics.json.
+
+    python benchmarks/results_table.py                       print it
+    python benchmarks/results_table.py --write README.md     put it between the markers of that file
+
+One row per policy and, with several seeds, a mean per algorithm. A policy's interval is a bootstrap over held-out prompts,
+a mean's is a t interval over seeds; both at the level `evaluate.confidence`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from grape.errors import GrapeError
+
+BEGIN, END = "<!-- results -->", "<!-- /results -->"
+METRICS = Path("reports/metrics.json")
+HEADER = ("algorithm", "seed", "gold: SFT → policy", "proxy: SFT → policy", "difference ({judge})", "win rate",
+          "KL per token", "length")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The report's numbers.
+
+    Raises:
+        GrapeError: there is no report, or the file is not one.
+    """
+    mend = "run `grape run report`, or `grape run pipeline`"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        _ = found["sft"], found["policies"], found["algorithms"], found["judge"]
+    except FileNotFoundError as error:
+        raise GrapeError("there is no report to take the results from", where=str(path), mend=mend) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise GrapeError(f"this is not a report's metrics.json: {type(error).__name__}: {error}", where=str(path),
+                         mend=mend) from error
+    return dict(found)
+
+
+def _interval(row: Mapping[str, Any], name: str, sign: str = "") -> str:
+    """`0.81 [0.78, 0.84]`; without the bounds where there are none, a dash where there is no value."""
+    value, low, high = row.get(name), row.get(f"{name}_low"), row.get(f"{name}_high")
+    if value is None:
+        return "–"
+    text = f"{value:{sign}.3f}"
+    return text if low is None or high is None else f"{text} [{low:{sign}.3f}, {high:{sign}.3f}]"
+
+
+def _cells(name: str, seed: str, sft: Mapping[str, Any], row: Mapping[str, Any], difference: str) -> tuple[str, ...]:
+    def change(judge: str) -> str:
+        return "–" if row.get(judge) is None else f"{_interval({judge: sft.get(judge)}, judge)} → {_interval(row, judge)}"
+
+    return (name, seed, change("gold"), change("proxy"), difference, _interval(row, "win_rate"),
+            f"{row['kl_token']:.3f}", f"{row['length']:.1f}")
+
+
+def table(metrics: Mapping[str, Any]) -> str:
+    """Markdown: every policy in order of algorithm and seed, each algorithm's mean after its seeds."""
+    judge, sft = metrics["judge"], metrics["sft"]
+    rows: list[Sequence[str]] = [tuple(cell.format(judge=judge) for cell in HEADER), ("---",) * len(HEADER)]
+    for name, mean in metrics["algorithms"].items():
+        runs = sorted((p for p in metrics["policies"].values() if p["algorithm"] == name), key=lambda p: int(p["seed"]))
+        rows += [_cells(name, str(run["seed"]), sft, run, _interval(run["difference"], judge, "+")) for run in runs]
+        if len(runs) > 1:
+            label = f"mean of {mean['seeds']}"
+            rows.append([f"**{cell}**" for cell in _cells(name, label, sft, mean, _interval(mean, "difference", "+"))])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def write(path: Path, text: str) -> None:
+    """Replace what stands between the markers of `path` by `text`, in one step.
+
+    Raises:
+        GrapeError: the file cannot be read, or does not have each marker once, in order.
+    """
+    try:
+        before = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise GrapeError(f"cannot be read: {error}", where=str(path)) from error
+    head, begin, rest = before.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end or BEGIN in rest or END in head + tail:
+        raise GrapeError("the place for the results is not marked", where=str(path),
+                         mend=f"put a line {BEGIN} and below it a line {END} where the table belongs, once")
+    beside = path.with_name(path.name + ".partial")
+    beside.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
+    os.replace(beside, path)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Print the results of the last report as a Markdown table.")
+    parser.add_argument("--metrics", type=Path, default=METRICS, help=f"default: {METRICS}")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="replace the block between the markers of this file")
+    given = parser.parse_args(arguments)
+    try:
+        text = table(read(given.metrics))
+        if given.write is None:
+            print(text)
+        else:
+            write(given.write, text)
+    except GrapeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
