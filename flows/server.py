@@ -98,7 +98,15 @@ class PrefectEngine:
             return
         from flows.pipeline import run_prefect
 
-        run_prefect(work, url)
+        try:
+            run_prefect(work, url)
+        except Exception as error:  # boundary: whatever Prefect raises when its server is gone; DVC does not need it
+            if work.executor.interrupted:
+                raise KeyboardInterrupt from error
+            work.executor.resume()
+            if work.graph.needs.keys() - work.executor.outcomes.keys():
+                work.executor.screen.say(f"Prefect failed ({type(error).__name__}: {error}); going on without it")
+                Threads()(work)
 
     def close(self) -> None:
         if self._server is not None:

@@ -70,8 +70,10 @@ class Project:
             "PREFECT_HOME": str(state / "prefect"),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_LOGGING_LEVEL": "CRITICAL",  # the orchestrator tells the same, once, and keeps its own logs
+            "PREFECT_INTERNAL_LOGGING_LEVEL": "CRITICAL",
             "PREFECT_LOGGING_TO_API_ENABLED": "false",
             "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
+            "PREFECT_CLIENT_MAX_RETRIES": "2",  # with the default 5 a lost server holds the end of a run up for 75 s
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_DATASETS_CACHE": str(state / "datasets"),
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -80,6 +82,9 @@ class Project:
             "MPLCONFIGDIR": str(state / "matplotlib"),
             "TMPDIR": str(state / "tmp"),
             "GIT_TERMINAL_PROMPT": "0",
+            # Waiting threads sleep. Spinning ones starve each other as soon as anything else wants a core: measured on two
+            # cores, steps of 0.25 s took up to 4 s (benchmarks/threads.py).
+            "OMP_WAIT_POLICY": "PASSIVE",
         }
         return {name: os.environ.get(name) or value for name, value in defaults.items()}
 

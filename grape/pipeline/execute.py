@@ -63,6 +63,7 @@ class Executor:
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     _guards: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    interrupted: bool = False  # by the user; then no engine may go on
     _stopping: bool = False
 
     def run(self, stage: str) -> Outcome:
@@ -150,10 +151,17 @@ class Executor:
     def _record(self, stage: str) -> Path:
         return self.project.state / "running" / f"{_file_name(stage)}.json"
 
-    def stop(self) -> None:
+    def resume(self) -> None:
+        """Allow stages again after a stop that was not the user's."""
+        self._stopping = False
+        for stage in [name for name, outcome in self.outcomes.items() if outcome.status == "stopped"]:
+            del self.outcomes[stage]
+
+    def stop(self, interrupted: bool) -> None:
         """End every stage; called from the thread that was interrupted while others wait for their stages."""
         with self._lock:
             self._stopping = True
+            self.interrupted = self.interrupted or interrupted
             running = list(self._guards.values())
         for process in running:
             if process.stdin and not process.stdin.closed:

@@ -53,7 +53,7 @@ def schedule(work: Work, submit: Submit) -> None:
     On an interruption the running stages are ended before it goes on.
     """
     graph, outcomes = work.graph, work.executor.outcomes
-    waiting = graph.order()
+    waiting = [stage for stage in graph.order() if stage not in outcomes]
     handles: dict[str, Handle] = {}
     running: set[str] = set()
     ended: SimpleQueue[str] = SimpleQueue()
@@ -75,8 +75,8 @@ def schedule(work: Work, submit: Submit) -> None:
                 running.discard(stage)
                 # The engine itself failed (a lost Prefect server, say) before or after the stage ran.
                 outcomes.setdefault(stage, Outcome(stage, "failed", code=1, because="the engine lost it"))
-    except BaseException:
-        work.executor.stop()
+    except BaseException as error:
+        work.executor.stop(interrupted=isinstance(error, KeyboardInterrupt))
         raise
 
 

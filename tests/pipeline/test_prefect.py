@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import sqlite3
 from contextlib import closing
@@ -35,6 +36,26 @@ def test_a_flow_with_a_failing_branch(toy: Toy) -> None:
     toy.release()
     assert toy.statuses(toy.run()) == {"first": "cached", "branch@left": "ran", "branch@right": "cached", "last": "ran"}
     assert toy.dvc_status() == {}
+
+
+@pytest.mark.parametrize("interrupt", [False, True])
+def test_losing_the_server_in_the_middle_costs_nothing(toy: Toy, interrupt: bool) -> None:
+    toy.edit("high: 0.3", "high: 0.4")
+    toy.order("branch@left", "wait")
+    run = toy.start("--engine=prefect")
+    toy.waiting_pid("branch@left")
+    home = str(toy.project.state / "prefect")
+    servers = [p for p in psutil.process_iter() if _home_of(p) == home and {"prefect", "start"} <= set(p.cmdline())]
+    for server in servers:
+        server.kill()
+    if interrupt:
+        run.send_signal(signal.SIGINT)
+    else:
+        toy.release()
+    out, _ = run.communicate()
+    assert servers and run.returncode == (130 if interrupt else 0), out
+    assert "Prefect" not in out and "httpx" not in out  # it is not the user's business
+    assert interrupt or "[last] made out/last" in out
 
 
 def test_a_server_of_the_users_that_is_away_is_told_before_anything_runs(
