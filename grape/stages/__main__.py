@@ -6,18 +6,18 @@ import sys
 
 def _use_the_projects_python() -> None:
     """Go on in `.venv` when this Python lacks the packages: `.venv/bin/dvc repro` runs `python3`, which need not be the venv's."""
-    venv = os.path.join(os.getcwd(), ".venv", "bin", "python3")
-    try:
-        import pydantic  # noqa: F401
-        import torch  # noqa: F401
-    except ImportError:
-        if os.path.exists(venv) and os.path.realpath(sys.prefix) != os.path.realpath(
-            os.path.join(os.getcwd(), ".venv")
-        ):
-            os.execv(venv, [venv, "-m", "grape.stages", *sys.argv[1:]])
-        raise SystemExit(
-            "grape: error: the packages are not installed in this Python\n  -> run `make pipeline`, or `pip install -e .`"
-        ) from None
+    from importlib.util import find_spec
+
+    # Looked for, not imported: libraries read their environment variables when they load, and `enter()` sets some below.
+    if find_spec("pydantic") and find_spec("torch"):
+        return
+    venv = os.path.join(os.getcwd(), ".venv")
+    python = os.path.join(venv, "bin", "python3")
+    if os.path.exists(python) and os.path.realpath(sys.prefix) != os.path.realpath(venv):
+        os.execv(python, [python, "-m", "grape.stages", *sys.argv[1:]])
+    raise SystemExit(
+        "grape: error: the packages are not installed in this Python\n  -> run `make pipeline`, or `pip install -e .`"
+    )
 
 
 def main(arguments: list[str]) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import get_scheduler
 
 from grape.models.forward import micro_batches
 from grape.randomness import permutation
@@ -88,11 +88,17 @@ class Adam:
             {"params": [p for p in self.parameters if p.dim() < 2], "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=params.learning_rate, betas=(0.9, 0.95), fused=True)
-        name = "cosine_with_min_lr" if params.schedule == "cosine" else "constant_with_warmup"
-        extra = {"min_lr_rate": 0.1} if params.schedule == "cosine" else {}
-        self.scheduler = get_scheduler(
-            name, self.optimizer, params.warmup_steps, max(params.steps, 1), scheduler_specific_kwargs=extra
-        )
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._factor)
+
+    def _factor(self, step: int) -> float:
+        """Share of the peak learning rate at update `step`: linear warm-up from 0, then constant or a cosine to a tenth."""
+        params = self.params
+        if step < params.warmup_steps:
+            return step / params.warmup_steps
+        if params.schedule == "constant":
+            return 1.0
+        done = (step - params.warmup_steps) / max(params.steps - params.warmup_steps, 1)
+        return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
     def update(
         self,

@@ -1,0 +1,54 @@
+"""How waiting threads behave when something else wants a core: step times of a small model, spinning against sleeping waits.
+
+    python benchmarks/threads.py
+
+Prints the median and the longest step of each setting beside a busy process, in one run. grape sets OMP_WAIT_POLICY=PASSIVE
+(grape/project.py) because of what this shows on small machines.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+STEPS = 25
+
+
+def measure() -> None:
+    """Steps of SFT on random rows with the environment this process was given."""
+    import torch
+
+    from grape.algorithms.sft import ALGORITHM
+    from grape.models.encode import collate
+    from grape.models.forward import language
+    from grape.models.load import character_tokenizer, scratch
+    from grape.training.adam import Adam, AdamParams
+
+    model = scratch("llama", 3, 128, 4, 256, character_tokenizer([]), 0)
+    generator = torch.Generator().manual_seed(0)
+    rows = [([2], torch.randint(4, 90, (40,), generator=generator).tolist()) for _ in range(64)]
+    batch, adam, times = collate(rows, 0), Adam(model, AdamParams(1e-3, STEPS, micro_batch_tokens=2048)), []
+    for _ in range(STEPS):
+        began = time.perf_counter()
+        adam.update(
+            lambda part: language(model, part), lambda out, part: ALGORITHM.loss(out, part, ALGORITHM.params()), batch
+        )
+        times.append(time.perf_counter() - began)
+    times = sorted(times[5:])
+    print(f"median {times[len(times) // 2]:.3f} s, longest {times[-1]:.3f} s")
+
+
+if __name__ == "__main__":
+    if "measure" in sys.argv:
+        measure()
+    else:
+        busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        try:
+            for policy in ("ACTIVE", "PASSIVE"):
+                environment = {**os.environ, "OMP_WAIT_POLICY": policy, "OMP_NUM_THREADS": str(os.cpu_count())}
+                print(f"OMP_WAIT_POLICY={policy:<8}", end=" ", flush=True)
+                subprocess.run([sys.executable, __file__, "measure"], env=environment, check=True)
+        finally:
+            busy.kill()
