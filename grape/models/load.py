@@ -108,14 +108,14 @@ def _source(base: str) -> tuple[str, dict[str, str]]:
                 f"no such file: {base}", where="params.yaml, model.base", mend="give the path of an existing .gguf file"
             )
         return str(path.parent), {"gguf_file": path.name}
-    looks_local = base.startswith((".", "/", "~")) or base.count("/") > 1
-    if looks_local and not path.expanduser().is_dir():
+    looks_local = base.startswith((".", "/")) or base.count("/") > 1
+    if looks_local and not path.is_dir():
         raise GrapeError(
             f"no such directory: {base}",
             where="params.yaml, model.base",
             mend="give a directory that holds config.json and safetensors weights, or a hub id such as org/name",
         )
-    return str(path.expanduser()), {}
+    return base, {}
 
 
 def load_language_model(base: str, revision: str | None = None) -> tuple[Any, Any]:

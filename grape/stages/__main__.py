@@ -23,6 +23,7 @@ def _use_the_projects_python() -> None:
 def main(arguments: list[str]) -> int:
     import argparse
     import importlib
+    import shutil
 
     from grape.errors import GrapeError
     from grape.project import Project
@@ -47,6 +48,8 @@ def main(arguments: list[str]) -> int:
         seed = params.seed if given.seed is None else given.seed
         with StageRun(project, name, resolved(project, params, name), seed) as run:
             module.run(Stage(name, given.stage, params, project, run, given.algorithm, given.seed))
+        # What a checkpoint was for is done: a forced re-run starts from the beginning.
+        shutil.rmtree(project.checkpoints / name, ignore_errors=True)
     except GrapeError as error:
         print(f"grape: error: {error}", file=sys.stderr)
         return 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 from grape.algorithms.sft import ALGORITHM
 from grape.artifacts import Document, read_rows
@@ -32,11 +33,8 @@ def run(stage: Stage) -> None:
         )
         steps = stage.params.base.steps
     else:
-        base = (
-            params.base
-            if params.base.count("/") == 1 and not (stage.root / params.base).exists()
-            else str(stage.root / params.base)
-        )
+        local = stage.root / Path(params.base).expanduser()
+        base = str(local) if local.exists() or params.base.startswith((".", "/", "~")) else params.base
         model, tokenizer = load_language_model(base, params.revision)
         # A model that comes trained is taken as it is, unless there is a corpus to go on with.
         steps = stage.params.base.steps if documents and stage.params.base.steps else 0

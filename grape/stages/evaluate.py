@@ -18,10 +18,9 @@ from grape.models.load import device, load_language_model
 from grape.randomness import generator
 from grape.sampling import response_rows, sample
 from grape.stages import Stage
-from grape.stages.prepare import load_module
+from grape.stages.judges import Gold, gold_judge, reward_source
 from grape.types import Prompt, Response, Scores
 
-Gold = Callable[[Prompt, str], float]
 RESAMPLES = 2000
 
 
@@ -37,13 +36,6 @@ class Side:
     entropy: float
 
 
-def gold_judge(stage: Stage) -> Gold | None:
-    """`gold` of the world's file, or of gold.py beside the user's own data; None where there is none."""
-    source = stage.root / stage.params.prepare.source
-    path = source if source.suffix == ".py" else source / "gold.py"
-    return getattr(load_module(path), "gold", None) if path.is_file() else None
-
-
 def interval(values: np.ndarray, confidence: float, *keys: object) -> dict[str, float]:
     """Mean over prompts with a bootstrap percentile interval over prompts. values: (P,)."""
     draws = generator(*keys).integers(0, len(values), (RESAMPLES, len(values)))
@@ -53,8 +45,6 @@ def interval(values: np.ndarray, confidence: float, *keys: object) -> dict[str, 
 
 
 def run(stage: Stage) -> None:
-    from grape.stages.rl import reward_source
-
     prompts = read_prompts(stage.root / "data/prompts/heldout.jsonl")
     stage.datasets("data/prompts", "rubrics", context="evaluation")
     source, gold = reward_source(stage, prompts), gold_judge(stage)

@@ -6,16 +6,15 @@ Writes data/corpus, data/sft, data/prompts (train, heldout) and data/judgements 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from grape.artifacts import Demonstration, Document, Judgement, Question, Record, write_dataset
 from grape.errors import GrapeError
 from grape.stages import Stage
+from grape.stages.judges import load_module
 
 Rows = list[dict[str, Any]]
 DATASETS: dict[str, tuple[str, type[Record]]] = {
@@ -33,20 +32,6 @@ FILES = {
     "heldout": "heldout.jsonl",
     "judgements": "judgements.jsonl",
 }
-
-
-def load_module(path: Path) -> ModuleType:
-    """A Python file as a module, by its path: worlds and gold judges are files of the project, not parts of grape."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise GrapeError(
-            f"no such Python file: {path}",
-            where="params.yaml, prepare.source",
-            mend="give the path of an existing file",
-        )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def run(stage: Stage) -> None:

@@ -10,11 +10,8 @@ from grape.errors import GrapeError
 from grape.models.forward import language
 from grape.models.load import device, load_language_model, save_model
 from grape.progress import Progress
-from grape.reward.critic import Critic
-from grape.reward.learned import LearnedReward
-from grape.reward.rubric import load_rubrics
-from grape.reward.source import RewardSource, RubricReward
 from grape.stages import Stage
+from grape.stages.judges import reward_source
 from grape.training.adam import Adam, AdamParams
 from grape.training.batches import Rollout, online
 from grape.training.loop import train
@@ -125,17 +122,3 @@ def refuse(stage: Stage, prompts: list[Prompt]) -> None:
             where="params.yaml, rl.samples",
             mend="set rl.samples to 2 or more",
         )
-
-
-def reward_source(stage: Stage, prompts: list[Prompt]) -> RewardSource:
-    """The source rl.reward names, checked against the prompts."""
-    how = (stage.params.model.dtype, stage.params.model.micro_batch_tokens)
-    if stage.params.rl.reward == "reward_model":
-        return LearnedReward(stage.root / "models/reward", *how)
-    rubrics = load_rubrics(stage.root / "rubrics")
-    kinds = {item.kind for rubric in rubrics.values() for item in rubric.items}
-    critic = Critic.load(stage.root / "models/critic", *how) if "critic" in kinds else None
-    learned = LearnedReward(stage.root / "models/reward", *how) if "reward_model" in kinds else None
-    source = RubricReward(rubrics, critic, learned)
-    source.check(prompts)
-    return source

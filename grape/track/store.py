@@ -63,6 +63,8 @@ class Store:
 def public(uri: str) -> str:
     """A tracking URI without user and password, fit for messages and files."""
     parts = urlsplit(uri)
+    if "@" not in parts.netloc:
+        return uri  # put together again, sqlite:////path would lose slashes
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 

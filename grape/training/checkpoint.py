@@ -99,7 +99,3 @@ class Checkpoints:
             progress = json.loads((folder / "progress.json").read_text())
             return Resumed(manifest["update"], progress["state"], progress["history"])
         return None
-
-    def clear(self) -> None:
-        """The run is complete: its checkpoints are not needed any more."""
-        shutil.rmtree(self.folder, ignore_errors=True)

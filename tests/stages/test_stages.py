@@ -18,7 +18,8 @@ from grape.errors import GrapeError
 from grape.project import Project
 from grape.stages import Stage
 from grape.stages.inputs import identity, resolved
-from grape.stages.prepare import content, load_module
+from grape.stages.judges import load_module
+from grape.stages.prepare import content
 from grape.track import StageRun
 from tests import tiny
 

@@ -1,0 +1,53 @@
+"""Who judges: the reward source that training sees, and the gold judge that only evaluation sees."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from grape.errors import GrapeError
+from grape.reward.critic import Critic
+from grape.reward.learned import LearnedReward
+from grape.reward.rubric import load_rubrics
+from grape.reward.source import RewardSource, RubricReward
+from grape.stages import Stage
+from grape.types import Prompt
+
+Gold = Callable[[Prompt, str], float]
+
+
+def load_module(path: Path) -> ModuleType:
+    """A Python file as a module, by its path: worlds and gold judges are files of the project, not parts of grape."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise GrapeError(
+            f"no such Python file: {path}",
+            where="params.yaml, prepare.source",
+            mend="give the path of an existing file",
+        )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def gold_judge(stage: Stage) -> Gold | None:
+    """`gold` of the world's file, or of gold.py beside the user's own data; None where there is none."""
+    source = stage.root / stage.params.prepare.source
+    path = source if source.suffix == ".py" else source / "gold.py"
+    return getattr(load_module(path), "gold", None) if path.is_file() else None
+
+
+def reward_source(stage: Stage, prompts: Sequence[Prompt]) -> RewardSource:
+    """The source rl.reward names, checked against the prompts."""
+    how = (stage.params.model.dtype, stage.params.model.micro_batch_tokens)
+    if stage.params.rl.reward == "reward_model":
+        return LearnedReward(stage.root / "models/reward", *how)
+    rubrics = load_rubrics(stage.root / "rubrics")
+    kinds = {item.kind for rubric in rubrics.values() for item in rubric.items}
+    critic = Critic.load(stage.root / "models/critic", *how) if "critic" in kinds else None
+    learned = LearnedReward(stage.root / "models/reward", *how) if "reward_model" in kinds else None
+    source = RubricReward(rubrics, critic, learned)
+    source.check(prompts)
+    return source
