@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from grape.cli import app
+from grape.errors import GrapeError
 from grape.project import Project
 from tests.pipeline.harness import until
 
@@ -189,3 +190,19 @@ def test_ui_serves_this_projects_store_until_interrupted(project: Path) -> None:
 def _answers(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_parameters_once_found_valid_are_checked_again_when_they_change(project: Path) -> None:
+    from grape.pipeline.hooks import Hooks
+
+    (project / ".grape").mkdir()
+    path = project / "params.yaml"
+    whole = path.read_text()
+    Hooks().check(path)
+    Hooks().check(path)
+    path.write_text(whole.replace("noise: 0.5", "noise: 5.0"))
+    for _ in range(2):
+        with pytest.raises(GrapeError, match=r"prepare\.noise"):
+            Hooks().check(path)
+    path.write_text(whole)
+    Hooks().check(path)
