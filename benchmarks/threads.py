@@ -1,9 +1,9 @@
-"""How waiting threads behave when something else wants a core: step times of a small model, spinning against sleeping waits.
+"""Threads and a small model: step times on one thread, and on all of them with spinning and with sleeping waits.
 
     python benchmarks/threads.py
 
-Prints the median and the longest step of each setting beside a busy process, in one run. grape sets OMP_WAIT_POLICY=PASSIVE
-(grape/project.py) because of what this shows on small machines.
+Prints the median and the longest step of each setting beside a busy process, in one run. Because of what this shows on small
+machines grape sets OMP_WAIT_POLICY=PASSIVE (grape/project.py) and gives small models one thread (grape/models/load.py).
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def measure() -> None:
     from grape.models.load import character_tokenizer, scratch
     from grape.training.adam import Adam, AdamParams
 
+    threads = torch.get_num_threads()
     model = scratch("llama", 3, 128, 4, 256, character_tokenizer([]), 0)
+    torch.set_num_threads(threads)  # scratch() has just chosen one: here it is what is measured
     generator = torch.Generator().manual_seed(0)
     rows = [([2], torch.randint(4, 90, (40,), generator=generator).tolist()) for _ in range(64)]
     batch, adam, times = collate(rows, 0), Adam(model, AdamParams(1e-3, STEPS, micro_batch_tokens=2048)), []
@@ -46,9 +48,9 @@ if __name__ == "__main__":
     else:
         busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
         try:
-            for policy in ("ACTIVE", "PASSIVE"):
-                environment = {**os.environ, "OMP_WAIT_POLICY": policy, "OMP_NUM_THREADS": str(os.cpu_count())}
-                print(f"OMP_WAIT_POLICY={policy:<8}", end=" ", flush=True)
+            for policy, threads in (("PASSIVE", 1), ("ACTIVE", os.cpu_count()), ("PASSIVE", os.cpu_count())):
+                environment = {**os.environ, "OMP_WAIT_POLICY": policy, "OMP_NUM_THREADS": str(threads)}
+                print(f"{threads} threads, OMP_WAIT_POLICY={policy:<8}", end=" ", flush=True)
                 subprocess.run([sys.executable, __file__, "measure"], env=environment, check=True)
         finally:
             busy.kill()
