@@ -26,7 +26,7 @@ from grape.errors import GrapeError
         ("rl.algorithms=[grpo, grpo]", "twice"),
         ("rl.seeds=[-1]", ">= 0"),
         ("rl.seeds=[]", "at least 1"),
-        ("model.width=30", "multiple of 2 x heads"),
+        ("model.width=32", "multiple of 2 x heads"),
         ("model.dtype=float16", "float32"),
         ("rl.learning_rate=.nan", "finite"),
         ("rl=3", "dictionary"),
