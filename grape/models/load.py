@@ -44,8 +44,8 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-# Below this many weights the parts of a matrix product are too short to be worth handing to another thread: rounds of RL on
-# 0.34 M weights took 1.0 s on one thread and 2.0 s on two; 135 M weights gain from both (benchmarks/threads.py).
+# Below this many weights the parts of a matrix product are short, and handing them to another thread may cost more than it
+# gives. The limit is a judgement, not a measurement: benchmarks/threads.py compares thread counts on one small model.
 SMALL = 5_000_000
 _threads = {"all": torch.get_num_threads(), "largest": 0}
 
