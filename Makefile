@@ -46,7 +46,7 @@ venv:
 	  echo "grape needs Python 3.11 or newer with its venv module; $${old:-no python was found}." >&2; \
 	  echo "  -> install one, or name it: make pipeline PYTHON=/path/to/python3.11" >&2; exit 2; fi; \
 	if [ ! -x $(BIN)/python ] || [ "$$(sed 's/^[^/]*//' $(VENV)/.stamp 2>/dev/null)" != "$(CURDIR)" ]; then \
-	  echo "building $(VENV) with $$($$python --version); this downloads a few hundred MB once"; \
+	  echo "building $(VENV) with $$($$python --version); this downloads the packages of requirements.lock once"; \
 	  rm -rf $(VENV); $$python -m venv $(VENV); \
 	else echo "bringing $(VENV) up to date with requirements.lock"; fi; \
 	rm -f $(VENV)/.stamp; \

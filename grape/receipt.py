@@ -15,18 +15,11 @@ from typing import Any, TypedDict
 from grape.errors import GrapeError
 
 
-class RegisteredModel(TypedDict):
-    """A version in MLflow's model registry."""
-
-    name: str
-    version: int
-
-
 class Receipt(TypedDict):
     """One run of one stage. Times are UTC in ISO 8601, `seconds` wall clock, `peak_memory_mb` resident MiB."""
 
     stage: str
-    run_id: str | None  # None: MLflow could not be reached; `grape mlflow sync` delivers the run later
+    run_id: str | None  # None: MLflow had not heard of the run when the stage ended; `spool` finds it
     spool: str  # name of the run's spool folder, also the tag grape.spool of the MLflow run
     nonce: str | None  # of the pipeline run that started the stage; None: started by `dvc repro` or by hand
     started: str
@@ -43,7 +36,6 @@ class Receipt(TypedDict):
     python: str
     platform: str
     headline: dict[str, float]
-    registered_model: RegisteredModel | None
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
     import shutil
 
     from grape.errors import GrapeError
-    from grape.project import Project
+    from grape.project import NONCE, Project
     from grape.stages import STAGES, Stage
 
     parser = argparse.ArgumentParser(prog="python3 -m grape.stages")
@@ -46,7 +46,8 @@ def main(arguments: list[str]) -> int:
         params = params_file.load(project.params)
         module = importlib.import_module(f"grape.stages.{given.stage}")
         seed = params.seed if given.seed is None else given.seed
-        with StageRun(project, name, resolved(project, params, name), seed) as run:
+        orchestrated = NONCE in os.environ
+        with StageRun(project, name, resolved(project, params, name), seed, deliver=not orchestrated) as run:
             module.run(Stage(name, given.stage, params, project, run, given.algorithm, given.seed))
         # What a checkpoint was for is done: a forced re-run starts from the beginning.
         shutil.rmtree(project.checkpoints / name, ignore_errors=True)

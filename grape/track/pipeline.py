@@ -12,6 +12,7 @@ from typing import Any
 
 from grape.project import Project
 from grape.track import identity
+from grape.track.courier import Courier
 from grape.track.deliver import Delivery
 from grape.track.spool import Spool
 from grape.track.store import AWAY, Unreachable
@@ -34,6 +35,7 @@ class _Parent:
                                                         "parent_run": None, "tags": tags})
         self.spool.lock()
         self.delivery = Delivery(project, self.spool)
+        self.courier = Courier(project)
         self.stages: list[dict[str, Any]] = []
         self._away = False
 
@@ -69,6 +71,7 @@ def open_parent(project: Project, nonce: str, plan: Mapping[str, Any]) -> str | 
             _current.spool.remove()  # nothing has run yet: leave nothing behind
             _current = None
             raise
+        _current.courier.start()
         return _current.delivery.run_id
 
 
@@ -81,12 +84,13 @@ def link_cached(project: Project, parent_id: str | None, stage: str, receipt: Ma
         if _current is None:
             return  # no parent was opened: a stage run alone
         ran = receipt.get("nonce") == _current.nonce
+        run_id = receipt.get("run_id") or _current.courier.runs.get(str(receipt.get("spool")))
         values = {f"{stage}/{name}": float(value) for name, value in receipt.get("headline", {}).items()}
         if values:
             _current.spool.append("headline", values=values)
-        tags = {f"grape.stage.{stage}": f"{'ran' if ran else 'cached'} {receipt.get('run_id') or receipt.get('spool')}"}
+        tags = {f"grape.stage.{stage}": f"{'ran' if ran else 'cached'} {run_id or receipt.get('spool')}"}
         _current.spool.append("tags", values=tags)
-        _current.stages.append({"stage": stage, "ran": ran, "run_id": receipt.get("run_id"),
+        _current.stages.append({"stage": stage, "ran": ran, "run_id": run_id,
                                 "seconds": receipt.get("seconds")})
         _current.pump()
 
@@ -98,6 +102,7 @@ def close_parent(project: Project, parent_id: str | None, status: str, summary: 
         parent, _current = _current, None
         if parent is None:
             return
+        parent.courier.finish()
         parent.spool.append("tags", values={"mlflow.note.content": _note(summary, parent)})
         parent.spool.append("end", status=status)
         delivered = parent.pump(last=True)

@@ -42,23 +42,25 @@ def sync(project: Project) -> list[str]:
 def close_dead_runs(project: Project) -> int:
     """End as FAILED every run of this host whose process is gone, e.g. after SIGKILL; how many.
 
-    Does not import MLflow when this project has neither a database nor a server, nor fail when it does not answer.
+    Whatever an earlier run could not deliver any more is delivered too. Does not import MLflow when this project has
+    neither a database nor a server, nor fail when it does not answer.
     """
-    ended = _end_dead_spools(project)
-    if not (ended or _store_exists(project)):
+    ended = len(_end_dead_spools(project))
+    left = [spool for spool in Spool.pending(project) if spool.ended]
+    if not (left or _store_exists(project)):
         return 0
     try:
         store = connect(project)
-        for spool in ended:
+        for spool in left:
             if spool.lock():
                 try:
                     Delivery(project, spool).pump()
                     spool.remove()
                 finally:
                     spool.unlock()
-        return len(ended) + close_dead_in(project, store)
+        return ended + close_dead_in(project, store)
     except Unreachable:
-        return len(ended)
+        return ended
 
 
 def close_dead_in(project: Project, store: Store) -> int:

@@ -1,7 +1,8 @@
-"""One stage's run. The stage only ever appends to the spool on disk; a thread of this process delivers to MLflow.
+"""One stage's run. The stage only ever appends to the spool on disk, so no call of a stage waits for MLflow and a server that
+is down costs nothing.
 
-So no call of a stage waits for MLflow, a server that is down costs nothing, and importing MLflow (about 3 s with its
-store) overlaps with the stage's own work. The thread is joined at the end, when it delivers what is left.
+Who delivers: the orchestrator that started the stage (courier.py), or, for a stage started by `dvc repro`, a thread of the
+stage's own process, whose import of MLflow overlaps with the stage's work and which is joined at the end.
 """
 
 from __future__ import annotations
@@ -24,15 +25,13 @@ from grape.errors import GrapeError
 from grape.project import NONCE, PARENT_RUN, Project
 from grape.track import digest, identity, recover, registry
 from grape.track.deliver import Delivery
+from grape.track.courier import LAST, RETRY, TICK
 from grape.track.registry import Candidate
 from grape.track.spool import Spool
 from grape.track.store import AWAY, Unreachable
 
 logger = logging.getLogger("grape.track")
-TICK = 2.0  # seconds between deliveries
 GRACE = 4.0  # seconds before the first: the stage's own imports go first
-RETRY = 30.0  # seconds before a store that did not answer is asked again
-LAST = 300.0  # longest wait at the end, for the upload of a model
 
 
 class Terminated(SystemExit):
@@ -83,7 +82,7 @@ class StageRun:
     Args:
         stage: name with its variant, e.g. ``rl@grpo-0``.
         params: the resolved parameters the stage reads, JSON-able.
-        deliver: False keeps everything in the spool (tests, or a stage run without MLflow installed).
+        deliver: False leaves the spool to whoever watches it: the orchestrator's courier, or `grape mlflow sync`.
     """
 
     def __init__(self, project: Project, stage: str, params: dict[str, Any], seed: int, *,
@@ -92,7 +91,6 @@ class StageRun:
         self._deliver = deliver
         self._headline: dict[str, float] = {}
         self._datasets: dict[str, str] = {}
-        self._registered: str | None = None
         self._handler: Any = None
 
     def __enter__(self) -> StageRun:
@@ -103,9 +101,10 @@ class StageRun:
         meta = {"kind": "stage", "params": self.params, "nonce": self._nonce, "parent_run": parent,
                 "tags": self._tags(parent)}
         self._spool = Spool.create(self.project, self.stage, meta)
-        self._spool.lock()
-        self._shipper = Shipper(self.project, self._spool)
+        self._shipper: Shipper | None = None
         if self._deliver:
+            self._spool.lock()
+            self._shipper = Shipper(self.project, self._spool)
             self._shipper.start()
         if threading.current_thread() is threading.main_thread():
             self._handler = signal.signal(signal.SIGTERM, _terminate)
@@ -140,7 +139,6 @@ class StageRun:
 
     def model(self, path: str, name: str, register: str | None = None) -> None:
         """A saved model folder, project-relative; it must stay as it is until the stage ends."""
-        self._registered = register or self._registered
         self._spool.append("model", **registry.model_event(self.project, path, name, register))
 
     def headline(self, metrics: Mapping[str, float]) -> None:
@@ -167,27 +165,25 @@ class StageRun:
             killed = isinstance(error, (KeyboardInterrupt, SystemExit))
             text = None if killed else "".join(traceback.format_exception(error))
             self._spool.append("end", status="KILLED" if killed else "FAILED", text=text)
-        if self._deliver:
+        if self._shipper:
             self._shipper.finish()
         if succeeded:
             receipt.write(self.project.receipt(self.stage), self._receipt(ended))
-        if self._shipper.is_alive():
-            return  # still uploading after LAST; the lock goes with the process and `sync` does the rest
+        if self._shipper is None or self._shipper.is_alive():
+            return  # somebody else delivers; or it is still uploading after LAST, then `sync` does the rest
         self._spool.unlock()
         if self._shipper.done:
             self._spool.remove()
 
     def _receipt(self, ended: float) -> receipt.Receipt:
-        version = self._shipper.delivery.version
-        registered = receipt.RegisteredModel(name=self._registered, version=version) \
-            if self._registered and version is not None else None
+        delivered = self._spool.delivered
         return receipt.Receipt(
-            stage=self.stage, run_id=self._shipper.delivery.run_id, spool=self._spool.name, nonce=self._nonce,
+            stage=self.stage, run_id=delivered.run_id if delivered else None, spool=self._spool.name, nonce=self._nonce,
             started=_utc(self._started), ended=_utc(ended), seconds=round(ended - self._started, 2),
             peak_memory_mb=identity.peak_memory_mb(), git_revision=self._revision, git_dirty=self._dirty,
             params=self.params, params_hash=identity.params_hash(self.params), seed=self.seed,
             datasets=self._datasets, versions=identity.versions(), python=identity.python(),
-            platform=platform.platform(), headline=self._headline, registered_model=registered)
+            platform=platform.platform(), headline=self._headline)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

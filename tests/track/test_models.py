@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from grape import receipt
 from grape.project import Project
 from grape.track import POLICY, Candidate, StageRun, registry
 from grape.track.registry import best
@@ -29,9 +28,9 @@ def test_the_champion_loads_and_answers(project: Project, client: Callable[[], A
                                         save_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     policy(project, save_model, "grpo-0")
     policy(project, save_model, "grpo-1")
-    for stage, version in (("rl@grpo-0", 1), ("rl@grpo-1", 2)):
-        written = receipt.read(project.receipt(stage))
-        assert written is not None and written["registered_model"] == {"name": POLICY, "version": version}
+    versions = client().search_model_versions(f"name = '{POLICY}'")
+    assert {v.tags["grape.path"]: int(v.version) for v in versions} \
+        == {"models/policy/grpo-0": 1, "models/policy/grpo-1": 2}
     with StageRun(project, "report", {}, 0) as run:
         run.champion([Candidate("grpo-0", 0.30, 0.25), Candidate("grpo-1", 0.28, 0.24)])
     assert champion(client).version == 1

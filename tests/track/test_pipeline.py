@@ -38,3 +38,17 @@ def test_every_stage_is_in_the_parent(project: Project, runs: Callable[[], list[
     assert "| sft | cached |" in parent.data.tags["mlflow.note.content"]
     assert child.data.tags["mlflow.parentRunId"] == parent_id
     assert Spool.pending(project) == []
+
+
+def test_the_orchestrator_delivers_for_its_stages(project: Project, runs: Callable[[], list[Any]],
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    parent_id = open_parent(project, "n-1", {"sft": "new"})
+    with monkeypatch.context() as stage:
+        stage.setenv(NONCE, "n-1")  # the parent is found by it where it could not be named
+        with StageRun(project, "sft", {}, 0, deliver=False) as run:
+            run.headline({"loss": 0.5})
+    close_parent(project, parent_id, "FINISHED", "1 stage")
+    parent, child = runs()
+    assert child.info.status == "FINISHED" and child.data.metrics == {"loss": 0.5}
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id == parent_id
+    assert Spool.pending(project) == []
