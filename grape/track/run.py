@@ -24,8 +24,8 @@ from grape import receipt
 from grape.errors import GrapeError
 from grape.project import NONCE, PARENT_RUN, Project
 from grape.track import digest, identity, recover, registry
-from grape.track.deliver import Delivery
 from grape.track.courier import LAST, RETRY, TICK
+from grape.track.deliver import Delivery
 from grape.track.registry import Candidate
 from grape.track.spool import Spool
 from grape.track.store import AWAY, Unreachable
