@@ -111,23 +111,36 @@ def _execute(project: Project, drawn: Plan, request: Request, engine: Engine, sc
              hooks: Hooks) -> dict[str, Outcome]:
     workers = request.workers or machine.default_workers()
     screen.say("getting MLflow and the engine ready")
+    hooks.refuse(project)
     engine.prepare(project)
     nonce = uuid.uuid4().hex
-    parent = hooks.open(project, nonce, {step.stage: list(step.reasons) for step in drawn.steps})
+    opened, parent = threading.Event(), ""
 
     def after(outcome: Outcome) -> None:
+        opened.wait()
         if outcome.good:
             mend.keep_lock_file(project)
             hooks.link(project, parent, outcome.stage)
 
-    executor = Executor(project, screen, machine.threads(drawn.graph, workers), nonce, parent, after)
+    executor = Executor(project, screen, machine.threads(drawn.graph, workers), nonce, after=after)
+    todo = drawn.graph.only(drawn.todo)
+    # MLflow's store and Prefect's server take seconds to open: what can run meanwhile does.
+    executor.begin([stage for stage in todo.order() if not todo.needs[stage]][:workers])
+    try:
+        parent = hooks.open(project, nonce, {step.stage: list(step.reasons) for step in drawn.steps}) or ""
+    except BaseException as error:
+        opened.set()
+        executor.stop(interrupted=isinstance(error, KeyboardInterrupt))
+        raise
+    executor.parent = parent or None
+    opened.set()
     for step in drawn.steps:
         if step.action == "ready":
             executor.outcomes[step.stage] = Outcome(step.stage, "cached")
             hooks.link(project, parent, step.stage)
     status = "KILLED"
     try:
-        engine(Work(drawn.graph.only(drawn.todo), executor, workers, str(project.root)))
+        engine(Work(todo, executor, workers, str(project.root)))
         status = "FINISHED" if all(o.good for o in executor.outcomes.values()) else "FAILED"
     finally:
         rows = summary.table(drawn.graph, executor.outcomes, hooks.receipts(project, drawn.graph))

@@ -8,7 +8,8 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -62,12 +63,24 @@ class Executor:
     after: Callable[[Outcome], None] | None = None
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     _guards: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
+    _early: dict[str, Future[Outcome]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     interrupted: bool = False  # by the user; then no engine may go on
     _stopping: bool = False
 
+    def begin(self, stages: Iterable[str]) -> None:
+        """Start these stages now, before the engine is ready to; its `run` then waits for them."""
+        names = list(stages)
+        pool = ThreadPoolExecutor(max_workers=max(len(names), 1), thread_name_prefix="early")
+        self._early |= {name: pool.submit(self._observed, name) for name in names}
+        pool.shutdown(wait=False)
+
     def run(self, stage: str) -> Outcome:
         """Run `stage`, wait for it, and remember and return what became of it."""
+        early = self._early.pop(stage, None)
+        return early.result() if early else self._observed(stage)
+
+    def _observed(self, stage: str) -> Outcome:
         try:
             self.outcomes[stage] = outcome = self._run(stage)
             if self.after is not None:

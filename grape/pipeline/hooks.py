@@ -47,6 +47,12 @@ class Hooks:
 
         set_values(params, assignments)
 
+    def refuse(self, project: Project) -> None:
+        """Raises GrapeError when MLFLOW_TRACKING_URI names no store; asks nobody."""
+        from grape.track.store import checked_uri
+
+        checked_uri(project)
+
     def open(self, project: Project, nonce: str, plan: dict[str, Any]) -> str | None:
         """End what a killed run left open in MLflow, then begin this run's parent."""
         from grape import track

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from ruamel.yaml import YAML, YAMLError
@@ -26,9 +27,15 @@ def tracked(project: Project, path: str) -> str:
 
 def locked(project: Project) -> dict[str, str]:
     """Every output in dvc.lock: project-relative path -> md5 (a folder's ends in `.dir`)."""
+    path = project.root / "dvc.lock"
+    return _outputs(path, path.stat().st_mtime_ns) if path.is_file() else {}
+
+
+@lru_cache(maxsize=1)
+def _outputs(path: Path, changed: int) -> dict[str, str]:
     try:
-        lock = YAML(typ="safe").load(project.root / "dvc.lock")
-    except (FileNotFoundError, YAMLError):
+        lock = YAML(typ="safe").load(path)
+    except YAMLError:
         return {}  # a dvc.lock cut off by a kill is DVC's to complain about; digests can be computed
     stages = lock.get("stages", {}) if isinstance(lock, dict) else {}
     return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", []) if "md5" in out}

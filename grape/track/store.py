@@ -75,13 +75,8 @@ def connect(project: Project) -> Store:
         Unreachable: the store does not answer.
         GrapeError: the URI names a kind of store MLflow no longer writes to.
     """
-    uri = project.tracking_uri
-    scheme = urlsplit(uri).scheme
-    if scheme in ("", "file"):
-        raise GrapeError("MLflow no longer writes to a plain folder", where=f"MLFLOW_TRACKING_URI={uri}",
-                         mend="unset MLFLOW_TRACKING_URI to use the project's own store, or name a server (http://...) "
-                              "or a database (sqlite:////absolute/path.db)")
-    if scheme in ("http", "https"):
+    uri = checked_uri(project)
+    if urlsplit(uri).scheme in ("http", "https"):
         _probe(uri)
     _calm()
     project.state.mkdir(parents=True, exist_ok=True)
@@ -90,6 +85,20 @@ def connect(project: Project) -> Store:
             return _open(project, uri)
     except Exception as error:  # MLflow lets errors of requests, SQLAlchemy and its own through; all mean: not now
         raise Unreachable(f"{public(uri)}: {_first_line(error)}") from error
+
+
+def checked_uri(project: Project) -> str:
+    """The project's tracking URI.
+
+    Raises:
+        GrapeError: it names a kind of store MLflow no longer writes to.
+    """
+    uri = project.tracking_uri
+    if urlsplit(uri).scheme in ("", "file"):
+        raise GrapeError("MLflow no longer writes to a plain folder", where=f"MLFLOW_TRACKING_URI={uri}",
+                         mend="unset MLFLOW_TRACKING_URI to use the project's own store, or name a server (http://...) "
+                              "or a database (sqlite:////absolute/path.db)")
+    return uri
 
 
 def answers(store: Store) -> bool:

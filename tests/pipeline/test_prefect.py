@@ -12,7 +12,7 @@ import pytest
 
 from flows.server import PrefectEngine
 from grape.errors import GrapeError
-from tests.pipeline.harness import Toy
+from tests.pipeline.harness import Toy, until
 
 
 def test_a_flow_with_a_failing_branch(toy: Toy) -> None:
@@ -45,6 +45,7 @@ def test_losing_the_server_in_the_middle_costs_nothing(toy: Toy, interrupt: bool
     run = toy.start("--engine=prefect")
     toy.waiting_pid("branch@left")
     home = str(toy.project.state / "prefect")
+    until(lambda: tasks_running(toy))  # the stage itself begins before the server is up
     servers = [p for p in psutil.process_iter() if _home_of(p) == home and {"prefect", "start"} <= set(p.cmdline())]
     for server in servers:
         server.kill()
@@ -75,6 +76,17 @@ def test_when_its_own_server_cannot_start_the_stages_run_without(toy: Toy) -> No
     (toy.project.state / "prefect").write_text("not a folder")
     assert toy.statuses(toy.run(engine=PrefectEngine()))["branch@left"] == "ran"
     assert "Prefect's server did not start" in toy.said and "running the stages without Prefect" in toy.said
+
+
+def tasks_running(toy: Toy) -> bool:
+    path = toy.project.state / "prefect" / "prefect.db"
+    if not path.is_file():
+        return False
+    with closing(sqlite3.connect(path)) as database:
+        try:
+            return bool(database.execute("select 1 from task_run where state_name = 'Running'").fetchall())
+        except sqlite3.OperationalError:  # its tables are still being made
+            return False
 
 
 def _home_of(process: psutil.Process) -> str | None:

@@ -23,6 +23,8 @@ class Untracked(pipeline.Hooks):
             old, new = assignment.split("=>")
             params.write_text(params.read_text().replace(old, new))
 
+    def refuse(self, project): ...
+
     def open(self, project, nonce, plan):
         return "parent"
 
