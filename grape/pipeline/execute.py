@@ -78,16 +78,16 @@ class Executor:
     def run(self, stage: str) -> Outcome:
         """Run `stage`, wait for it, and remember and return what became of it."""
         early = self._early.pop(stage, None)
-        return early.result() if early else self._observed(stage)
+        self.outcomes[stage] = outcome = early.result() if early else self._observed(stage)
+        return outcome
 
     def _observed(self, stage: str) -> Outcome:
         try:
-            self.outcomes[stage] = outcome = self._run(stage)
+            outcome = self._run(stage)
             if self.after is not None:
                 self.after(outcome)
         except Exception as error:  # boundary: the scheduler must hear of every stage, whatever went wrong here
             outcome = Outcome(stage, "failed", code=1, because=f"{type(error).__name__}: {error}")
-            self.outcomes[stage] = outcome
         if outcome.status == "failed":
             self.screen.line(stage, f"failed after {outcome.seconds:.1f} s {outcome.because}".rstrip())
         return outcome
