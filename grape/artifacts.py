@@ -83,6 +83,8 @@ class Preference(Record):
     chosen: list[Turn] = Field(min_length=1)
     rejected: list[Turn] = Field(min_length=1)
     source: str = "people"
+    chosen_score: float | None = None
+    rejected_score: float | None = None
 
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)

@@ -63,23 +63,30 @@ def _options(version: Annotated[bool, typer.Option("--version", callback=_versio
 
 @app.command()
 def run(
-    what: Annotated[str, typer.Argument(help="pipeline, or a stage with all it needs: sft, rl, rl@grpo-0")]
+    what: Annotated[str, typer.Argument(help="pipeline, compare, or a stage with all it needs: sft, rl@grpo-0")]
     = "pipeline",
+    algorithms: Annotated[str | None, typer.Option(help="compare: names with commas, or all. [default: rl.algorithms]")]
+    = None,
+    seeds: Annotated[str | None, typer.Option(help="compare: e.g. 0,1,2. [default: rl.seeds]")] = None,
     sets: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE",
                                             help="Edit params.yaml first, e.g. --set rl.steps=10. Repeatable.")] = [],  # noqa: B006 - Typer copies it
     engine: Annotated[EngineName, typer.Option(help="prefect: states and a server to watch; dvc: the same without it.")]
     = EngineName.prefect,
-    workers: Annotated[int | None, typer.Option(min=1, help="Stages side by side. [default: 2, with a GPU 1]")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Stages side by side. [default: 2; GPU or compare: 1]")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run; like `grape plan`.")] = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Refuse, not queue, when a run is under way.")] = False,
     as_json: Json = False,
 ) -> None:
     """Bring the pipeline, or one stage and what it needs, up to date."""
     with _messages():
-        targets = () if what == "pipeline" else (what,)
+        comparing = what == "compare"
+        if not comparing and (algorithms or seeds):
+            raise GrapeError("--algorithms and --seeds belong to `grape run compare`",
+                             mend="use --set rl.algorithms=... and --set rl.seeds=... here")
+        targets = () if comparing or what == "pipeline" else (what,)
         if dry_run:
-            if sets:
-                raise GrapeError("--set edits params.yaml, --dry-run must not", where="--dry-run",
+            if sets or algorithms or seeds:
+                raise GrapeError("this would edit params.yaml, and --dry-run must not", where="--dry-run",
                                  mend="edit the file and use `grape plan`")
             _show_plan(targets, as_json)
             return
@@ -88,12 +95,22 @@ def run(
         from grape.pipeline import run as run_pipeline
         from grape.project import Project
 
-        request = Request(targets, tuple(sets), workers, wait=not no_wait)
+        project = Project.find()
+        if comparing:
+            from grape import compare
+
+            sets = [*sets, *compare.assignments(project, algorithms, seeds)]
+            workers = workers or 1  # two at once would spoil each other's seconds
+        request = Request(targets, tuple(sets), workers, wait=not no_wait, name=what if comparing else "pipeline")
         screen = Screen(sys.stderr if as_json else None)
-        result = run_pipeline(Project.find(), request, PrefectEngine() if engine == "prefect" else Threads(), screen,
-                              Hooks())
+        result = run_pipeline(project, request, PrefectEngine() if engine == "prefect" else Threads(), screen, Hooks())
+        table = compare.read(project) if comparing and result.exit_code == 0 else None
         if as_json:
-            _print_json(result.as_json())
+            _print_json(result.as_json() | ({"league": table["algorithms"]} if table else {}))
+        elif table:
+            typer.echo()
+            for line in compare.league(table):
+                typer.echo(line)
         raise typer.Exit(result.exit_code)
 
 
@@ -129,12 +146,32 @@ def algorithms(as_json: Json = False) -> None:
     with _messages():
         from grape import catalogue
 
-        entries = catalogue.entries()
+        entries = catalogue.entries(_root())
         if as_json:
             _print_json(entries)
         else:
             for line in catalogue.lines(entries):
                 typer.echo(line)
+
+
+def _root() -> Path | None:
+    """The project's folder, None outside one: algorithms can be read about anywhere."""
+    from grape.project import Project
+
+    try:
+        return Project.find().root
+    except GrapeError:
+        return None
+
+
+@app.command()
+def explain(name: Annotated[str, typer.Argument(help="an algorithm, sft or reward_model")]) -> None:
+    """Print an algorithm's page: what it does and why, its equations, its knobs, its file."""
+    with _messages():
+        from grape import catalogue
+
+        for line in catalogue.explain(name, _root()):
+            typer.echo(line)
 
 
 @app.command()

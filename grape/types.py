@@ -7,7 +7,7 @@ comes from recorded lengths, never from `ids == pad`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -72,6 +72,25 @@ class Scores:
             raise ValueError("Scores.score has NaN or infinity where it says valid; mark such scores missing instead")
 
 
+    def replaced(self, rows: Sequence[int], fresh: Scores) -> Scores:
+        """These scores with the given rows taken from `fresh`, in order."""
+        if fresh.items != self.items:
+            raise ValueError(f"scores of {fresh.items} cannot stand among scores of {self.items}")
+        index = torch.tensor(list(rows))
+        tensors = {name: getattr(self, name).clone() for name in ("score", "confidence", "valid", "weight")}
+        for name, tensor in tensors.items():
+            tensor[index] = getattr(fresh, name)
+        reasons = list(self.reasons)
+        for row, texts in zip(rows, fresh.reasons, strict=False):
+            reasons[row] = texts
+        return Scores(self.items, **tensors, reasons=tuple(reasons))
+
+
+# The (B, T) and the (B,) fields of Batch.
+PER_TOKEN = ("mask", "logp_old", "logp_ref", "advantage", "value_old", "returns")
+PER_ROW = ("group", "finished", "bootstrap", "beta", "length", "margin")
+
+
 @dataclass(frozen=True)
 class Batch:
     """B rows to learn from: left-padded prompts, right-padded responses, and what is known about every response token.
@@ -87,6 +106,13 @@ class Batch:
         logp_old: (B, T) log pi_old(y_t | s_t), nats; None: the rollout policy is the policy being updated.
         logp_ref: (B, T) log pi_ref(y_t | s_t), nats.
         advantage: (B, T) A_t in units of the reward.
+        value_old: (B, T) V(s_t) of the value model when the rollout was made, units of the reward.
+        bootstrap: (B,) V(s_T+1), the value of the state behind the last token; read for truncated responses alone.
+        returns: (B, T) what V(s_t) should have said.
+        beta: (B,) coefficient of the KL in the loss, where it adapts; units of the reward per nat.
+        length: (B,) mean response length of the whole round, for losses that divide by the round's tokens.
+        margin: (rows,) how much better the chosen answer scored, pairs only; the same in both rows.
+        limit: longest response that could be sampled, tokens; 0: not sampled.
     """
 
     prompt: Tensor
@@ -99,6 +125,13 @@ class Batch:
     logp_old: Tensor | None = None
     logp_ref: Tensor | None = None
     advantage: Tensor | None = None
+    value_old: Tensor | None = None
+    bootstrap: Tensor | None = None
+    returns: Tensor | None = None
+    beta: Tensor | None = None
+    length: Tensor | None = None
+    margin: Tensor | None = None
+    limit: int = 0
 
     def __post_init__(self) -> None:
         rows, width = self.response.shape
@@ -106,10 +139,14 @@ class Batch:
             raise ValueError(
                 f"Batch: prompt {tuple(self.prompt.shape)} and response {(rows, width)} do not fit (unit {self.unit})"
             )
-        for name in ("mask", "logp_old", "logp_ref", "advantage"):
+        for name in PER_TOKEN:
             value = getattr(self, name)
             if value is not None and value.shape != (rows, width):
                 raise ValueError(f"Batch.{name} is {tuple(value.shape)}, expected (B, T) = {(rows, width)}")
+        for name in PER_ROW:
+            value = getattr(self, name)
+            if value is not None and value.shape != (rows,):
+                raise ValueError(f"Batch.{name} is {tuple(value.shape)}, expected (B,) = {(rows,)}")
 
     @property
     def rows(self) -> int:
@@ -135,7 +172,7 @@ class Batch:
         end = max(int(mask.sum(1).max()), 1) if len(mask) else 1
         for name in ("prompt", "prompt_mask"):
             chosen[name] = chosen[name][:, start:]  # type: ignore[index]
-        for name in ("response", "mask", "logp_old", "logp_ref", "advantage"):
+        for name in ("response", *PER_TOKEN):
             if chosen[name] is not None:
                 chosen[name] = chosen[name][:, :end]  # type: ignore[index]
         return Batch(**chosen)  # type: ignore[arg-type]
@@ -151,13 +188,17 @@ class Outputs:
 
     Attributes:
         logp: (B, T) log pi_theta(y_t | s_t), nats, 0 outside the mask; None for a scalar model.
-        entropy: (B, T) entropy of pi_theta(. | s_t), nats, without gradient.
+        entropy: (B, T) entropy of pi_theta(. | s_t), nats, without gradient unless the algorithm needs it.
         score: (B,) scalar model's r(x, y); None for a language model.
+        value: (B, T) V(s_t), units of the reward; None without a value model.
+        distribution: (B, T, V) log pi_theta(. | s_t), nats; None unless it was asked for.
     """
 
     logp: Tensor | None = None
     entropy: Tensor | None = None
     score: Tensor | None = None
+    value: Tensor | None = None
+    distribution: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,16 @@ def model(architecture: str = "llama", seed: int = 0, width: int = 32, positions
     return made
 
 
+def scalar_model(language_model: Any) -> Any:
+    """A model with a scalar head on a copy of the language model's trunk, as load_scalar_model makes it."""
+    from transformers import AutoModelForSequenceClassification
+
+    config = type(language_model.config).from_dict({**language_model.config.to_dict(), "num_labels": 1})
+    made = AutoModelForSequenceClassification.from_config(config).eval()
+    made.base_model.load_state_dict(language_model.base_model.state_dict())
+    return made
+
+
 def prompt(text: str, category: str = "any", answer: str | None = None) -> Prompt:
     return Prompt(f"id-{text}", category, ({"role": "user", "content": text},), answer)
 

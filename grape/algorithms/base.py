@@ -12,7 +12,7 @@ from torch import Tensor
 from grape.types import Batch, Loss, Outputs, Scores
 
 Data = Literal["text", "pairs", "rollouts"]
-Need = Literal["scores", "reference", "old"]
+Need = Literal["scores", "reference", "old", "value", "entropy"]
 State = Mapping[str, float]
 
 
@@ -22,11 +22,33 @@ class Params(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class RolloutParams(Params):
-    """Knobs every algorithm that learns from its own samples has."""
+class SlotParams(Params):
+    """Knobs of everything that can be slotted into the rl stage."""
 
+    learning_rate: float | None = Field(None, gt=0, le=1, description="peak; null: rl.learning_rate")
+
+
+class OnlineParams(SlotParams):
+    """Knobs of every algorithm that learns from its own samples."""
+
+    rounds: int | None = Field(
+        None,
+        ge=1,
+        description="rounds of sampling; null: rl.steps. Fewer rounds are larger ones: the budget of samples stays",
+    )
+    resample: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="times a group with equal rewards is drawn again with another prompt (DAPO, 2503.14476)",
+    )
     epochs: int = Field(1, ge=1, le=100, description="passes over each round's rollouts (mu)")
     mini_batches: int = Field(1, ge=1, le=1024, description="optimiser updates per pass; groups stay together")
+
+    @property
+    def compares(self) -> bool:
+        """Whether the responses to a prompt are compared with each other, so that there must be two of them."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -56,8 +78,10 @@ class Algorithm:
         data: what it learns from: text (prompt, response), pairs (chosen, rejected) or rollouts (its own samples, scored).
         loss: (Outputs, Batch, params) -> Loss, unreduced.
         credit: (Scores, Batch, params, state) -> Credit: rewards become advantages. Rollouts only.
-        needs: params -> what must be there besides the policy: scores, a frozen reference, or log-probabilities of the
-            rollout policy before credit is given. Checked before any model loads, and nothing that is not needed is computed.
+        needs: params -> what must be there besides the policy: scores, a frozen reference, log-probabilities of the rollout
+            policy before credit is given, a value model, entropies with gradient. Checked before any model loads, and
+            nothing that is not needed is computed.
+        update: who moves the weights: Adam, or the natural gradient within a trust region.
     """
 
     params: type[Params]
@@ -65,6 +89,7 @@ class Algorithm:
     loss: LossFn
     credit: CreditFn | None = None
     needs: Callable[[Params], frozenset[Need]] = no_needs
+    update: Literal["adam", "natural_gradient"] = "adam"
 
     def __post_init__(self) -> None:
         if (self.data == "rollouts") != (self.credit is not None):

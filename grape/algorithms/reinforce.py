@@ -24,33 +24,37 @@ import torch
 from pydantic import Field
 
 from grape.algorithms.base import Algorithm, Credit, Need, Params, State
+from grape.algorithms.penalty import PenaltyParams, loss_penalty, penalty_needs, reward_penalty
 from grape.maths.advantage import group_advantage, leave_one_out_advantage, weighted_reward
-from grape.maths.kl import kl_estimate
 from grape.maths.masked import metric
 from grape.maths.surrogate import importance_ratio
 from grape.types import Batch, Loss, Outputs, Scores
 
 
-class ReinforceParams(Params):
+class ReinforceParams(PenaltyParams):
     baseline: Literal["none", "moving", "group", "leave_one_out"] = Field(
         "leave_one_out", description="what a reward is compared with (default: 2402.14740)"
     )
     decay: float = Field(0.9, ge=0, lt=1, description="of the moving baseline, per round")
-    beta: float = Field(0.0, ge=0, le=10, description="KL to the reference in the reward (k1), reward units per nat")
+    epochs: Literal[1] = Field(1, description="samples are on-policy: one pass")
+    mini_batches: Literal[1] = Field(1, description="samples are on-policy: one update")
+
+    @property
+    def compares(self) -> bool:
+        return self.baseline in ("group", "leave_one_out")
 
 
 def needs(params: Params) -> frozenset[Need]:
     assert isinstance(params, ReinforceParams)
-    return frozenset({"scores", "reference", "old"}) if params.beta > 0 else frozenset({"scores"})
+    return penalty_needs(params) | {"scores"}
 
 
 def credit(scores: Scores, batch: Batch, params: Params, state: State) -> Credit:
-    """A_i = R'_i - b_i, the same for every token of response i. State: the moving baseline and whether it has begun."""
+    """A_i = R'_i - b_i, the same for every token of response i. State: the moving baseline, the KL's coefficient."""
     assert isinstance(params, ReinforceParams) and batch.group is not None
     reward, known = weighted_reward(scores.score, scores.valid, scores.weight, batch.group)
-    if params.beta > 0:
-        assert batch.logp_old is not None and batch.logp_ref is not None
-        reward = reward - params.beta * (kl_estimate(batch.logp_old, batch.logp_ref, "k1") * batch.mask).sum(1)
+    penalty, beta, state = reward_penalty(params, batch, state)
+    reward = reward - penalty.sum(1)
     if params.baseline == "group":
         advantage = group_advantage(reward, known, batch.group)
     elif params.baseline == "leave_one_out":
@@ -60,16 +64,17 @@ def credit(scores: Scores, batch: Batch, params: Params, state: State) -> Credit
         advantage = torch.where(known, reward - baseline, torch.zeros_like(reward))
     if bool(known.any()):
         mean = float(reward[known].mean())
-        state = {"baseline": params.decay * state.get("baseline", mean) + (1 - params.decay) * mean}
-    return Credit(batch.with_(advantage=advantage.unsqueeze(1) * batch.mask), known, state)
+        state = {**state, "baseline": params.decay * state.get("baseline", mean) + (1 - params.decay) * mean}
+    return Credit(batch.with_(advantage=advantage.unsqueeze(1) * batch.mask, beta=beta), known, state)
 
 
 def loss(outputs: Outputs, batch: Batch, params: Params) -> Loss:
     """-rho_t A_t with rho = 1 (its gradient is that of log pi), summed over tokens, averaged over responses."""
+    assert isinstance(params, ReinforceParams)
     assert outputs.logp is not None and outputs.entropy is not None and batch.advantage is not None
     weight = batch.mask.float()
-    ratio = importance_ratio(outputs.logp, None)
-    return Loss(-ratio * batch.advantage, weight, weight.amax(1), {"entropy": metric(outputs.entropy, weight)})
+    value = -importance_ratio(outputs.logp, None) * batch.advantage + loss_penalty(params, outputs, batch)
+    return Loss(value, weight, weight.amax(1), {"entropy": metric(outputs.entropy, weight)})
 
 
 ALGORITHM = Algorithm(params=ReinforceParams, data="rollouts", loss=loss, credit=credit, needs=needs)

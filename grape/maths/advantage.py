@@ -70,3 +70,47 @@ def constant_groups(reward: Tensor, known: Tensor, group: Tensor) -> Tensor:
     high = high.scatter_reduce(0, group, torch.where(known, reward, -torch.inf), "amax")
     low = low.scatter_reduce(0, group, torch.where(known, reward, torch.inf), "amin")
     return ((high - low) <= REWARD_TOLERANCE)[group]
+
+
+def generalized_advantage(
+    reward: Tensor, value: Tensor, bootstrap: Tensor, mask: Tensor, lam: float, gamma: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """GAE (1506.02438): delta_t = r_t + gamma V(s_t+1) - V(s_t), A_t = sum_k (gamma lam)^k delta_t+k.
+
+    lam = 1 gives return - V(s_t), lam = 0 the one-step error.
+
+    Args:
+        reward: (B, T) r_t, units of the reward.
+        value: (B, T) V(s_t).
+        bootstrap: (B,) V(s_T+1) behind each row's last token: 0 after EOS.
+        mask: (B, T), 1 on response tokens, which come first in every row.
+
+    Returns:
+        advantage (B, T), 0 outside the mask, and returns A_t + V(s_t) (B, T), before any whitening.
+    """
+    advantage = torch.zeros_like(value)
+    following = torch.zeros_like(bootstrap)
+    next_value = bootstrap
+    for t in range(value.shape[1] - 1, -1, -1):
+        inside = mask[:, t].to(value.dtype)
+        delta = reward[:, t] + gamma * next_value - value[:, t]
+        following = (delta + gamma * lam * following) * inside
+        advantage[:, t] = following
+        # Behind the last token the next value stays the bootstrap.
+        next_value = torch.where(mask[:, t], value[:, t], next_value)
+    return advantage, (advantage + value) * mask
+
+
+def whiten(x: Tensor, mask: Tensor) -> Tensor:
+    """(x - mean) / std over the mask alone, 0 outside it; divisor n - 1."""
+    count = mask.sum().clamp(min=2)
+    mean = (x * mask).sum() / count
+    variance = ((x - mean).square() * mask).sum() / (count - 1)
+    return (x - mean) / (variance + 1e-8).sqrt() * mask
+
+
+def explained_variance(value: Tensor, returns: Tensor, mask: Tensor) -> float:
+    """1 - Var(returns - V) / Var(returns) over the mask: 1 is perfect, 0 no better than a constant, below 0 worse."""
+    target, error = returns[mask], (returns - value)[mask]
+    spread = float(target.var(correction=0)) if len(target) else 0.0
+    return 1.0 - float(error.var(correction=0)) / spread if spread > 0 else 0.0

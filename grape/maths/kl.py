@@ -7,6 +7,9 @@ The *value* of an estimator and the *gradient* it gives as a loss are two things
     k2         biased, low variance              that of KL(pi||ref), the reverse KL, on-policy
     k3         unbiased, >= 0, low variance      that of KL(ref||pi), the forward KL
 
+The gradients hold for what the estimator is taken over: of a whole response that of the response's KL; of single tokens, as losses
+take it, that of the KL at each state, without what a token does to the states after it.
+
 So a KL penalty meant to be the reverse KL is `k1` placed in the reward or `k2` placed in the loss.
 """
 

@@ -20,21 +20,27 @@ def log_softmax(logits: Tensor, temperature: float = 1.0) -> Tensor:
     return torch.log_softmax(logits.float() / temperature, dim=-1)
 
 
-def token_logp(logits: Tensor, ids: Tensor, mask: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def token_logp(
+    logits: Tensor, ids: Tensor, mask: Tensor, temperature: float = 1.0, entropy_gradient: bool = False
+) -> tuple[Tensor, Tensor]:
     """log pi(y_t | s_t) and the entropy of pi(. | s_t).
 
     Args:
         logits: (B, T, V), already those that predict the response's tokens.
         ids: (B, T) response tokens; mask: (B, T).
         temperature: what sampling divided the logits by; training must divide by the same.
+        entropy_gradient: whether the entropy is to be differentiated; it costs memory.
 
     Returns:
-        logp (B, T), 0 outside the mask; entropy (B, T) in nats, without gradient, 0 outside the mask.
+        logp (B, T), 0 outside the mask; entropy (B, T) in nats, 0 outside the mask.
     """
     logp_all = log_softmax(logits, temperature)
     logp = logp_all.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
-    with torch.no_grad():
-        detached = logp_all.detach()
-        entropy = -(detached.exp() * detached.clamp(min=-1e4)).sum(-1)
+    entropy = entropies(logp_all if entropy_gradient else logp_all.detach())
     # masked_fill and not a product: a padded position may hold -inf, and 0 * -inf is NaN.
     return logp.masked_fill(~mask, 0.0), entropy.masked_fill(~mask, 0.0)
+
+
+def entropies(logp_all: Tensor) -> Tensor:
+    """(..., V) log-probabilities -> (...) entropies in nats."""
+    return -(logp_all.exp() * logp_all.clamp(min=-1e4)).sum(-1)

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Aggregation = Literal["token_mean", "sequence_mean", "constant"]
+Aggregation = Literal["token_mean", "round_mean", "sequence_mean", "constant"]
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
@@ -21,22 +21,29 @@ def metric(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return (x.detach().float() * weight).sum(), weight.sum()
 
 
-def aggregation_weights(mask: Tensor, how: Aggregation, length: int) -> tuple[Tensor, Tensor]:
+def aggregation_weights(
+    mask: Tensor, how: Aggregation, length: int, mean_length: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Weights (B, T) and norms (B,) that make sum(value * weight) / sum(norm) the named mean.
 
-    - token_mean (DAPO, 2503.14476): every token of the batch counts the same.
+    - token_mean: every token of the optimiser's batch counts the same.
+    - round_mean (DAPO, 2503.14476): every token of the *round* counts the same, so a mini-batch of long answers counts more.
     - sequence_mean (GRPO, 2402.03300): every response counts the same, 1/|o_i| per token.
     - constant (Dr. GRPO, 2503.20783): every token counts 1/length, whatever the response's own length.
 
     Args:
         mask: (B, T) response mask.
         length: L_max, tokens; read by `constant` alone.
+        mean_length: (B,) mean response length of the round, tokens; `round_mean` alone, which without it is `token_mean`.
     """
     weight = mask.to(torch.float32)
     lengths = weight.sum(1)
     nonempty = (lengths > 0).to(torch.float32)
-    if how == "token_mean":
+    if how == "token_mean" or (how == "round_mean" and mean_length is None):
         return weight, lengths
+    if how == "round_mean":
+        assert mean_length is not None
+        return weight, nonempty * mean_length
     if how == "sequence_mean":
         return weight / lengths.clamp(min=1).unsqueeze(1), nonempty
     return weight, nonempty * float(length)

@@ -20,3 +20,19 @@ def bradley_terry(margin: Tensor) -> Tensor:
 def win_probability(margin: Tensor) -> Tensor:
     """P(y_w > y_l | x) = sigma(r_w - r_l)."""
     return torch.sigmoid(margin)
+
+
+def dpo_loss(margin: Tensor, beta: float, how: str, label_smoothing: float) -> Tensor:
+    """The loss of a preference margin (N,), nats (hinge, IPO: their own units).
+
+    margin = [log pi(y_w) - log ref(y_w)] - [log pi(y_l) - log ref(y_l)], h = beta margin:
+    - sigmoid (DPO, 2305.18290): -(1 - e) log sigma(h) - e log sigma(-h), e the label smoothing of cDPO; ln 2 at h = 0;
+    - ipo (2310.12036): (margin - 1 / (2 beta))^2, whose optimum is a finite margin;
+    - hinge (SLiC, 2305.10425): max(0, 1 - h).
+    """
+    h = beta * margin
+    if how == "ipo":
+        return (margin - 1 / (2 * beta)).square()
+    if how == "hinge":
+        return torch.relu(1 - h)
+    return -(1 - label_smoothing) * F.logsigmoid(h) - label_smoothing * F.logsigmoid(-h)

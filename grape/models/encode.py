@@ -74,6 +74,20 @@ def fitting(rows: Sequence[Row], positions: int) -> tuple[list[Row], list[int]]:
     return kept, dropped
 
 
+def fitting_pairs(tokenizer: Any, pairs: Sequence[Any], positions: int) -> tuple[list[Row], list[int]]:
+    """Rows chosen, rejected, chosen, .. of the preference pairs that fit into `positions` tokens, and the indices of the others."""
+    rows: list[Row] = []
+    dropped = []
+    for i, pair in enumerate(pairs):
+        turns = [turn.model_dump() for turn in pair.prompt]
+        both = [encode_chat(tokenizer, turns, side[-1].content, pair.id) for side in (pair.chosen, pair.rejected)]
+        if len(fitting(both, positions)[0]) == 2:
+            rows += both
+        else:
+            dropped.append(i)
+    return rows, dropped
+
+
 def collate(rows: Sequence[Row], pad_id: int, unit: int = 1) -> Batch:
     """Left-padded prompts and right-padded responses with masks from the recorded lengths."""
     width = max(len(p) for p, _ in rows)

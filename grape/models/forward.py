@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from grape.maths.logprob import log_softmax, predicting_columns, token_logp
+from grape.maths.logprob import entropies, log_softmax, predicting_columns, token_logp
 from grape.types import Batch, Outputs
 
 Forward = Any  # Callable[[model, Batch], Outputs]
@@ -38,10 +38,18 @@ def response_logits(model: Any, batch: Batch, dtype: Dtype = "float32") -> Tenso
     return logits
 
 
-def language(model: Any, batch: Batch, temperature: float = 1.0, dtype: Dtype = "float32") -> Outputs:
-    """log pi(y_t | s_t) and entropies of a causal language model."""
-    logp, entropy = token_logp(response_logits(model, batch, dtype), batch.response, batch.mask, temperature)
-    return Outputs(logp=logp, entropy=entropy)
+def language(
+    model: Any,
+    batch: Batch,
+    temperature: float = 1.0,
+    dtype: Dtype = "float32",
+    entropy_gradient: bool = False,
+    distribution: bool = False,
+) -> Outputs:
+    """log pi(y_t | s_t) and entropies of a causal language model; with `distribution` log pi(. | s_t) as well."""
+    logits = response_logits(model, batch, dtype)
+    logp, entropy = token_logp(logits, batch.response, batch.mask, temperature, entropy_gradient)
+    return Outputs(logp=logp, entropy=entropy, distribution=log_softmax(logits, temperature) if distribution else None)
 
 
 def scalar(model: Any, batch: Batch, dtype: Dtype = "float32") -> Outputs:
@@ -108,5 +116,5 @@ def exact_kl(policy: Any, reference: Any, batch: Batch, temperature: float, max_
         q = log_softmax(response_logits(reference, part), temperature)
         width = part.mask.shape[1]
         kl[index, :width] = kl_exact(p, q) * part.mask
-        entropy[index, :width] = -(p.exp() * p).sum(-1) * part.mask
+        entropy[index, :width] = entropies(p) * part.mask
     return kl, entropy

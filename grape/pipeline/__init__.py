@@ -33,6 +33,7 @@ class Request:
     sets: tuple[str, ...] = ()
     workers: int | None = None
     wait: bool = True
+    name: str = "pipeline"  # of the run in MLflow
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ def look(project: Project, request: Request, hooks: Hooks) -> Plan | None:
     """What would run now; None when nothing. Edits params.yaml when the request says so, runs nothing."""
     if request.sets:
         hooks.edit(project.params, list(request.sets))
+    preflight.algorithm_files(project)
     question = dvc.ask_status(project)  # half a second, in which the parameters are checked
     try:
         hooks.check(project.params)
@@ -127,7 +129,7 @@ def _execute(project: Project, drawn: Plan, request: Request, engine: Engine, sc
     # MLflow's store and Prefect's server take seconds to open: what can run meanwhile does.
     executor.begin([stage for stage in todo.order() if not todo.needs[stage]][:workers])
     try:
-        parent = hooks.open(project, nonce, {step.stage: list(step.reasons) for step in drawn.steps}) or ""
+        parent = hooks.open(project, nonce, {s.stage: list(s.reasons) for s in drawn.steps}, request.name) or ""
     except BaseException as error:
         opened.set()
         executor.stop(interrupted=isinstance(error, KeyboardInterrupt))

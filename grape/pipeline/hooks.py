@@ -19,7 +19,9 @@ def _identity(params: Path) -> str:
     """Of the file and of the code that checks it."""
     package = Path(__file__).parent.parent
     digest = hashlib.sha256(params.read_bytes())
-    for path in (package / "params.py", *sorted((package / "algorithms").glob("*.py"))):
+    mine = sorted((params.parent / "algorithms").glob("*.py"))
+    code = [package / name for name in ("params.py", "schema.py", "slot.py")]
+    for path in (*code, *sorted((package / "algorithms").glob("*.py")), *mine):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -53,12 +55,12 @@ class Hooks:
 
         checked_uri(project)
 
-    def open(self, project: Project, nonce: str, plan: dict[str, Any]) -> str | None:
+    def open(self, project: Project, nonce: str, plan: dict[str, Any], name: str) -> str | None:
         """End what a killed run left open in MLflow, then begin this run's parent."""
         from grape import track
 
         track.close_dead_runs(project)
-        return track.open_parent(project, nonce, plan)
+        return track.open_parent(project, nonce, plan, name)
 
     def link(self, project: Project, parent: str | None, stage: str) -> None:
         from grape import track

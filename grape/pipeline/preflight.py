@@ -8,11 +8,11 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
-from grape import dvc
+from grape import dvc, slot
 from grape.errors import GrapeError
 from grape.pipeline import mend
 from grape.project import Project
@@ -78,6 +78,26 @@ def version_file(project: Project) -> None:
     path = project.root / "grape.version"
     if path.is_file() and path.read_text(encoding="utf-8") != version_text():
         mend.replace(path, version_text())
+
+
+def algorithm_files(project: Project) -> None:
+    """`algorithms/<name>.py` of every selected algorithm: what DVC compares to see whether its code changed.
+
+    In a checkout it is a link to grape's own file, or the user's file; for code that lies outside the project it is a card,
+    kept true here.
+    """
+    params = dvc.load_yaml(project.params)
+    chosen = (params.get("rl") or {}).get("algorithms") or [] if isinstance(params, dict) else []
+    for name in (n for n in chosen if isinstance(n, str)):
+        path = project.root / "algorithms" / f"{name}.py"
+        if path.exists() and not path.read_text(encoding="utf-8").startswith(f"# {name} is "):
+            continue
+        given = (params.get("algorithms") or {}).get(name) or {}
+        with suppress(GrapeError, ImportError, KeyError):  # an unknown name is refused, with its line, when params are checked
+            text = slot.card(name, given.get(slot.USE))
+            path.parent.mkdir(exist_ok=True)
+            if not path.exists() or path.read_text(encoding="utf-8") != text:
+                mend.replace(path, text)
 
 
 def version_text() -> str:

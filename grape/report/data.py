@@ -97,6 +97,16 @@ class Evaluation(Strict):
 
 
 @dataclass(frozen=True)
+class Cost:
+    """Of one rl run: seconds in its rounds (loading and saving aside), prompt and response tokens it learned from, peak
+    resident MiB of its process, everything loaded included."""
+
+    seconds: float
+    tokens: float
+    memory_mb: float
+
+
+@dataclass(frozen=True)
 class Inputs:
     """All the report is made from. `training` maps base, sft, critic, reward to records; `rl` each policy's name."""
 
@@ -104,6 +114,13 @@ class Inputs:
     samples: dict[str, list[dict[str, Any]]]
     training: dict[str, list[Record]]
     rl: dict[str, list[Record]]
+
+    def cost(self, name: str) -> Cost:
+        """What training policy `name` took."""
+        records = self.rl[name]
+        return Cost(seconds=sum(r.get("step_time", 0.0) for r in records),
+                    tokens=sum(r.get("num_tokens", 0.0) for r in records),
+                    memory_mb=max((r.get("memory/peak_mb", 0.0) for r in records), default=0.0))
 
     @property
     def judge(self) -> Judge:

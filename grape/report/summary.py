@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 from typing import Any, Literal
 
 from scipy.special import stdtrit  # type: ignore[import-untyped]
 
-from grape.report.data import Evaluation, Inputs, Interval, Judge, Scores, Side
+from grape.report.data import Cost, Evaluation, Inputs, Interval, Judge, Scores, Side
 from grape.track import Candidate
 
 DIGITS = 6
@@ -98,10 +98,17 @@ def metrics(inputs: Inputs, level: float) -> dict[str, Any]:
     return {
         "judge": inputs.judge,
         "sft": _sft(inputs),
-        "policies": {run.name: _policy(run) for run in inputs.evaluations},
-        "algorithms": {algorithm: _algorithm(inputs.of(algorithm), inputs.judge, level)
+        "policies": {run.name: _policy(run) | asdict(inputs.cost(run.name)) for run in inputs.evaluations},
+        "algorithms": {algorithm: _algorithm(inputs.of(algorithm), inputs.judge, level) | asdict(cost(inputs, algorithm))
                        for algorithm in inputs.algorithms},
     }
+
+
+def cost(inputs: Inputs, algorithm: str) -> Cost:
+    """Mean over seeds; of memory the largest."""
+    costs = [inputs.cost(run.name) for run in inputs.of(algorithm)]
+    return Cost(seconds=round(fmean(c.seconds for c in costs), 1), tokens=round(fmean(c.tokens for c in costs)),
+                memory_mb=round(max(c.memory_mb for c in costs)))
 
 
 def headline(inputs: Inputs, level: float) -> dict[str, float]:

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from grape.report.data import Evaluation, Inputs, Interval, Item, Judge
-from grape.report.summary import hints, over_seeds, verdict
+from grape.report.summary import cost, hints, over_seeds, verdict
 
 Row = dict[str, Any]
 
@@ -56,9 +56,11 @@ def algorithms(inputs: Inputs, level: float) -> list[Row]:
         runs = inputs.of(name)
         rows.append({"name": name, "verdict": verdict(inputs, name, level),
                      "score": _spread([run.policy.of(inputs.judge).mean for run in runs], level),
-                     "win_rate": fmean(run.win_rate.mean for run in runs),
-                     "kl": fmean(run.kl.sequence for run in runs)})
-    return rows
+                     "proxy": _spread([run.policy.proxy.mean for run in runs], level),
+                     "win_rate": _spread([run.win_rate.mean for run in runs], level),
+                     "kl": fmean(run.kl.sequence for run in runs), "length": fmean(run.policy.length for run in runs),
+                     "entropy": fmean(run.policy.entropy for run in runs), "cost": cost(inputs, name)})
+    return sorted(rows, key=lambda row: -row["verdict"].policy)
 
 
 def _spread(values: Sequence[float], level: float) -> Interval:

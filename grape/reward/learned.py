@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,21 +19,33 @@ STATISTICS = "reward_statistics.json"
 ITEM = "reward_model/score"
 
 
+def statistics(folder: Path) -> tuple[float, float]:
+    """Mean and std of r on held-out data.
+
+    Raises:
+        GrapeError: they cannot be read, or are no numbers to divide by.
+    """
+    try:
+        found = json.loads((folder / STATISTICS).read_text())
+        mean, std = float(found["mean"]), float(found["std"])
+        if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
+            raise ValueError(f"mean {mean}, std {std}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise GrapeError(
+            f"the reward model's mean and std cannot be used: {error}",
+            where=str(folder / STATISTICS),
+            mend="run the reward stage again: grape run reward",
+        ) from error
+    return mean, std
+
+
 class LearnedReward:
     """Responses -> Scores with K = 1, confidence 1: (r - mean) / std."""
 
     def __init__(self, folder: Path, dtype: Dtype = "float32", max_tokens: int = 16384) -> None:
         model, self.tokenizer = load_scalar_model(str(folder))
         self.model, self.dtype, self.max_tokens = model.to(device()), dtype, max_tokens
-        try:
-            statistics = json.loads((folder / STATISTICS).read_text())
-            self.mean, self.std = float(statistics["mean"]), float(statistics["std"])
-        except (OSError, ValueError, KeyError) as error:
-            raise GrapeError(
-                f"the reward model's mean and std cannot be read: {error}",
-                where=str(folder / STATISTICS),
-                mend="run the reward stage again: grape run reward",
-            ) from error
+        self.mean, self.std = statistics(folder)
 
     def __call__(self, responses: Sequence[Response]) -> Scores:
         rows, fits = [], []
@@ -51,5 +64,9 @@ class LearnedReward:
                 batched_scores(self.model, batch.to(self.model.device), self.max_tokens, self.dtype).cpu() - self.mean
             ) / self.std
         ones = torch.ones(len(rows), 1)
-        reasons = tuple(("" if fit else "longer than the reward model's positions",) for fit in fits)
+        # A reward model that overflows has no opinion: missing, not a number to learn from.
+        finite = torch.isfinite(score)
+        why = ["" if ok else "the reward model's score is not finite" for ok in finite.tolist()]
+        reasons = tuple((w if fit else "longer than the reward model's positions",) for w, fit in zip(why, fits, strict=True))
+        valid, score = valid & finite, torch.where(finite, score, torch.zeros_like(score))
         return Scores((ITEM,), score.unsqueeze(1), ones, valid.unsqueeze(1), ones, reasons)

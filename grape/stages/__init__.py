@@ -79,6 +79,7 @@ def train_stage(
     section: Optimisation,
     forward: Any,
     unit: int = 1,
+    extra: Any = None,
 ) -> list[dict[str, float]]:
     """Train on fixed rows with the one loop: metrics to MLflow, the screen and reports/train, checkpoints for a killed run.
 
@@ -105,7 +106,7 @@ def train_stage(
         progress(step, metrics)
 
     keys = (stage.params.seed, stage.kind)
-    source = offline(rows, tokenizer.pad_token_id, section.batch_size, keys, model.device, unit)
+    source = offline(rows, tokenizer.pad_token_id, section.batch_size, keys, model.device, unit, extra)
     checkpoints = stage.checkpoints(every=100)
     history = train(
         model,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ruamel.yaml import YAML
 
 from grape.project import Project
+from grape.slot import USE
 from grape.track import digest
 
 if TYPE_CHECKING:
@@ -35,7 +36,9 @@ def resolved(project: Project, params: Params, name: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key in _entry(project, params, name)["params"]:
         if key.startswith("algorithms."):
-            values[key] = params.algorithm(key.partition(".")[2]).model_dump()
+            algorithm_name = key.partition(".")[2]
+            use = (params.algorithms.get(algorithm_name) or {}).get(USE)
+            values[key] = params.algorithm(algorithm_name).model_dump() | ({USE: use} if use else {})
             continue
         value: Any = params
         for part in key.split("."):

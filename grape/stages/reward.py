@@ -8,7 +8,7 @@ import torch
 
 from grape.algorithms.reward_model import ALGORITHM
 from grape.artifacts import Preference, read_rows, write_json
-from grape.models.encode import Row, collate, encode_chat
+from grape.models.encode import Row, collate, fitting_pairs
 from grape.models.forward import batched_scores, scalar
 from grape.models.load import device, load_scalar_model, save_model
 from grape.randomness import permutation
@@ -24,25 +24,31 @@ def run(stage: Stage) -> None:
     preferences = read_rows(
         stage.root / "data/preferences/train.jsonl", Preference, mend="run it again: grape run preferences"
     )
-    pairs = []
-    for p in preferences:
-        turns = [t.model_dump() for t in p.prompt]
-        pair = [encode_chat(tokenizer, turns, side[-1].content, p.id) for side in (p.chosen, p.rejected)]
-        if max(len(a) + len(b) for a, b in pair) <= stage.params.model.positions:
-            pairs.append(pair)
-    order = [int(i) for i in permutation(len(pairs), stage.params.seed, "reward", "split")]
-    count = int(len(pairs) * params.heldout)
-    rows: list[Row] = [row for i in order[count:] for row in pairs[i]]
-    heldout: list[Row] = [row for i in order[:count] for row in pairs[i]]
+    pairs, dropped = fitting_pairs(tokenizer, preferences, stage.params.model.positions)
+    scores = [p for i, p in enumerate(preferences) if i not in set(dropped)]
+    order = [int(i) for i in permutation(len(scores), stage.params.seed, "reward", "split")]
+    count = int(len(scores) * params.heldout)
+    rows: list[Row] = [row for i in order[count:] for row in pairs[2 * i : 2 * i + 2]]
+    heldout: list[Row] = [row for i in order[:count] for row in pairs[2 * i : 2 * i + 2]]
+    margins = [torch.tensor(_difference(scores[i])) for i in order[count:] for _ in range(2)]
+    knobs = ALGORITHM.params.model_validate({"centring": params.centring, "margin": params.margin})
     forward = partial(scalar, dtype=stage.params.model.dtype)
-    train_stage(stage, model.to(device()), tokenizer, ALGORITHM, ALGORITHM.params(), rows, params, forward, unit=2)
+    extra = {"margin": margins}
+    train_stage(stage, model.to(device()), tokenizer, ALGORITHM, knobs, rows, params, forward, 2, extra)
     save_model(model, tokenizer, stage.root / "models/reward")
     statistics = _statistics(model, tokenizer, heldout or rows, stage)
     write_json(stage.root / "models/reward" / STATISTICS, {"mean": statistics["mean"], "std": statistics["std"]})
     stage.run.model("models/reward", "reward")
     stage.run.headline(
-        {"pairs": float(len(pairs)), "dropped/too_long": float(len(preferences) - len(pairs)), **statistics}
+        {"pairs": float(len(scores)), "dropped/too_long": float(len(dropped)), **statistics}
     )
+
+
+def _difference(pair: Preference) -> float:
+    """How much better the chosen answer scored; 0 for pairs that people labelled without scores."""
+    if pair.chosen_score is None or pair.rejected_score is None:
+        return 0.0
+    return pair.chosen_score - pair.rejected_score
 
 
 def _statistics(model: object, tokenizer: object, rows: list[Row], stage: Stage) -> dict[str, float]:

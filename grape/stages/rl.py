@@ -1,124 +1,164 @@
-"""rl: any algorithm of the slot, from the SFT policy, on the training prompts."""
+"""rl: any algorithm of the slot, from the SFT policy, on the training prompts or on the preference pairs."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
-from grape.algorithms import ALGORITHMS
-from grape.artifacts import read_prompts, write_jsonl
+from grape.algorithms.base import Algorithm, OnlineParams, SlotParams
+from grape.artifacts import Preference, read_prompts, read_rows, write_jsonl
 from grape.errors import GrapeError
+from grape.models.encode import fitting_pairs
 from grape.models.forward import language
-from grape.models.load import device, load_language_model, save_model
+from grape.models.load import device, load_language_model, load_scalar_model, save_model
+from grape.models.lora import adapt, merge
+from grape.models.value import ActorCritic, actor_critic
 from grape.progress import Progress
 from grape.stages import Stage
 from grape.stages.judges import reward_source
+from grape.stages.slot_checks import refuse
+from grape.track.identity import peak_memory_mb
 from grape.training.adam import Adam, AdamParams
-from grape.training.batches import Rollout, online
-from grape.training.loop import train
-from grape.types import Metrics, Prompt
+from grape.training.batches import Actors, Rollout, Source, offline, online
+from grape.training.loop import Update, train
+from grape.training.natural import NaturalGradient
+from grape.training.reference import reference_logp
+from grape.types import Metrics
 
 
 def run(stage: Stage) -> None:
     assert stage.algorithm is not None
     params = stage.params.rl
-    algorithm, knobs = ALGORITHMS[stage.algorithm], stage.params.algorithm(stage.algorithm)
-    stage.datasets("data/prompts", "rubrics")
+    algorithm, knobs = stage.params.slot(stage.algorithm), stage.params.algorithm(stage.algorithm)
+    assert isinstance(knobs, SlotParams)
     prompts = read_prompts(stage.root / "data/prompts/train.jsonl")
-    refuse(stage, prompts)
-    score = reward_source(stage, prompts)
+    refuse(stage, algorithm, knobs, prompts)
     policy, tokenizer = load_language_model(str(stage.root / "models/sft"))
+    if params.lora_rank:
+        adapt(policy, params.lora_rank, stage.params.seed)
     policy.to(device())
-    needs = algorithm.needs(knobs)
-    reference = (
-        load_language_model(str(stage.root / "models/sft"))[0].to(device())
-        if "reference" in needs or params.kl_every
-        else None
+    model, critic = policy, None
+    if "value" in algorithm.needs(knobs):
+        model = critic = ActorCritic(policy, _value_model(stage, knobs))
+    if algorithm.data == "pairs":
+        steps, source = params.steps, _pairs(stage, tokenizer)
+    else:
+        assert isinstance(knobs, OnlineParams)
+        steps = knobs.rounds or params.steps
+        source = _rollouts(stage, algorithm, knobs, Actors(policy, tokenizer, critic=critic), prompts, steps)
+    optimiser = _update(stage, algorithm, knobs, model, steps)
+    progress = Progress(stage.name, steps)
+
+    def track(step: int, metrics: Metrics) -> None:
+        stage.run.track(step, {**metrics, "memory/peak_mb": peak_memory_mb()})
+        progress(step, metrics)
+
+    history = train(
+        model,
+        algorithm,
+        knobs,
+        source,
+        _forward(stage, algorithm, knobs, critic),
+        optimiser,
+        steps=steps,
+        track=track,
+        checkpoints=stage.checkpoints(params.checkpoint_every),
+        keys=_keys(stage),
     )
+    write_jsonl(stage.history(), [*history[:-1], {**history[-1], "memory/peak_mb": peak_memory_mb()}])
+    folder = f"models/policy/{stage.policy}"
+    save_model(merge(policy), tokenizer, stage.root / folder)
+    stage.run.model(folder, "policy", register="grape-policy")
+    last = history[-10:]
+    stage.run.headline(
+        {
+            name: sum(row[name] for row in last if name in row) / max(sum(name in row for row in last), 1)
+            for name in ("reward", "kl", "entropy", "completions/mean_length", "accuracy")
+            if any(name in row for row in last)
+        }
+    )
+
+
+def _keys(stage: Stage) -> tuple[object, ...]:
+    return (stage.params.seed, stage.name)
+
+
+def _value_model(stage: Stage, knobs: SlotParams) -> Any | None:
+    """The value model of its own that the algorithm asks for, from the reward model's weights or the policy's; None: a head."""
+    if getattr(knobs, "value", "model") == "head":
+        return None
+    learned = getattr(knobs, "value_init", "policy") == "reward_model"
+    return load_scalar_model(str(stage.root / ("models/reward" if learned else "models/sft")), not learned)[0].to(device())
+
+
+def _forward(stage: Stage, algorithm: Algorithm, knobs: SlotParams, critic: ActorCritic | None) -> Any:
+    """What the model says in training: at the rollout's temperature and precision, for pairs at temperature 1."""
+    trusted = algorithm.update == "natural_gradient"
+    how: dict[str, Any] = {
+        "temperature": stage.params.rl.temperature if algorithm.data == "rollouts" else 1.0,
+        "dtype": "float32" if trusted else stage.params.model.dtype,
+        "entropy_gradient": "entropy" in algorithm.needs(knobs),
+    }
+    return partial(actor_critic, **how) if critic is not None else partial(language, distribution=trusted, **how)
+
+
+def _update(stage: Stage, algorithm: Algorithm, knobs: SlotParams, model: Any, steps: int) -> Update:
+    params, micro = stage.params.rl, stage.params.model.micro_batch_tokens
+    if algorithm.update == "natural_gradient":
+        return NaturalGradient(model, knobs, micro)  # type: ignore[arg-type]  # refuse() has seen that it has the knobs
+    rate = knobs.learning_rate or params.learning_rate
+    # Warm-up is a share of the run: fewer, larger rounds warm up in fewer.
+    warmup = round(params.warmup_steps * steps / params.steps)
+    adam = AdamParams(rate, steps, warmup, params.schedule, params.weight_decay, params.max_grad_norm, micro)
+    if not isinstance(model, ActorCritic):
+        return Adam(model, adam)
+    policy, value = model.families()
+    return Adam(model, adam, [(policy, rate), (value, getattr(knobs, "value_learning_rate", None) or rate)])
+
+
+def _rollouts(
+    stage: Stage, algorithm: Algorithm, knobs: OnlineParams, actors: Actors, prompts: list[Any], rounds: int
+) -> Source:
+    """Sampled batches; fewer rounds than rl.steps are larger ones, so that every algorithm gets the same P x G x steps."""
+    params = stage.params.rl
+    stage.datasets("data/prompts", "rubrics")
+    if "reference" in algorithm.needs(knobs) or params.kl_every:
+        actors = replace(actors, reference=load_language_model(str(stage.root / "models/sft"))[0].to(device()))
     rollout = Rollout(
-        params.prompts,
+        params.prompts * params.steps // rounds,
         params.samples,
         params.temperature,
         params.max_new_tokens,
         stage.params.model.positions,
         stage.params.model.micro_batch_tokens,
         params.max_missing,
-        params.kl_every,
-        stage.params.model.dtype,
+        max(1, params.kl_every * rounds // params.steps) if params.kl_every else 0,
+        "float32" if algorithm.update == "natural_gradient" else stage.params.model.dtype,
     )
-    keys = (stage.params.seed, stage.name)
-    source = online(policy, reference, tokenizer, prompts, score, algorithm, knobs, rollout, keys)
-    adam = Adam(
-        policy,
-        AdamParams(
-            params.learning_rate,
-            params.steps,
-            params.warmup_steps,
-            params.schedule,
-            params.weight_decay,
-            params.max_grad_norm,
-            stage.params.model.micro_batch_tokens,
-        ),
-    )
-    progress = Progress(stage.name, params.steps)
-
-    def track(step: int, metrics: Metrics) -> None:
-        stage.run.track(step, metrics)
-        progress(step, metrics)
-
-    forward = partial(language, temperature=params.temperature, dtype=stage.params.model.dtype)
-    history = train(
-        policy,
-        algorithm,
-        knobs,
-        source,
-        forward,
-        adam,
-        steps=params.steps,
-        track=track,
-        checkpoints=stage.checkpoints(params.checkpoint_every),
-        keys=keys,
-    )
-    write_jsonl(stage.history(), history)
-    folder = f"models/policy/{stage.policy}"
-    save_model(policy, tokenizer, stage.root / folder)
-    stage.run.model(folder, "policy", register="grape-policy")
-    last = history[-10:]
-    stage.run.headline(
-        {
-            name: sum(row[name] for row in last if name in row) / max(sum(name in row for row in last), 1)
-            for name in ("reward", "kl", "entropy", "completions/mean_length")
-            if any(name in row for row in last)
-        }
-    )
+    return online(actors, prompts, reward_source(stage, prompts), algorithm, knobs, rollout, _keys(stage))
 
 
-def refuse(stage: Stage, prompts: list[Prompt]) -> None:
-    """What cannot work is refused before any model loads.
-
-    Raises:
-        GrapeError: fewer prompts than a round needs, or groups too small for the algorithm.
-    """
+def _pairs(stage: Stage, tokenizer: Any) -> Source:
+    """Batches of preference pairs with as many rows as a round of rollouts has, and the reference's log-probabilities."""
     params = stage.params.rl
-    if params.prompts > len(prompts):
+    stage.datasets("data/preferences")
+    records = read_rows(stage.root / "data/preferences/train.jsonl", Preference, mend="run it again: grape run preferences")
+    rows, dropped = fitting_pairs(tokenizer, records, stage.params.model.positions)
+    if not rows:
         raise GrapeError(
-            f"a round takes {params.prompts} prompts, but data/prompts has {len(prompts)}",
-            where="params.yaml, rl.prompts",
-            mend="lower rl.prompts or raise prepare.prompts",
+            f"no preference pair is left to learn from ({len(dropped)} are longer than model.positions)",
+            where="data/preferences/train.jsonl",
+            mend="raise preferences.prompts, lower preferences.margin, or raise model.positions",
         )
-    knobs = stage.params.algorithm(str(stage.algorithm))
-    mini_batches = getattr(knobs, "mini_batches", 1)
-    if mini_batches > params.prompts:
-        raise GrapeError(
-            f"{mini_batches} mini-batches of {params.prompts} groups",
-            where=f"params.yaml, algorithms.{stage.algorithm}.mini_batches",
-            mend="lower mini_batches or raise rl.prompts; groups stay together",
-        )
-    relative = (
-        getattr(knobs, "baseline", None) in ("group", "leave_one_out") or getattr(knobs, "advantage", None) is not None
+    reference = load_language_model(str(stage.root / "models/sft"))[0].to(device())
+    from grape.track import digest
+
+    identity = digest.tracked(stage.project, "models/sft")
+    micro, dtype = stage.params.model.micro_batch_tokens, stage.params.model.dtype
+    logp = reference_logp(
+        reference, identity, rows, tokenizer.pad_token_id, stage.project.state / "reference", micro, dtype
     )
-    if relative and params.samples < 2:
-        raise GrapeError(
-            f"{stage.algorithm} compares the responses to a prompt with each other and needs at least two of them",
-            where="params.yaml, rl.samples",
-            mend="set rl.samples to 2 or more",
-        )
+    size = max(1, params.prompts * params.samples // 2)
+    keys = (*_keys(stage), "pairs")
+    return offline(rows, tokenizer.pad_token_id, size, keys, device(), 2, {"logp_ref": logp})

@@ -1,7 +1,8 @@
 """Tracking: runs, metrics, datasets and models in MLflow. The only part of grape that imports mlflow, and only lazily.
 
 Every record goes to a spool on disk first (spool.py) and from there to MLflow (deliver.py), by a thread of the orchestrator
-(courier.py), of a stage that runs without one (run.py), or later by `grape mlflow sync` (recover.py). Training therefore neither waits for MLflow nor fails with it.
+(courier.py), of a stage that runs without one (run.py), or later by `grape mlflow sync` (recover.py). Training therefore
+neither waits for MLflow nor fails with it.
 """
 
 from __future__ import annotations

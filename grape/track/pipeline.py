@@ -23,15 +23,15 @@ logger = logging.getLogger("grape.track")
 class _Parent:
     """A spool and its delivery in this thread, which gives up at the first failure until the end."""
 
-    def __init__(self, project: Project, nonce: str, plan: Mapping[str, Any]) -> None:
+    def __init__(self, project: Project, nonce: str, plan: Mapping[str, Any], name: str) -> None:
         revision, dirty = identity.revision(project)
-        tags = {"grape.kind": "pipeline", "grape.nonce": nonce, "mlflow.source.name": "grape run pipeline",
+        tags = {"grape.kind": "pipeline", "grape.nonce": nonce, "mlflow.source.name": f"grape run {name}",
                 "mlflow.source.type": "LOCAL", **identity.process()}
         if revision:
             tags["grape.git_revision"] = revision + ("+changes" if dirty else "")
             tags["mlflow.source.git.commit"] = revision
         self.nonce = nonce
-        self.spool = Spool.create(project, "pipeline", {"kind": "pipeline", "params": {"plan": plan}, "nonce": nonce,
+        self.spool = Spool.create(project, name, {"kind": "pipeline", "params": {"plan": plan}, "nonce": nonce,
                                                         "parent_run": None, "tags": tags})
         self.spool.lock()
         self.delivery = Delivery(project, self.spool)
@@ -56,7 +56,7 @@ _lock = threading.Lock()
 _current: _Parent | None = None
 
 
-def open_parent(project: Project, nonce: str, plan: Mapping[str, Any]) -> str | None:
+def open_parent(project: Project, nonce: str, plan: Mapping[str, Any], name: str = "pipeline") -> str | None:
     """Make the store if need be and a run for this pipeline run; its id, or None when MLflow does not answer.
 
     Raises:
@@ -64,7 +64,7 @@ def open_parent(project: Project, nonce: str, plan: Mapping[str, Any]) -> str | 
     """
     global _current
     with _lock:
-        _current = _Parent(project, nonce, plan)
+        _current = _Parent(project, nonce, plan, name)
         try:
             _current.pump()
         except BaseException:

@@ -78,14 +78,26 @@ def accumulate(
 
 
 class Adam:
-    """AdamW over a model's trainable weights with warm-up and schedule; weight decay on matrices only."""
+    """AdamW over a model's trainable weights with warm-up and schedule; weight decay on matrices only.
 
-    def __init__(self, model: Any, params: AdamParams) -> None:
+    Args:
+        families: weights in groups that each have a gradient norm of their own, and their peak learning rates; None: all of
+            the model's, at `params.learning_rate`. A policy and its value model must not clip each other's gradient.
+    """
+
+    def __init__(
+        self, model: Any, params: AdamParams, families: Sequence[tuple[Sequence[Tensor], float]] | None = None
+    ) -> None:
         self.params = params
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.families = families or [([p for p in model.parameters() if p.requires_grad], params.learning_rate)]
+        self.parameters = [p for family, _ in self.families for p in family]
         groups = [
-            {"params": [p for p in self.parameters if p.dim() >= 2], "weight_decay": params.weight_decay},
-            {"params": [p for p in self.parameters if p.dim() < 2], "weight_decay": 0.0},
+            {"params": chosen, "weight_decay": decay, "lr": rate}
+            for family, rate in self.families
+            for chosen, decay in (
+                ([p for p in family if p.dim() >= 2], params.weight_decay),
+                ([p for p in family if p.dim() < 2], 0.0),
+            )
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=params.learning_rate, betas=(0.9, 0.95), fused=True)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._factor)
@@ -113,30 +125,29 @@ class Adam:
         """`epochs` passes of `mini_batches` optimiser steps over the batch; the learning rate moves once per call.
 
         Returns:
-            Metrics as name -> (sum, weight).
+            Metrics as name -> (sum, weight), over all updates; `approx_kl/last` is the last update's own.
         """
         sums: Sums = {}
+        last: Sums = {}
         learning_rate = self.optimizer.param_groups[0]["lr"]
         for epoch in range(epochs):
             for i, index in enumerate(self._mini_batches(batch, mini_batches, (*keys, epoch))):
                 part = batch if index is None else batch.select(index)
-                accumulate(
-                    forward,
-                    loss,
-                    part,
-                    self.params.micro_batch_tokens,
-                    self.parameters,
-                    sums,
-                    on_policy=epoch == i == 0,
-                )
-                norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.params.max_grad_norm)
-                if not bool(torch.isfinite(norm)):
+                last = {}
+                first = epoch == i == 0
+                accumulate(forward, loss, part, self.params.micro_batch_tokens, self.parameters, last, on_policy=first)
+                for name, (total, weight) in last.items():
+                    add(sums, name, total, weight)
+                norms = [torch.nn.utils.clip_grad_norm_(f, self.params.max_grad_norm) for f, _ in self.families]
+                if not all(bool(torch.isfinite(norm)) for norm in norms):
                     raise FloatingPointError("the gradient is not finite; the weights were left as they were")
                 self.optimizer.step()
-                add(sums, "grad_norm", float(norm), 1.0)
+                add(sums, "grad_norm", float(norms[0]), 1.0)
         self.optimizer.zero_grad(set_to_none=True)
         self.scheduler.step()
         add(sums, "learning_rate", learning_rate, 1.0)
+        if "approx_kl" in last:
+            sums["approx_kl/last"] = last["approx_kl"]
         return sums
 
     @staticmethod
@@ -146,10 +157,8 @@ class Adam:
             return [None]
         owner = batch.group if batch.group is not None else torch.arange(batch.rows) // batch.unit
         names = torch.unique(owner)
-        if count > len(names):
-            raise ValueError(
-                f"{count} mini-batches of only {len(names)} groups; lower mini_batches or raise rl.prompts"
-            )
+        # Groups may have left the round (nothing accepted, no reward): then there are fewer mini-batches, never an empty one.
+        count = min(count, len(names))
         order = names[torch.from_numpy(permutation(len(names), *keys))]
         return [torch.isin(owner, part).nonzero().squeeze(1) for part in torch.chunk(order, count)]
 

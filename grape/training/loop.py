@@ -4,13 +4,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from grape.algorithms.base import Algorithm, Params, State
-from grape.training.adam import Adam
+from grape.training.adam import Sums
 from grape.training.batches import Source
 from grape.training.checkpoint import Checkpoints
-from grape.types import Batch, Outputs, Track
+from grape.types import Batch, Loss, Outputs, Track
+
+
+class Update(Protocol):
+    """Who moves the weights: `Adam` or `NaturalGradient`."""
+
+    def update(
+        self,
+        forward: Callable[[Batch], Outputs],
+        loss: Callable[[Outputs, Batch], Loss],
+        batch: Batch,
+        *,
+        epochs: int,
+        mini_batches: int,
+        keys: tuple[object, ...],
+    ) -> Sums: ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def restore(self, state: dict[str, Any]) -> None: ...
 
 
 def train(
@@ -19,7 +38,7 @@ def train(
     params: Params,
     source: Source,
     forward: Callable[[Any, Batch], Outputs],
-    adam: Adam,
+    optimiser: Update,
     *,
     steps: int,
     track: Track,
@@ -38,7 +57,7 @@ def train(
     history: list[dict[str, float]] = []
     state: State = {}
     start = 0
-    resumed = checkpoints.restore(model, adam) if checkpoints else None
+    resumed = checkpoints.restore(model, optimiser) if checkpoints else None
     if resumed:
         start, state, history = resumed.update, resumed.state, list(resumed.history)
         for row in history:
@@ -48,7 +67,7 @@ def train(
         given = source(update, state)
         state, sums = given.state, dict(given.metrics)
         if given.batch is not None:
-            sums |= adam.update(
+            sums |= optimiser.update(
                 lambda part: forward(model, part),
                 lambda out, part: algorithm.loss(out, part, params),
                 given.batch,
@@ -57,9 +76,12 @@ def train(
                 keys=(*keys, update),
             )
         metrics = {name: total / weight for name, (total, weight) in sums.items() if weight > 0}
+        if "approx_kl/last" in metrics:
+            # How far from the rollout's policy the updates went, for an algorithm whose next credit depends on it.
+            state = {**state, "approx_kl": metrics["approx_kl/last"]}
         metrics["step_time"] = time.perf_counter() - began
         history.append({"step": update + 1, **metrics})
         track(update + 1, metrics)
         if checkpoints and checkpoints.due(update + 1, steps):
-            checkpoints.save(update + 1, model, adam, state, history)
+            checkpoints.save(update + 1, model, optimiser, state, history)
     return history

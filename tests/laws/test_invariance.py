@@ -9,35 +9,54 @@ from typing import Any
 import pytest
 import torch
 
-from grape.algorithms import grpo, reinforce, reward_model, sft
+from grape.algorithms import dpo, grpo, ppo, reinforce, rejection, reward_model, sft, trpo
 from grape.models.encode import collate
 from grape.models.forward import language, scalar
+from grape.models.value import ActorCritic, actor_critic
 from grape.training.adam import accumulate
-from grape.types import Batch
+from grape.types import PER_TOKEN, Batch
 from tests import tiny
 
 CASES: dict[str, tuple[Any, Any]] = {
     "sft": (sft, sft.ALGORITHM.params()),
     "reinforce": (reinforce, reinforce.ReinforceParams()),
     "grpo": (grpo, grpo.GRPOParams(beta=0.1)),
-    "grpo-k2": (grpo, grpo.GRPOParams(beta=0.1, kl="k2")),
+    "reinforce-kl": (reinforce, reinforce.ReinforceParams(beta=0.1, kl="loss_k2")),
+    "rejection": (rejection, rejection.RejectionParams()),
+    "trpo": (trpo, trpo.TRPOParams()),
+    "ppo": (ppo, ppo.PPOParams(dual_clip=3.0, entropy=0.01)),
+    "ppo-head": (ppo, ppo.PPOParams(value="head")),
+    "ppo-penalty": (ppo, ppo.PPOParams(objective="penalty", value_clip=None)),
+    "grpo-k2": (grpo, grpo.GRPOParams(beta=0.1, kl="loss_k2")),
     "dapo": (grpo, grpo.GRPOParams(aggregation="dapo", clip_high=0.28)),
-    "dr_grpo": (grpo, grpo.GRPOParams(aggregation="dr_grpo", advantage="mean")),
+    "bnpo": (grpo, grpo.GRPOParams(aggregation="bnpo")),
+    "dr_grpo": (grpo, grpo.GRPOParams(aggregation="dr_grpo", advantage="none", length=8)),
+    "gspo": (grpo, grpo.GRPOParams(objective="gspo")),
+    "cispo": (grpo, grpo.GRPOParams(objective="cispo")),
+    "dpo": (dpo, dpo.DPOParams(sft=0.2)),
+    "dpo-per-token": (dpo, dpo.DPOParams(length_normalised=True, label_smoothing=0.1)),
+    "ipo": (dpo, dpo.DPOParams(loss="ipo")),
     "reward_model": (reward_model, reward_model.RewardModelParams()),
 }
 
 
 def filled(case: str, pad: int = 0, extra: tuple[int, int] = (0, 0)) -> Batch:
     """A batch with everything a loss may read; `extra` columns of padding left and right must not matter."""
-    batch = tiny.batch(3, 8, pad, unit=2 if case == "reward_model" else 1)
+    batch = tiny.batch(3, 8, pad, unit=2 if CASES[case][0] in (reward_model, dpo) else 1)
     generator = torch.Generator().manual_seed(9)
     shape = batch.mask.shape
     batch = batch.with_(
         logp_old=-torch.rand(shape, generator=generator) * 4,
         logp_ref=-torch.rand(shape, generator=generator) * 4,
         advantage=torch.randn(shape, generator=generator),
+        value_old=torch.randn(shape, generator=generator),
+        returns=torch.randn(shape, generator=generator),
         group=torch.arange(8) // 4,
+        beta=torch.full((8,), 0.3),
+        length=torch.full((8,), 4.2),
     )
+    # What is known of a token is known of tokens of the response alone.
+    known = {name: getattr(batch, name) * batch.mask for name in PER_TOKEN if name != "mask"}
     left, right = extra
     fill = torch.nn.functional.pad
     return batch.with_(
@@ -45,9 +64,7 @@ def filled(case: str, pad: int = 0, extra: tuple[int, int] = (0, 0)) -> Batch:
         prompt_mask=fill(batch.prompt_mask, (left, 0)),
         response=fill(batch.response, (0, right), value=pad),
         mask=fill(batch.mask, (0, right)),
-        logp_old=fill(batch.logp_old, (0, right)),
-        logp_ref=fill(batch.logp_ref, (0, right)),
-        advantage=fill(batch.advantage, (0, right)),
+        **{name: fill(value, (0, right)) for name, value in known.items()},
     )
 
 
@@ -61,6 +78,12 @@ def gradient(case: str, batch: Batch, max_tokens: int = 10**6) -> torch.Tensor:
         torch.manual_seed(0)
         model = AutoModelForSequenceClassification.from_config(config).eval()
         forward: Callable[[Batch], Any] = partial(scalar, model)
+    elif module is ppo:
+        torch.manual_seed(0)
+        policy = tiny.model()
+        model = ActorCritic(policy, tiny.scalar_model(tiny.model(seed=1)) if params.value == "model" else None)
+        torch.nn.init.normal_(model.score.weight)  # a head at zero would give its trunk no gradient
+        forward = partial(actor_critic, model, entropy_gradient=params.entropy > 0)
     else:
         model = tiny.model()
         forward = partial(language, model)
@@ -81,7 +104,7 @@ def test_split_padding_order_and_pad_token_change_nothing(case: str) -> None:
     close(gradient(case, filled(case).select(order)), whole)
 
 
-@pytest.mark.parametrize("case", ["sft", "reinforce", "grpo"])
+@pytest.mark.parametrize("case", ["sft", "reinforce", "trpo", "ppo", "grpo", "dpo"])
 def test_the_sampled_eos_is_in_the_loss_and_nothing_after_it(case: str) -> None:
     """Moving the last token (EOS) out of the mask changes the gradient: it was in it."""
     batch = filled(case)
@@ -91,9 +114,7 @@ def test_the_sampled_eos_is_in_the_loss_and_nothing_after_it(case: str) -> None:
     assert not torch.allclose(gradient(case, batch), gradient(case, batch.with_(mask=without)), rtol=1e-3)
     changed = batch.response.clone()
     changed[~batch.mask] = 17
-    torch.testing.assert_close(
-        gradient(case, batch.with_(response=changed)), gradient(case, batch), rtol=1e-3, atol=1e-6
-    )
+    torch.testing.assert_close(gradient(case, batch.with_(response=changed)), gradient(case, batch), rtol=1e-3, atol=1e-6)
 
 
 def test_on_policy_grpo_and_reinforce_have_one_gradient_direction() -> None:

@@ -7,17 +7,21 @@ import math
 import pytest
 import torch
 
-from grape.algorithms import grpo, reward_model
+from grape.algorithms import dpo, grpo, ppo, reinforce, rejection, reward_model
 from grape.maths.advantage import (
     constant_groups,
+    explained_variance,
+    generalized_advantage,
     group_advantage,
     group_std,
     leave_one_out_advantage,
     weighted_reward,
+    whiten,
 )
 from grape.maths.kl import kl_estimate, kl_exact
+from grape.maths.linear import conjugate_gradient, line_search
 from grape.maths.masked import aggregation_weights
-from grape.maths.surrogate import clipped_shares, clipped_surrogate, importance_ratio
+from grape.maths.surrogate import clipped_shares, clipped_surrogate, importance_ratio, sequence_ratio
 from grape.types import Batch, Outputs, Scores
 
 
@@ -59,9 +63,7 @@ def test_group_statistics() -> None:
     reward, group = torch.tensor([1.0, 0.0, 0.0, 1.0, 5.0, 5.0]), torch.tensor([0, 0, 0, 0, 1, 1])
     known = torch.ones(6, dtype=torch.bool)
     torch.testing.assert_close(group_advantage(reward, known, group), torch.tensor([0.5, -0.5, -0.5, 0.5, 0, 0]))
-    torch.testing.assert_close(
-        leave_one_out_advantage(reward, known, group), torch.tensor([2 / 3, -2 / 3, -2 / 3, 2 / 3, 0, 0])
-    )
+    torch.testing.assert_close(leave_one_out_advantage(reward, known, group), torch.tensor([2 / 3, -2 / 3, -2 / 3, 2 / 3, 0, 0]))
     torch.testing.assert_close(group_std(reward, known, group)[0], reward[:4].std())
     assert constant_groups(reward, known, group).tolist() == [False] * 4 + [True] * 2
 
@@ -116,6 +118,7 @@ def _batch(rows: int, width: int) -> Batch:
         torch.zeros(rows, width, dtype=torch.long),
         ones,
         group=torch.zeros(rows, dtype=torch.long),
+        finished=torch.ones(rows, dtype=torch.bool),
     )
 
 
@@ -141,9 +144,7 @@ def test_the_reward_model_starts_at_ln_2() -> None:
 
 def test_the_reward_models_gradient() -> None:
     score = torch.tensor([1.0, 0.0], requires_grad=True)
-    reward_model.loss(
-        Outputs(score=score), _batch(2, 1), reward_model.RewardModelParams(centring=0.0)
-    ).value.sum().backward()
+    reward_model.loss(Outputs(score=score), _batch(2, 1), reward_model.RewardModelParams(centring=0.0)).value.sum().backward()
     sigma = 1 / (1 + math.exp(-1))
     assert score.grad is not None
     torch.testing.assert_close(score.grad, torch.tensor([-(1 - sigma), 1 - sigma]))
@@ -153,3 +154,224 @@ def test_scores_refuse_nan() -> None:
     ones = torch.ones(1, 1)
     with pytest.raises(ValueError, match="NaN"):
         Scores(("a/b",), ones * torch.nan, ones, ones.bool(), ones)
+
+
+CHOSEN, REJECTED = torch.tensor([-0.5, -10.0, -1.0]), torch.tensor([-0.1, -30.0, -21.0])
+REF_CHOSEN, REF_REJECTED = torch.tensor([-0.5, -10.1, -0.1]), torch.tensor([-0.1, -20.1, -0.1])
+
+
+def _pairs(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
+    """(2N, 1): chosen in even rows, rejected in odd ones."""
+    return torch.stack([chosen, rejected], 1).reshape(-1, 1)
+
+
+def test_dpos_oracle() -> None:
+    batch = _batch(6, 1).with_(logp_ref=_pairs(REF_CHOSEN, REF_REJECTED), unit=2)
+    outputs = Outputs(logp=_pairs(CHOSEN, REJECTED))
+    loss = dpo.loss(outputs, batch, dpo.DPOParams())
+    torch.testing.assert_close(loss.value, torch.tensor([0.693147, 0.313262, 0.126928]), rtol=0, atol=1e-5)
+    start = dpo.loss(Outputs(logp=batch.logp_ref), batch, dpo.DPOParams())
+    torch.testing.assert_close(start.value, torch.full((3,), math.log(2)))
+    assert float(start.metrics["margin"][0]) == 0
+
+
+def test_dpos_gradient_weight() -> None:
+    """-beta sigma(-h) for the chosen answer, the opposite for the rejected one."""
+    logp = _pairs(CHOSEN, REJECTED).requires_grad_()
+    batch = _batch(6, 1).with_(logp_ref=_pairs(REF_CHOSEN, REF_REJECTED), unit=2)
+    dpo.loss(Outputs(logp=logp), batch, dpo.DPOParams(beta=0.3)).value.sum().backward()
+    h = 0.3 * ((CHOSEN - REF_CHOSEN) - (REJECTED - REF_REJECTED))
+    assert logp.grad is not None
+    torch.testing.assert_close(logp.grad[0::2, 0], -0.3 * torch.sigmoid(-h))
+    torch.testing.assert_close(logp.grad[1::2, 0], 0.3 * torch.sigmoid(-h))
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [
+        ({"loss": "ipo", "beta": 0.5}, (0.6 - 1.0) ** 2),
+        ({"loss": "hinge", "beta": 0.5}, 1 - 0.3),
+        ({"label_smoothing": 0.2, "beta": 0.5}, 0.8 * math.log1p(math.exp(-0.3)) + 0.2 * math.log1p(math.exp(0.3))),
+        ({"sft": 2.0, "beta": 0.5}, math.log1p(math.exp(-0.3)) + 2.0 * 1.2),
+    ],
+)
+def test_dpo_variants(params: dict[str, object], expected: float) -> None:
+    """One pair with margin 0.6 nats, chosen log-probability -1.2."""
+    batch = _batch(2, 1).with_(logp_ref=torch.tensor([[-1.5], [-2.0]]), unit=2)
+    outputs = Outputs(logp=torch.tensor([[-1.2], [-2.3]]))
+    loss = dpo.loss(outputs, batch, dpo.DPOParams.model_validate(params))
+    assert float(loss.value) == pytest.approx(expected, rel=1e-5)
+
+
+def test_dpo_sums_over_tokens_unless_told_otherwise() -> None:
+    ones = torch.ones(2, 3, dtype=torch.bool)
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    batch = Batch(torch.zeros(2, 1).long(), ones[:, :1], torch.zeros(2, 3).long(), mask, unit=2, logp_ref=torch.zeros(2, 3))
+    outputs = Outputs(logp=torch.tensor([[-1.0, -1.0, -1.0], [-2.0, 0.0, 0.0]]))
+    margins = [
+        float(dpo.loss(outputs, batch, dpo.DPOParams(beta=1.0, length_normalised=flag)).metrics["margin"][0])
+        for flag in (False, True)
+    ]
+    assert margins == pytest.approx([-1.0, 1.0])
+
+
+def test_gae_at_its_ends() -> None:
+    """lambda = 1: return - V; lambda = 0: the one-step error. A truncated row counts on with its bootstrap value."""
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    reward = torch.tensor([[0.1, 0.2, 1.0], [0.0, 2.0, 0.0]])
+    value = torch.tensor([[0.5, 0.4, 0.3], [1.0, 0.5, 0.0]])
+    bootstrap = torch.tensor([0.0, 0.7])
+    advantage, returns = generalized_advantage(reward, value, bootstrap, mask, 1.0)
+    expected = torch.tensor([[1.3, 1.2, 1.0], [2.7, 2.7, 0.0]])
+    torch.testing.assert_close(returns, expected)
+    torch.testing.assert_close(advantage, (expected - value) * mask)
+    advantage, returns = generalized_advantage(reward, value, bootstrap, mask, 0.0)
+    torch.testing.assert_close(advantage, torch.tensor([[0.0, 0.1, 0.7], [-0.5, 2.2, 0.0]]))
+    torch.testing.assert_close(returns, (advantage + value) * mask)
+
+
+def test_gae_by_hand() -> None:
+    ones = torch.ones(1, 2, dtype=torch.bool)
+    advantage, _ = generalized_advantage(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.2, 0.6]]), torch.zeros(1), ones, 0.5)
+    torch.testing.assert_close(advantage, torch.tensor([[0.4 + 0.5 * 0.4, 0.4]]))
+
+
+def test_whitening_reads_the_mask_alone() -> None:
+    x, mask = torch.tensor([[1.0, 2.0, 3.0, 99.0]]), torch.tensor([[True, True, True, False]])
+    torch.testing.assert_close(whiten(x, mask), torch.tensor([[-1.0, 0.0, 1.0, 0.0]]))
+
+
+def test_explained_variance() -> None:
+    returns, mask = torch.tensor([[1.0, 2.0, 3.0, 9.0]]), torch.tensor([[True, True, True, False]])
+    assert explained_variance(returns, returns, mask) == 1
+    assert explained_variance(torch.full_like(returns, 2.0), returns, mask) == pytest.approx(0)
+    assert explained_variance(-returns, returns, mask) == pytest.approx(-3)
+
+
+def test_the_value_loss_takes_the_worse_of_both() -> None:
+    batch = _batch(1, 3).with_(returns=torch.tensor([[1.0, 1.0, 1.0]]), value_old=torch.tensor([[0.0, 0.0, 0.9]]))
+    loss = ppo.value_loss(torch.tensor([[0.5, 0.1, 1.0]]), batch, 0.2)
+    # 0.5 is cut to 0.2, further from 1; 0.1 and 1.0 lie within reach of the old value.
+    torch.testing.assert_close(loss, 0.5 * torch.tensor([[0.64, 0.81, 0.0]]))
+
+
+def test_dual_clip_bounds_the_loss_of_a_likely_bad_token() -> None:
+    ratio, advantage = torch.tensor([10.0, 10.0, 2.0]), torch.tensor([-1.0, 1.0, -1.0])
+    torch.testing.assert_close(clipped_surrogate(ratio, advantage, 0.2, 0.2, 3.0), torch.tensor([-3.0, 1.2, -2.0]))
+
+
+def test_ppos_truncation_handling() -> None:
+    ones = torch.ones(2, 1)
+    scores = Scores(("a/b",), 0.8 * ones, ones, ones.bool(), ones)
+    batch = _batch(2, 2).with_(
+        finished=torch.tensor([True, False]), value_old=torch.zeros(2, 2), bootstrap=torch.tensor([5.0, 0.3])
+    )
+    common = {"whiten": False, "lam": 1.0, "value_warmup": 0}
+    returns = {
+        how: ppo.credit(scores, batch, ppo.PPOParams.model_validate({**common, "truncated": how}), {}).batch.returns
+        for how in ("keep", "penalty", "bootstrap")
+    }
+    for how, last in (("keep", 0.8), ("penalty", 0.3), ("bootstrap", 0.3)):
+        torch.testing.assert_close(returns[how], torch.tensor([[0.8, 0.8], [last, last]]))
+
+
+def test_ppos_penalty_adapts_to_its_target() -> None:
+    params = ppo.PPOParams(objective="penalty", penalty_target=0.01, value_warmup=2)
+    assert ppo.adapted(1.0, {"round": 2, "approx_kl": 0.0}, params) == 1.0
+    assert ppo.adapted(1.0, {"round": 5, "approx_kl": 0.001}, params) == 0.5
+    assert ppo.adapted(1.0, {"round": 5, "approx_kl": 0.02}, params) == 2.0
+    assert ppo.adapted(1.0, {"round": 5, "approx_kl": 0.011}, params) == 1.0
+
+
+def test_the_kl_coefficient_adapts_to_its_target() -> None:
+    """KL of 4 nats against a target of 2: error clipped to 0.2, beta * (1 + 0.2 * 2 / 10)."""
+    ones = torch.ones(2, 1)
+    scores = Scores(("a/b",), ones, ones, ones.bool(), ones)
+    batch = _batch(2, 2).with_(logp_old=torch.full((2, 2), -1.0), logp_ref=torch.full((2, 2), -3.0))
+    params = reinforce.ReinforceParams(beta=0.5, kl_target=2.0, kl_horizon=10, baseline="none")
+    given = reinforce.credit(scores, batch, params, {})
+    assert given.state["beta"] == pytest.approx(0.52)
+    assert given.batch.advantage is not None
+    torch.testing.assert_close(given.batch.advantage, torch.full((2, 2), 1.0 - 0.5 * 4.0))
+
+
+def test_the_sequence_ratio_is_the_geometric_mean() -> None:
+    logp, old = torch.tensor([[0.0, -1.0, -9.0]]), torch.tensor([[-0.5, -0.7, 0.0]])
+    mask = torch.tensor([[True, True, False]])
+    torch.testing.assert_close(sequence_ratio(logp, old, mask), torch.full((1, 3), math.exp(0.1)))
+
+
+def test_grpos_overlong_handling() -> None:
+    """Lengths 2, 6 and 8 of at most 8 with a buffer of 4: nothing, half, all."""
+    mask = torch.arange(8) < torch.tensor([[2], [6], [8]])
+    ones = torch.ones(3, 1)
+    batch = Batch(
+        torch.zeros(3, 1).long(),
+        mask[:, :1],
+        torch.zeros(3, 8).long(),
+        mask,
+        group=torch.zeros(3).long(),
+        finished=torch.tensor([True, True, False]),
+        limit=8,
+    )
+    assert grpo.overlong_penalty(batch, 8, 4).tolist() == [0.0, -0.5, -1.0]
+    scores = Scores(("a/b",), torch.tensor([[0.0], [1.0], [0.5]]), ones, ones.bool(), ones)
+    masked = grpo.credit(scores, batch, grpo.GRPOParams(overlong="mask"), {})
+    assert masked.keep.tolist() == [True, True, False]
+
+
+def test_grpo_drops_groups_that_teach_nothing() -> None:
+    ones = torch.ones(4, 1)
+    scores = Scores(("a/b",), torch.tensor([[0.5], [0.5], [0.0], [1.0]]), ones, ones.bool(), ones)
+    batch = _batch(4, 2).with_(group=torch.tensor([0, 0, 1, 1]))
+    assert grpo.credit(scores, batch, grpo.GRPOParams(), {}).keep.all()
+    assert grpo.credit(scores, batch, grpo.GRPOParams(zero_variance="drop"), {}).keep.tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("params", "kept"),
+    [
+        ({}, [3]),
+        ({"keep": 2}, [2, 3]),
+        ({"keep": 4, "threshold": 0.95}, [3]),
+        ({"keep": 4, "above_mean": False}, [0, 2, 3]),
+        ({"keep": 4, "above_mean": False, "dedupe": False}, [0, 1, 2, 3]),
+        ({"threshold": 2.0}, []),
+    ],
+)
+def test_what_rejection_keeps(params: dict[str, object], kept: list[int]) -> None:
+    """Rewards 0.1, 0.1, 0.9, 1.0; the first two are the same answer."""
+    ones = torch.ones(4, 1)
+    batch = _batch(4, 2).with_(response=torch.tensor([[1, 2], [1, 2], [3, 4], [5, 6]]))
+    scores = Scores(("a/b",), torch.tensor([[0.1], [0.1], [0.9], [1.0]]), ones, ones.bool(), ones)
+    given = rejection.credit(scores, batch, rejection.RejectionParams.model_validate(params), {})
+    assert given.keep.nonzero().squeeze(1).tolist() == kept
+
+
+def test_the_reward_models_margin() -> None:
+    batch = _batch(2, 1).with_(margin=torch.tensor([0.5, 0.5]))
+    params = reward_model.RewardModelParams(margin=2.0, centring=0.0)
+    loss = reward_model.loss(Outputs(score=torch.tensor([1.0, 0.0])), batch, params)
+    torch.testing.assert_close(loss.value, torch.tensor([math.log(2)]))
+
+
+def test_conjugate_gradient_solves_what_it_should() -> None:
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(12, 12, generator=generator, dtype=torch.float64)
+    h, g = root @ root.T + 0.1 * torch.eye(12), torch.randn(12, generator=generator, dtype=torch.float64)
+    found = conjugate_gradient(lambda v: h @ v, g, 50, 1e-20)
+    torch.testing.assert_close(found.u, torch.linalg.solve(h, g), rtol=1e-6, atol=1e-8)
+    assert found.residual < 1e-8 and not found.negative
+    assert found.curvature == pytest.approx(float(found.u @ h @ found.u))
+    assert conjugate_gradient(lambda v: 1e-8 * v, 1e-8 * g, 5).iterations == 1  # a small g is no reason to stop
+
+
+def test_conjugate_gradient_stops_at_negative_curvature() -> None:
+    h = torch.diag(torch.tensor([1.0, -1.0]))
+    found = conjugate_gradient(lambda v: h @ v, torch.tensor([1.0, 2.0]), 10)
+    assert found.negative and found.u.tolist() == [1.0, 2.0] and found.curvature < 0
+
+
+def test_line_search_goes_back_until_accepted() -> None:
+    assert line_search(lambda f: f < 0.6, 0.8, 10) == (pytest.approx(0.8**3), 3)
+    assert line_search(lambda f: False, 0.5, 4) == (0.0, 4)

@@ -47,7 +47,7 @@ MINIATURE = [
     "rl.steps=3",
     "rl.learning_rate=0.01",
     "rl.warmup_steps=0",
-    "rl.prompts=3",
+    "rl.prompts=4",
     "rl.samples=4",
     "rl.max_new_tokens=8",
     "rl.kl_every=2",
@@ -60,8 +60,8 @@ CHAIN = ("prepare", "base", "sft", "critic", "preferences", "reward")
 def project(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(root / name, tmp_path / name)
-    for name in ("rubrics", "grape"):
-        shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("rubrics", "grape", "algorithms"):
+        shutil.copytree(root / name, tmp_path / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.chdir(tmp_path)
     params_file.set_values(tmp_path / "params.yaml", MINIATURE)
     return Project(tmp_path)
@@ -72,9 +72,7 @@ def run(project: Project, kind: str, algorithm: str | None = None, seed: int | N
     params = params_file.load(project.params)
     name = kind if algorithm is None else f"{kind}@{algorithm}-{seed}"
     with StageRun(project, name, resolved(project, params, name), 0, deliver=False) as stage_run:
-        importlib.import_module(f"grape.stages.{kind}").run(
-            Stage(name, kind, params, project, stage_run, algorithm, seed)
-        )
+        importlib.import_module(f"grape.stages.{kind}").run(Stage(name, kind, params, project, stage_run, algorithm, seed))
 
 
 def headline(project: Project, name: str) -> dict[str, float]:
@@ -123,19 +121,10 @@ def test_the_whole_chain_on_every_architecture(project: Project, architecture: s
     assert [*answers(model_folder(project, "sft"), iter(["What is 1 + 1?", "/reset", "hi"]), 8, 256)] != []
 
 
-def test_reward_model_as_the_reward_and_another_algorithm(project: Project) -> None:
-    params_file.set_values(
-        project.params, ["rl.reward=reward_model", "rl.algorithms=[reinforce]", "algorithms.reinforce.beta=0.05"]
-    )
-    for kind in CHAIN:
-        run(project, kind)
-        if kind == "sft":
-            strengthen(project)
-    run(project, "rl", "reinforce", 3)
-    row = json.loads((project.root / "reports/train/rl/reinforce-3.jsonl").read_text().splitlines()[0])
-    assert "rewards/reward_model/score/mean" in row
-    pairs = read_rows(project.root / "data/preferences/train.jsonl", Preference)
+def test_pairs_say_who_preferred_what_and_by_how_much(trained: Project) -> None:
+    pairs = read_rows(trained.root / "data/preferences/train.jsonl", Preference)
     assert pairs and all(p.chosen != p.rejected and p.source == "rubric" for p in pairs)
+    assert all((p.chosen_score or 0) > (p.rejected_score or 0) for p in pairs)
 
 
 def test_prepare_leaks_nothing_and_is_the_same_twice(project: Project) -> None:
@@ -149,9 +138,7 @@ def test_prepare_leaks_nothing_and_is_the_same_twice(project: Project) -> None:
     assert not any(json.loads(h)[0][1] in corpus for h in heldout)
     run(project, "prepare")
     assert before == {p.relative_to(data): p.read_bytes() for p in data.rglob("*.jsonl")}
-    assert len(read_rows(data / "prompts/train.jsonl", Question)) == 24 and read_rows(
-        data / "judgements/train.jsonl", Judgement
-    )
+    assert len(read_rows(data / "prompts/train.jsonl", Question)) == 24 and read_rows(data / "judgements/train.jsonl", Judgement)
 
 
 def own_data(project: Project) -> Path:
@@ -162,10 +149,7 @@ def own_data(project: Project) -> Path:
         for c in "abcdefghij"
     ]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
-    turns = [
-        {"messages": [*q["prompt"], {"role": "assistant", "content": q["answer"]}], "category": "letters"}
-        for q in questions
-    ]  # type: ignore[misc]
+    turns = [{"messages": [*q["prompt"], {"role": "assistant", "content": q["answer"]}], "category": "letters"} for q in questions]  # type: ignore[misc]
     (folder / "sft.jsonl").write_text("".join(json.dumps(t) + "\n" for t in turns))
     params_file.set_values(project.params, ["prepare.source=mine", "prepare.heldout=3"])
     return folder
@@ -176,9 +160,7 @@ def test_own_data_is_imported_split_by_content_and_checked(project: Project) -> 
     run(project, "prepare")
     train, heldout = (read_rows(project.root / f"data/prompts/{name}.jsonl", Question) for name in ("train", "heldout"))
     assert len(train) == 7 and len(heldout) == 3 and not {q.id for q in train} & {q.id for q in heldout}
-    assert len((project.root / "data/sft/train.jsonl").read_text().splitlines()) == 7, (
-        "demonstrations of held-out prompts leave"
-    )
+    assert len((project.root / "data/sft/train.jsonl").read_text().splitlines()) == 7, "demonstrations of held-out prompts leave"
 
 
 @pytest.mark.parametrize(
@@ -193,9 +175,7 @@ def test_own_data_is_imported_split_by_content_and_checked(project: Project) -> 
         ),
     ],
 )
-def test_a_wrong_row_of_own_data_is_refused_with_its_place(
-    project: Project, file: str, line: str, message: str
-) -> None:
+def test_a_wrong_row_of_own_data_is_refused_with_its_place(project: Project, file: str, line: str, message: str) -> None:
     folder = own_data(project)
     with (folder / file).open("a") as opened:
         opened.write(line + "\n")
@@ -248,14 +228,113 @@ def test_a_directory_is_a_base_model(project: Project) -> None:
     [
         (["rl.prompts=25"], "takes 25 prompts"),
         (["rl.samples=1"], "at least two"),
-        (["algorithms.grpo.mini_batches=4"], "mini-batches"),
+        (["algorithms.grpo.mini_batches=8"], "mini-batches"),
+        (["algorithms.grpo.mini_batches=3"], "do not come out even"),
+        (["algorithms.grpo.rounds=2"], "cannot be spread evenly over 2 rounds"),
+        (["rl.reward=reward_model"], "models/reward is missing, and rl.reward needs it"),
+        (["rl.algorithms=[ppo]"], "models/reward is missing, and algorithms.ppo.value_init needs it"),
+        (["rl.algorithms=[dpo]"], "data/preferences/train.jsonl is missing, and algorithm dpo needs it"),
+        (["rl.algorithms=[trpo]", "algorithms.trpo.rounds=3", "rl.lora_rank=2"], "only those can move"),
+        (["rl.algorithms=[trpo]", "algorithms.trpo.rounds=3", "algorithms.trpo.parameters=adapters"], "no adapters to move"),
+        (["rl.algorithms=[reinforce]", "rl.samples=1"], "at least two"),
     ],
 )
-def test_what_cannot_work_is_refused_before_a_model_loads(project: Project, change: list[str], message: str) -> None:
+def test_what_cannot_work_is_refused_before_a_model_loads(
+    project: Project, change: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(project, "prepare")
-    params_file.set_values(project.params, change)
+    params = params_file.set_values(project.params, change)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)
     with pytest.raises(GrapeError, match=message):
-        run(project, "rl", "grpo", 0)
+        run(project, "rl", params.rl.algorithms[0], 0)
+
+
+@pytest.fixture(scope="module")
+def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("trained")
+
+
+@pytest.fixture
+def trained(project: Project, _trained: Path) -> Project:
+    """A project whose stages before rl have run, once for all tests of this module."""
+    if not (_trained / "models").exists():
+        for kind in CHAIN:
+            run(project, kind)
+            if kind == "sft":
+                strengthen(project)
+        for name in ("data", "models"):
+            shutil.copytree(project.root / name, _trained / name)
+    for name in ("data", "models"):
+        shutil.copytree(_trained / name, project.root / name, dirs_exist_ok=True)
+    return project
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "change", "metric"),
+    [
+        ("rejection", ["algorithms.rejection.epochs=2"], "accepted"),
+        ("reinforce", ["rl.reward=reward_model", "algorithms.reinforce.beta=0.05"], "rewards/reward_model/score/mean"),
+        ("trpo", ["algorithms.trpo.rounds=1"], "trpo/kl"),
+        ("trpo", ["algorithms.trpo.rounds=3", "rl.lora_rank=2", "algorithms.trpo.parameters=adapters"], "trpo/accepted"),
+        ("ppo", [], "value/explained_variance"),
+        ("ppo", ["algorithms.ppo.value=head", "algorithms.ppo.objective=penalty"], "approx_kl"),
+        ("grpo", ["rl.lora_rank=2", "algorithms.grpo.resample=1"], "groups_drawn_again"),
+        ("dpo", [], "rewards/chosen"),
+    ],
+)
+def test_every_algorithm_goes_through_the_stage(trained: Project, algorithm: str, change: list[str], metric: str) -> None:
+    params_file.set_values(trained.params, [f"rl.algorithms=[{algorithm}]", *change])
+    run(trained, "rl", algorithm, 0)
+    rows = [json.loads(line) for line in (trained.root / f"reports/train/rl/{algorithm}-0.jsonl").read_text().splitlines()]
+    assert metric in rows[-1] and rows[-1]["memory/peak_mb"] > 0
+    rounds = json.loads(trained.receipt(f"rl@{algorithm}-0").read_text())["params"][f"algorithms.{algorithm}"].get("rounds")
+    assert len(rows) == (rounds or 3)
+    names = ("sft", f"policy/{algorithm}-0")
+    sft, policy = (AutoModelForCausalLM.from_pretrained(trained.root / "models" / n).state_dict() for n in names)
+    assert sft.keys() == policy.keys() and any(not torch.equal(sft[name], policy[name]) for name in sft)
+
+
+def test_an_algorithm_of_ones_own_goes_through_the_stage(trained: Project) -> None:
+    params_file.set_values(trained.params, ["algorithms.rloo.use=algorithms.rloo:ALGORITHM", "rl.algorithms=[rloo]"])
+    run(trained, "rl", "rloo", 0)
+    receipt = json.loads(trained.receipt("rl@rloo-0").read_text())
+    assert receipt["params"]["algorithms.rloo"]["use"] == "algorithms.rloo:ALGORITHM"
+
+
+def test_a_policy_whose_tokenizer_is_another_models_is_refused(trained: Project) -> None:
+    path = trained.root / "models/sft/config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"vocab_size": 20}))
+    with pytest.raises(GrapeError, match="the tokenizer has ids up to"):
+        run(trained, "rl", "grpo", 0)
+    path.write_text(json.dumps(config))
+    tiny.tokenizer().save_pretrained(trained.root / "models/reward")
+    params_file.set_values(trained.params, ["rl.algorithms=[ppo]"])
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens(["another"])
+    tokenizer.save_pretrained(trained.root / "models/reward")
+    with pytest.raises(GrapeError, match="another tokenizer than the policy"):
+        run(trained, "rl", "ppo", 0)
+
+
+def test_a_reward_model_without_numbers_is_refused(trained: Project) -> None:
+    params_file.set_values(trained.params, ["rl.reward=reward_model"])
+    (trained.root / "models/reward/reward_statistics.json").write_text('{"mean": NaN, "std": 1.0}')
+    with pytest.raises(GrapeError, match="cannot be used: mean nan"):
+        run(trained, "rl", "grpo", 0)
+
+
+def test_reference_log_probabilities_are_computed_once(trained: Project) -> None:
+    params_file.set_values(trained.params, ["rl.algorithms=[dpo]"])
+    run(trained, "rl", "dpo", 0)
+    (path,) = (trained.state / "reference").glob("*.safetensors")
+    before = path.stat().st_mtime_ns
+    params_file.set_values(trained.params, ["algorithms.dpo.beta=0.3"])
+    run(trained, "rl", "dpo", 1)
+    assert path.stat().st_mtime_ns == before
+    path.write_bytes(b"cut short")
+    run(trained, "rl", "dpo", 2)
+    assert path.stat().st_size > 100
 
 
 def test_the_identity_of_a_stage_follows_its_params_code_and_data(project: Project) -> None:

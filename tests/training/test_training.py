@@ -14,7 +14,7 @@ from grape.algorithms import grpo, sft
 from grape.errors import GrapeError
 from grape.models.forward import language
 from grape.training.adam import Adam, AdamParams
-from grape.training.batches import Rollout, draw, offline, online
+from grape.training.batches import Actors, Rollout, draw, offline, online
 from grape.training.checkpoint import MANIFEST, Checkpoints
 from grape.training.loop import train
 from grape.types import Response, Scores
@@ -53,7 +53,7 @@ def run_rl(
     prompts = [tiny.prompt(text) for text in ("a", "bb", "ccc", "dd")]
     params = params or grpo.GRPOParams(epochs=2, mini_batches=2, beta=0.05)
     rollout = Rollout(4, 4, 1.0, 8, 64, 4096, 0.2, kl_every=2)
-    source = online(model, tiny.model(), tokenizer, prompts, score, grpo.ALGORITHM, params, rollout, ("t",))
+    source = online(Actors(model, tokenizer, tiny.model()), prompts, score, grpo.ALGORITHM, params, rollout, ("t",))
     adam = Adam(model, AdamParams(1e-3, steps, warmup_steps=2, schedule="cosine"))
     history = train(
         model,
@@ -141,9 +141,7 @@ def test_the_first_update_of_stale_rollouts_is_refused() -> None:
     batch = tiny.batch()
     old = language(model, batch).logp
     assert old is not None
-    wrong = batch.with_(
-        logp_old=old.detach() + 0.01 * batch.mask, advantage=batch.mask.float(), group=torch.arange(batch.rows)
-    )
+    wrong = batch.with_(logp_old=old.detach() + 0.01 * batch.mask, advantage=batch.mask.float(), group=torch.arange(batch.rows))
     adam = Adam(model, AdamParams(1e-3, 1))
     with pytest.raises(RuntimeError, match="off-policy"):
         adam.update(partial(language, model), lambda out, part: grpo.loss(out, part, grpo.GRPOParams()), wrong)
@@ -180,17 +178,8 @@ def missing(share: float) -> Callable[[list[Response]], Scores]:
 def rollout_of(share: float) -> Any:
     prompts = [tiny.prompt(text) for text in ("a", "bb")]
     rollout = Rollout(2, 4, 1.0, 6, 64, 4096, 0.5)
-    return online(
-        tiny.model(),
-        None,
-        tiny.tokenizer(),
-        prompts,
-        missing(share),
-        grpo.ALGORITHM,
-        grpo.GRPOParams(),
-        rollout,
-        ("m",),
-    )(0, {})
+    actors = Actors(tiny.model(), tiny.tokenizer())
+    return online(actors, prompts, missing(share), grpo.ALGORITHM, grpo.GRPOParams(), rollout, ("m",))(0, {})
 
 
 def test_rows_without_a_reward_leave_the_batch_and_too_many_stop_the_run() -> None:

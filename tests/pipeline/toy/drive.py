@@ -25,7 +25,7 @@ class Untracked(pipeline.Hooks):
 
     def refuse(self, project): ...
 
-    def open(self, project, nonce, plan):
+    def open(self, project, nonce, plan, name):
         return "parent"
 
     def link(self, project, parent, stage): ...

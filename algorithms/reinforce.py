@@ -1,0 +1,1 @@
+../grape/algorithms/reinforce.py

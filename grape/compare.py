@@ -1,0 +1,85 @@
+"""`grape run compare`: many algorithms and seeds from the same SFT policy, at the same budget, as one run of the pipeline.
+
+It is the pipeline with `rl.algorithms` and `rl.seeds` set: what DVC has from before is not computed again, all runs stand under
+one MLflow parent, and the report stage makes the league table. Stages do not run side by side unless asked to, so that the
+seconds in the table are of runs that had the machine to themselves.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from grape import slot
+from grape.errors import GrapeError
+from grape.project import Project
+
+COLUMNS = ("algorithm", "seeds", "score", "difference to SFT", "wins", "KL", "length", "entropy", "seconds", "tokens", "MiB")
+
+
+def assignments(project: Project, algorithms: str | None, seeds: str | None) -> list[str]:
+    """What `--set` gets: rl.algorithms and rl.seeds, and an entry under `algorithms` for a name that has none.
+
+    Args:
+        algorithms: comma-separated names, or `all`: grape's own, installed ones and those params.yaml names.
+        seeds: comma-separated integers. None for either leaves what stands in params.yaml.
+
+    Raises:
+        GrapeError: seeds that are not integers.
+    """
+    from grape.catalogue import known
+    from grape.params import load
+
+    params = load(project.params)
+    sets = []
+    if algorithms is not None:
+        names = list(known(project.root)) if algorithms == "all" else [n.strip() for n in algorithms.split(",") if n.strip()]
+        for name in names:  # unknown ones are refused here, before anything is edited
+            slot.find(name, (params.algorithms.get(name) or {}).get(slot.USE), project.root)
+        sets += [f"algorithms.{name}={{}}" for name in names if name not in params.algorithms]
+        sets.append(f"rl.algorithms={json.dumps(names)}")
+    if seeds is not None:
+        try:
+            sets.append(f"rl.seeds={json.dumps([int(seed) for seed in seeds.split(',')])}")
+        except ValueError as error:
+            raise GrapeError(f"cannot read {seeds!r}", where="--seeds", mend="integers with commas, e.g. 0,1,2") from error
+    return sets
+
+
+def read(project: Project) -> dict[str, Any]:
+    """reports/metrics.json."""
+    metrics: dict[str, Any] = json.loads((project.root / "reports" / "metrics.json").read_text(encoding="utf-8"))
+    return metrics
+
+
+def league(metrics: dict[str, Any]) -> Iterator[str]:
+    """The league table of reports/metrics.json as lines of text, the best first."""
+    judge = metrics["judge"]
+    rows = [COLUMNS]
+    for name, row in sorted(metrics["algorithms"].items(), key=lambda item: -item[1][judge]):
+        low, high = row["difference_low"], row["difference_high"]
+        if low is None:  # one seed has no interval over seeds: its own, over prompts
+            own = next(p for p in metrics["policies"].values() if p["algorithm"] == name)["difference"]
+            low, high = own[f"{judge}_low"], own[f"{judge}_high"]
+        rows.append(
+            (
+                name,
+                str(row["seeds"]),
+                f"{row[judge]:.3f}",
+                f"{row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]",
+                f"{row['win_rate']:.2f}",
+                f"{row['kl_sequence']:.2f}",
+                f"{row['length']:.1f}",
+                f"{row['entropy']:.2f}",
+                f"{row['seconds']:.0f}",
+                f"{row['tokens']:.0f}",
+                f"{row['memory_mb']:.0f}",
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
+    yield f"{judge} score on held-out prompts, SFT has {metrics['sft'][judge]:.3f}; KL in nats per response; seconds of one run"
+    yield ""
+    for row in rows:
+        cells = zip(row, widths, strict=True)
+        yield "  ".join(text.ljust(width) if i in (0, 3) else text.rjust(width) for i, (text, width) in enumerate(cells))

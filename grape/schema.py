@@ -1,0 +1,143 @@
+"""What params.yaml may say, as frozen values: a class per stage. `grape/params.py` reads the file into them."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from grape import slot
+from grape.algorithms import base as algorithm_base
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True, protected_namespaces=())
+
+
+class Model(Section):
+    base: str = Field(min_length=1)
+    revision: str | None
+    dtype: Literal["float32", "bfloat16"]
+    architecture: Literal["llama", "gpt2", "qwen3"]
+    layers: int = Field(ge=1, le=48)
+    width: int = Field(ge=8, le=4096)
+    heads: int = Field(ge=1, le=64)
+    micro_batch_tokens: int = Field(ge=1)
+    positions: int = Field(ge=16, le=131072)
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Model:
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width {self.width} is not a multiple of 2 x heads = {2 * self.heads}")
+        return self
+
+
+class Prepare(Section):
+    source: str = Field(min_length=1)
+    documents: int = Field(ge=1)
+    demonstrations: int = Field(ge=1)
+    prompts: int = Field(ge=1)
+    heldout: int = Field(ge=2)
+    judgements: int = Field(ge=0)
+    noise: float = Field(ge=0, le=1)
+
+
+class Optimisation(Section):
+    steps: int = Field(ge=0)
+    batch_size: int = Field(ge=1)
+    learning_rate: float = Field(gt=0, le=1)
+    warmup_steps: int = Field(ge=0)
+    weight_decay: float = Field(ge=0, le=1)
+    max_grad_norm: float = Field(gt=0)
+
+
+class Critic(Optimisation):
+    heldout: float = Field(ge=0, le=0.5)
+
+
+class Preferences(Section):
+    source: str = Field(min_length=1)
+    prompts: int = Field(ge=1)
+    samples: int = Field(ge=2)
+    temperature: float = Field(gt=0)
+    margin: float = Field(ge=0, le=1)
+
+
+class Reward(Optimisation):
+    heldout: float = Field(ge=0, le=0.5)
+    centring: float = Field(ge=0, le=1)
+    margin: float = Field(ge=0, le=100)
+
+
+class RL(Section):
+    algorithms: list[str] = Field(min_length=1)
+    seeds: list[int] = Field(min_length=1)
+    reward: Literal["rubric", "reward_model"]
+    steps: int = Field(ge=1)
+    prompts: int = Field(ge=1)
+    samples: int = Field(ge=1)
+    temperature: float = Field(gt=0)
+    max_new_tokens: int = Field(ge=1)
+    learning_rate: float = Field(gt=0, le=1)
+    warmup_steps: int = Field(ge=0)
+    schedule: Literal["constant", "cosine"]
+    weight_decay: float = Field(ge=0, le=1)
+    max_grad_norm: float = Field(gt=0)
+    checkpoint_every: int = Field(ge=0)
+    kl_every: int = Field(ge=0)
+    max_missing: float = Field(ge=0, le=1)
+    lora_rank: int = Field(ge=0, le=4096)
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> RL:
+        for name, values in (("algorithms", self.algorithms), ("seeds", self.seeds)):
+            if len(set(map(str, values))) < len(values):
+                raise ValueError(f"{name} has a value twice: {values}")
+        if min(self.seeds) < 0:
+            raise ValueError(f"seeds must be >= 0, got {min(self.seeds)}")
+        return self
+
+
+class Evaluate(Section):
+    samples: int = Field(ge=1)
+    temperature: float = Field(gt=0)
+    confidence: float = Field(gt=0, lt=1)
+
+
+class Report(Section):
+    samples: int = Field(ge=0)
+
+
+class Params(Section):
+    """All of params.yaml. `algorithms` holds raw mappings here; `algorithm(name)` gives them checked, with defaults."""
+
+    seed: int = Field(ge=0)
+    model: Model
+    prepare: Prepare
+    base: Optimisation
+    sft: Optimisation
+    critic: Critic
+    preferences: Preferences
+    reward: Reward
+    rl: RL
+    evaluate: Evaluate
+    report: Report
+    algorithms: dict[str, dict[str, Any] | None]
+
+    def algorithm(self, name: str) -> algorithm_base.Params:
+        """The knobs of algorithm `name`, defaults filled in."""
+        return self._algorithms[name][1]
+
+    def slot(self, name: str) -> algorithm_base.Algorithm:
+        """What `name` stands for: one of grape's own, an installed one, or what its `use` names."""
+        return self._algorithms[name][0]
+
+    @cached_property
+    def _algorithms(self) -> dict[str, tuple[algorithm_base.Algorithm, algorithm_base.Params]]:
+        return {name: self._slotted(name, given or {}) for name, given in self.algorithms.items()}
+
+    @staticmethod
+    def _slotted(name: str, given: dict[str, Any]) -> tuple[algorithm_base.Algorithm, algorithm_base.Params]:
+        found = slot.find(name, given.get(slot.USE))
+        return found, found.params.model_validate({key: value for key, value in given.items() if key != slot.USE})

@@ -1,0 +1,120 @@
+"""What cannot work in the rl stage is refused before any model loads, with the key or stage that mends it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import AutoConfig, AutoTokenizer
+
+from grape.algorithms.base import Algorithm, OnlineParams, SlotParams
+from grape.errors import GrapeError
+from grape.reward.learned import statistics
+from grape.stages import Stage
+from grape.types import Prompt
+
+
+def refuse(stage: Stage, algorithm: Algorithm, knobs: SlotParams, prompts: Sequence[Prompt]) -> None:
+    """
+    Raises:
+        GrapeError: what the algorithm needs is not there, or its knobs do not fit the round.
+    """
+    needs = algorithm.needs(knobs)
+    if isinstance(knobs, OnlineParams):
+        _round(stage, knobs, len(prompts))
+    learned = getattr(knobs, "value", "") == "model" and getattr(knobs, "value_init", "") == "reward_model"
+    if "value" in needs and learned:
+        _there(stage, "models/reward", "reward", f"algorithms.{stage.algorithm}.value_init")
+    if stage.params.rl.reward == "reward_model" and algorithm.data == "rollouts":
+        _there(stage, "models/reward", "reward", "rl.reward")
+        statistics(stage.root / "models/reward")
+    if algorithm.data == "pairs":
+        _there(stage, "data/preferences/train.jsonl", "preferences", f"algorithm {stage.algorithm}")
+    if algorithm.update == "natural_gradient":
+        _trust_region(stage, knobs)
+    _tokenizers(stage, "value" in needs and learned)
+
+
+def _key(stage: Stage, name: str) -> str:
+    return f"params.yaml, algorithms.{stage.algorithm}.{name}"
+
+
+def _round(stage: Stage, knobs: OnlineParams, count: int) -> None:
+    params = stage.params.rl
+    rounds = knobs.rounds or params.steps
+    if params.steps % rounds:
+        raise GrapeError(
+            f"{params.steps} steps cannot be spread evenly over {rounds} rounds",
+            where=_key(stage, "rounds"),
+            mend=f"take a divisor of rl.steps = {params.steps}",
+        )
+    prompts = params.prompts * params.steps // rounds
+    if prompts > count:
+        raise GrapeError(
+            f"a round takes {prompts} prompts, but data/prompts has {count}",
+            where="params.yaml, rl.prompts" if rounds == params.steps else _key(stage, "rounds"),
+            mend="lower rl.prompts, take more rounds, or raise prepare.prompts",
+        )
+    if prompts % knobs.mini_batches:
+        raise GrapeError(
+            f"{knobs.mini_batches} mini-batches of {prompts} groups do not come out even",
+            where=_key(stage, "mini_batches"),
+            mend=f"take a divisor of {prompts}; groups stay together",
+        )
+    if knobs.compares and params.samples < 2:
+        raise GrapeError(
+            f"{stage.algorithm} compares the responses to a prompt with each other and needs at least two of them",
+            where="params.yaml, rl.samples",
+            mend="set rl.samples to 2 or more",
+        )
+
+
+def _there(stage: Stage, path: str, maker: str, why: str) -> None:
+    if not (stage.root / path).exists():
+        raise GrapeError(f"{path} is missing, and {why} needs it", where=f"stage {stage.name}", mend=f"grape run {maker}")
+
+
+def _trust_region(stage: Stage, knobs: SlotParams) -> None:
+    which, rank = getattr(knobs, "parameters", None), stage.params.rl.lora_rank
+    if which is None or not hasattr(knobs, "delta"):
+        raise GrapeError(
+            f"{stage.algorithm} asks for the natural gradient but its params are not those of a trust region",
+            where=type(knobs).__name__,
+            mend="derive them from grape.algorithms.trpo.TRPOParams",
+        )
+    if (which == "adapters") != (rank > 0):
+        raise GrapeError(
+            "with LoRA adapters only those can move" if rank else "there are no adapters to move",
+            where=_key(stage, "parameters"),
+            mend=f"set it to adapters, or rl.lora_rank to 0 (it is {rank})" if rank else "set rl.lora_rank above 0",
+        )
+
+
+def _tokenizers(stage: Stage, value_model: bool) -> None:
+    """The policy's tokenizer against its weights, and against the reward model's where that reads the policy's token ids."""
+    policy = _vocabulary(stage.root / "models/sft")
+    size = AutoConfig.from_pretrained(stage.root / "models/sft").vocab_size
+    if max(policy.values()) >= size:
+        raise GrapeError(
+            f"the tokenizer has ids up to {max(policy.values())}, the model knows {size}",
+            where="models/sft",
+            mend="run the stage that makes it again: grape run sft",
+        )
+    if value_model and _vocabulary(stage.root / "models/reward") != policy:
+        raise GrapeError(
+            "the reward model has another tokenizer than the policy, so it cannot become its value model",
+            where=_key(stage, "value_init"),
+            mend="set it to policy, or run the reward stage again: grape run reward",
+        )
+
+
+def _vocabulary(folder: Path) -> dict[str, int]:
+    try:
+        found: dict[str, int] = AutoTokenizer.from_pretrained(folder).get_vocab()
+    except Exception as error:  # transformers raises its own kinds for what is missing or damaged
+        raise GrapeError(
+            f"its tokenizer cannot be read: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            where=str(folder),
+            mend="delete the folder and run again",
+        ) from error
+    return found

@@ -1,0 +1,57 @@
+"""Reference log-probabilities of fixed rows, computed once and kept by content: DPO reads the same ones in every epoch and run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from grape.models.encode import Row, collate
+from grape.models.forward import Dtype, batched_language
+
+
+def row_key(row: Row) -> str:
+    text = ",".join(map(str, row[0])) + "|" + ",".join(map(str, row[1]))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def reference_logp(
+    model: Any, identity: str, rows: Sequence[Row], pad_id: int, folder: Path, max_tokens: int, dtype: Dtype = "float32"
+) -> list[Tensor]:
+    """log pi_ref(y_t | s_t) of every row, (T_i,) each, nats.
+
+    Args:
+        identity: of the reference's weights (a digest): another reference has other files.
+        folder: where they are kept; a file that cannot be read is made again.
+    """
+    path = folder / f"{hashlib.sha256(f'{identity} {dtype}'.encode()).hexdigest()[:32]}.safetensors"
+    known: dict[str, Tensor] = {}
+    if path.is_file():
+        try:
+            known = load_file(str(path))
+        except Exception:  # safetensors raises its own kind for a file that was cut short
+            known = {}
+    keys = [row_key(row) for row in rows]
+    missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in known}
+    if missing:
+        batch = collate(list(missing.values()), pad_id).to(model.device)
+        logp = batched_language(model, batch, 1.0, max_tokens, dtype).logp
+        assert logp is not None
+        for key, row, values in zip(missing, missing.values(), logp.cpu(), strict=True):
+            known[key] = values[: len(row[1])].clone()
+        folder.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        save_file(known, str(beside))
+        os.replace(beside, path)
+    return [known[key] for key in keys]
+
+
+def padded(values: Sequence[Tensor]) -> Tensor:
+    """(N, T) from ragged rows, 0 behind each."""
+    return torch.nn.utils.rnn.pad_sequence(list(values), batch_first=True)
