@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help venv pipeline test lint ui clean
+.PHONY: help venv pipeline test lint docs ui clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -20,6 +20,10 @@ test: venv  ## run the tests (ARGS="tests/laws -k kl" is passed on)
 lint: venv  ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+
+docs: venv  ## build the site of docs/ into site/, every link and formula checked
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "docs: site/index.html"
 
 ui: venv  ## open the MLflow UI on the project's runs
 	@$(BIN)/grape ui $(ARGS)

@@ -17,12 +17,12 @@ from ruamel.yaml import YAML
 import grape
 from grape import dvc
 from grape.errors import GrapeError
-from grape.pipeline.preflight import version_text
+from grape.pipeline.preflight import algorithm_files, version_text
 from grape.project import Project
 
 GITIGNORE = "/.venv/\n/.grape/\n/data/\n/models/\n/reports/\n__pycache__/\n"
 DVCIGNORE = "__pycache__\n*.pyc\n# Half-written artifacts: renamed into place when complete.\n*.partial\n"
-WELCOME = ("params.yaml", "dvc.yaml", "rubrics/", "world.py", "grape.version")
+WELCOME = ("params.yaml", "dvc.yaml", "rubrics/", "algorithms/", "world.py", "grape.version")
 
 
 def template() -> Path:
@@ -51,6 +51,7 @@ def make(folder: Path) -> Iterator[str]:
     (folder / "params.yaml").write_text(text.replace("source: grape/world.py", "source: world.py      "),
                                         encoding="utf-8")
     _write_dag(source / "dvc.yaml", folder / "dvc.yaml")
+    algorithm_files(project)
     (folder / "grape.version").write_text(version_text(), encoding="utf-8")
     (folder / ".gitignore").write_text(GITIGNORE, encoding="utf-8")
     (folder / ".dvcignore").write_text(DVCIGNORE, encoding="utf-8")
