@@ -2,6 +2,7 @@
 
     python benchmarks/results_table.py                       print it
     python benchmarks/results_table.py --write README.md     put it between the markers of that file
+    python benchmarks/results_table.py --league --write README.md docs/which.md      the table of `grape run compare`
 
 One row per policy and, with several seeds, a mean per algorithm. A policy's interval is a bootstrap over held-out prompts,
 a mean's is a t interval over seeds; both at the level `evaluate.confidence`.
@@ -17,9 +18,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from grape import compare
 from grape.errors import GrapeError
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
+LEAGUE = "<!-- league -->", "<!-- /league -->"
 METRICS = Path("reports/metrics.json")
 HEADER = ("algorithm", "seed", "gold: SFT → policy", "proxy: SFT → policy", "difference ({judge})", "win rate",
           "KL per token", "length")
@@ -73,7 +76,14 @@ def table(metrics: Mapping[str, Any]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def write(path: Path, text: str) -> None:
+def league(metrics: dict[str, Any]) -> str:
+    """Markdown: an algorithm a row, the best first, as `grape run compare` prints it."""
+    head, *rows = compare.rows(metrics)
+    lines = [f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows)]
+    return "\n".join([*lines, "", f"*{compare.caption(metrics)}; {compare.COLUMNS[3]}: mean and 95 % interval over seeds*"])
+
+
+def write(path: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
     """Replace what stands between the markers of `path` by `text`, in one step.
 
     Raises:
@@ -83,27 +93,30 @@ def write(path: Path, text: str) -> None:
         before = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise GrapeError(f"cannot be read: {error}", where=str(path)) from error
-    head, begin, rest = before.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end or BEGIN in rest or END in head + tail:
+    head, found, rest = before.partition(begin)
+    _, closed, tail = rest.partition(end)
+    if not found or not closed or begin in rest or end in head + tail:
         raise GrapeError("the place for the results is not marked", where=str(path),
-                         mend=f"put a line {BEGIN} and below it a line {END} where the table belongs, once")
+                         mend=f"put a line {begin} and below it a line {end} where the table belongs, once")
     beside = path.with_name(path.name + ".partial")
-    beside.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
+    beside.write_text(f"{head}{begin}\n{text}\n{end}{tail}", encoding="utf-8")
     os.replace(beside, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Print the results of the last report as a Markdown table.")
     parser.add_argument("--metrics", type=Path, default=METRICS, help=f"default: {METRICS}")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="replace the block between the markers of this file")
+    parser.add_argument("--write", type=Path, metavar="FILE", nargs="+", default=[],
+                        help="replace the block between the markers of these files")
+    parser.add_argument("--league", action="store_true", help="the table of `grape run compare`")
     given = parser.parse_args(arguments)
     try:
-        text = table(read(given.metrics))
-        if given.write is None:
+        metrics = read(given.metrics)
+        text = league(metrics) if given.league else table(metrics)
+        if not given.write:
             print(text)
-        else:
-            write(given.write, text)
+        for path in given.write:
+            write(path, text, *(LEAGUE if given.league else (BEGIN, END)))
     except GrapeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

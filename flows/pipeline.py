@@ -47,14 +47,14 @@ def pipeline(root: str = ".", targets: Sequence[str] = (), workers: int | None =
         failed = [name for name, outcome in work.executor.outcomes.items() if not outcome.good]
     else:
         request = Request(targets=tuple(targets), workers=workers)
-        result = run(Project.find(Path(root)), request, _InFlow(), Screen(), Hooks())
+        result = run(Project.find(Path(root)), request, InFlow(), Screen(), Hooks())
         failed = [name for name, outcome in result.outcomes.items() if not outcome.good]
     if failed:
         return Failed(message=f"not done: {', '.join(failed)}")
     return Completed(message="all stages are up to date")
 
 
-class _InFlow:
+class InFlow:
     """The engine of a flow that a deployment started: its tasks."""
 
     def prepare(self, project: Project) -> None: ...

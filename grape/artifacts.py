@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from grape.errors import GrapeError
+from grape.errors import GrapeError, first_problem
 from grape.types import Prompt
 
 Row = Mapping[str, Any]
@@ -111,10 +111,9 @@ def read_rows(path: Path, kind: type[AnyRecord], mend: str = "") -> list[AnyReco
         try:
             records.append(kind.model_validate_json(line))
         except ValidationError as error:
-            first = error.errors()[0]
-            column = ".".join(str(p) for p in first["loc"])
+            column, what = first_problem(error)
             raise GrapeError(
-                f"{f'column {column}: ' if column else ''}{first['msg'].removeprefix('Value error, ')}",
+                f"column {column}: {what}" if column else what,
                 where=f"{path}:{number}",
                 mend=mend or f"every line is one JSON object with the columns {', '.join(kind.model_fields)}",
             ) from error

@@ -15,7 +15,8 @@ from grape import slot
 from grape.errors import GrapeError
 from grape.project import Project
 
-COLUMNS = ("algorithm", "seeds", "score", "difference to SFT", "wins", "KL", "length", "entropy", "seconds", "tokens", "MiB")
+COLUMNS = ("algorithm", "seeds", "score", "difference to SFT", "proxy", "wins", "KL", "length", "entropy", "seconds", "tokens",
+           "MiB")
 
 
 def assignments(project: Project, algorithms: str | None, seeds: str | None) -> list[str]:
@@ -53,21 +54,25 @@ def read(project: Project) -> dict[str, Any]:
     return metrics
 
 
-def league(metrics: dict[str, Any]) -> Iterator[str]:
-    """The league table of reports/metrics.json as lines of text, the best first."""
+def rows(metrics: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The league table of reports/metrics.json: the header, then an algorithm a row, the best first. Intervals as evaluate says.
+
+    A mean over several seeds has a t interval over them, a single seed its own over prompts.
+    """
     judge = metrics["judge"]
-    rows = [COLUMNS]
+    table: list[tuple[str, ...]] = [COLUMNS]
     for name, row in sorted(metrics["algorithms"].items(), key=lambda item: -item[1][judge]):
         low, high = row["difference_low"], row["difference_high"]
-        if low is None:  # one seed has no interval over seeds: its own, over prompts
+        if low is None:
             own = next(p for p in metrics["policies"].values() if p["algorithm"] == name)["difference"]
             low, high = own[f"{judge}_low"], own[f"{judge}_high"]
-        rows.append(
+        table.append(
             (
                 name,
                 str(row["seeds"]),
                 f"{row[judge]:.3f}",
                 f"{row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]",
+                f"{row['proxy']:.3f}",
                 f"{row['win_rate']:.2f}",
                 f"{row['kl_sequence']:.2f}",
                 f"{row['length']:.1f}",
@@ -77,9 +82,20 @@ def league(metrics: dict[str, Any]) -> Iterator[str]:
                 f"{row['memory_mb']:.0f}",
             )
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
-    yield f"{judge} score on held-out prompts, SFT has {metrics['sft'][judge]:.3f}; KL in nats per response; seconds of one run"
+    return table
+
+
+def caption(metrics: dict[str, Any]) -> str:
+    judge = metrics["judge"]
+    return f"score: {judge}, on held-out prompts, SFT has {metrics['sft'][judge]:.3f}; KL in nats per response; seconds of one run"
+
+
+def league(metrics: dict[str, Any]) -> Iterator[str]:
+    """The league table as lines of text."""
+    table = rows(metrics)
+    widths = [max(len(row[i]) for row in table) for i in range(len(COLUMNS))]
+    yield caption(metrics)
     yield ""
-    for row in rows:
+    for row in table:
         cells = zip(row, widths, strict=True)
         yield "  ".join(text.ljust(width) if i in (0, 3) else text.rjust(width) for i, (text, width) in enumerate(cells))

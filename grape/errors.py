@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class GrapeError(Exception):
     """A mistake of the user or of the machine that a message can mend; the commands print it and exit with code 2.
@@ -19,3 +24,9 @@ class GrapeError(Exception):
     def _message(self) -> str:
         message = f"{self.where}: {self.what}" if self.where else self.what
         return f"{message}\n  -> {self.mend}" if self.mend else message
+
+
+def first_problem(error: ValidationError) -> tuple[str, str]:
+    """The first thing pydantic found wrong: where, as a dotted name ("" for the whole), and what."""
+    first = error.errors()[0]
+    return ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")

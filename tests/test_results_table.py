@@ -87,3 +87,17 @@ def test_a_missing_or_broken_report_is_said(tmp_path: Path, text: str | None, me
     assert results_table.main(["--metrics", str(report)]) == 2
     captured = capsys.readouterr()
     assert message in captured.err and "grape run" in captured.err and not captured.out
+
+
+def test_the_league_table_goes_between_its_own_markers(tmp_path: Path) -> None:
+    report, readme = tmp_path / "metrics.json", tmp_path / "README.md"
+    found = metrics((0, 10))
+    found["algorithms"]["grpo"] |= {"entropy": 0.4, "seconds": 80.0, "tokens": 1000.0, "memory_mb": 700.0,
+                                    "difference_low": 0.25, "difference_high": 0.35}
+    report.write_text(json.dumps(found))
+    begin, end = results_table.LEAGUE
+    readme.write_text(f"{README}{begin}\n{end}\n")
+    assert results_table.main(["--metrics", str(report), "--league", "--write", str(readme)]) == 0
+    text = readme.read_text()
+    assert text.startswith(README) and "| grpo | 2 | 0.800 | +0.300 [+0.250, +0.350] | 0.800 |" in text
+    assert "score: gold, on held-out prompts, SFT has 0.500" in text

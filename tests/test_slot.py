@@ -122,7 +122,7 @@ def test_in_a_checkout_the_files_are_links_to_grapes_own(root: Path) -> None:
 def test_compare_sets_what_it_runs(project: Project) -> None:
     set_values(project.params, [USE])
     assert compare.assignments(project, "all", "0,1,2") == [
-        'rl.algorithms=["rejection", "reinforce", "trpo", "ppo", "grpo", "dpo", "rloo"]',
+        'rl.algorithms=["rejection", "reinforce", "trpo", "ppo", "grpo", "dpo", "grape", "rloo"]',
         "rl.seeds=[0, 1, 2]",
     ]
     assert compare.assignments(project, "grpo, rloo", None) == ['rl.algorithms=["grpo", "rloo"]']
@@ -137,6 +137,7 @@ def test_the_league_table_has_the_best_first_and_a_single_seeds_own_interval() -
         return {
             "seeds": 1 if low is None else 3,
             "gold": score,
+            "proxy": 0.6,
             "difference": score - 0.3,
             "difference_low": low,
             "difference_high": low and low + 0.1,

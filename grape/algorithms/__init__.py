@@ -3,7 +3,7 @@ stages of their own. `slot.py` finds those that other packages bring."""
 
 from __future__ import annotations
 
-from grape.algorithms import dpo, grpo, ppo, reinforce, rejection, trpo
+from grape.algorithms import dpo, grape, grpo, ppo, reinforce, rejection, trpo
 from grape.algorithms.base import Algorithm
 
 ALGORITHMS: dict[str, Algorithm] = {
@@ -13,4 +13,5 @@ ALGORITHMS: dict[str, Algorithm] = {
     "ppo": ppo.ALGORITHM,
     "grpo": grpo.ALGORITHM,
     "dpo": dpo.ALGORITHM,
+    "grape": grape.ALGORITHM,
 }

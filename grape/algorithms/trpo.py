@@ -36,7 +36,7 @@ class TRPOParams(OnlineParams):
     cg_residual: float = Field(1e-10, ge=0, description="squared relative residual at which it stops")
     damping: float = Field(0.01, ge=0, description="added to the Fisher matrix's diagonal (0.1 is for small MLPs)")
     backtracks: int = Field(10, ge=1, le=100, description="steps tried (Spinning Up: 10)")
-    backtrack_ratio: float = Field(0.8, gt=0, lt=1, description="each shorter by this factor (Spinning Up: 0.8)")
+    backtrack_ratio: float = Field(0.5, gt=0, lt=1, description="each shorter by this factor (0.8 in Spinning Up)")
     improvement: float = Field(0.0, ge=0, lt=1, description="share of the expected improvement a step must reach")
     fisher_share: float = Field(0.1, gt=0, le=1, description="share of the rows the Fisher products are computed on")
     parameters: Literal["all", "adapters", "last_block"] = Field("all", description="which weights move")

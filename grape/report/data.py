@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from grape.errors import GrapeError
+from grape.errors import GrapeError, first_problem
 
 Judge = Literal["gold", "proxy"]
 Record = dict[str, float]
@@ -172,9 +172,8 @@ def _evaluation(root: Path, path: Path, stage: str) -> Evaluation:
     try:
         return Evaluation.model_validate_json(_text(root, path, stage))
     except ValidationError as error:
-        first = error.errors()[0]
-        problem = f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
-        raise _bad(root, path, stage, problem) from error
+        place, what = first_problem(error)
+        raise _bad(root, path, stage, f"{place or 'the file'}: {what}") from error
 
 
 def _lines(root: Path, path: Path, stage: str) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
-from grape.errors import GrapeError
+from grape.errors import GrapeError, first_problem
 from grape.reward.verifiers import VERIFIERS, build
 
 Kind = Literal["verify", "critic", "reward_model"]
@@ -82,11 +82,10 @@ def _problems(rubric: Rubric) -> Iterator[tuple[tuple[Any, ...], str, str]]:
             try:
                 build(item.verifier, item.options)
             except ValidationError as error:
-                first = error.errors()[0]
-                option = ".".join(str(p) for p in first["loc"])
+                option, what = first_problem(error)
                 yield (
                     ("items", i, "options"),
-                    f"item {item.id!r}: option {option}: {first['msg']}",
+                    f"item {item.id!r}: option {option}: {what}",
                     "mend the verifier's options",
                 )
             except re.error as error:
@@ -119,11 +118,10 @@ def load_rubric(path: Path) -> Rubric:
     try:
         rubric = Rubric.model_validate(tree)
     except ValidationError as error:
-        first = error.errors()[0]
-        location = ".".join(str(p) for p in first["loc"])
+        location, what = first_problem(error)
         raise GrapeError(
-            f"{location or 'the file'}: {first['msg']}",
-            where=f"{path}:{_line(tree, first['loc'])}",
+            f"{location or 'the file'}: {what}",
+            where=f"{path}:{_line(tree, error.errors()[0]['loc'])}",
             mend="see rubrics/ for examples",
         ) from error
     for place, what, mend in _problems(rubric):

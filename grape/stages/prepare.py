@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from grape.artifacts import Demonstration, Document, Judgement, Question, Record, write_dataset
-from grape.errors import GrapeError
+from grape.errors import GrapeError, first_problem
 from grape.stages import Stage
 from grape.stages.judges import load_module
 
@@ -109,10 +109,9 @@ def _check(kind: type[Record], row: Mapping[str, Any], path: Path, number: int) 
     try:
         kind.model_validate(row)
     except ValidationError as error:
-        first = error.errors()[0]
-        column = ".".join(str(p) for p in first["loc"])
+        column, what = first_problem(error)
         raise GrapeError(
-            f"{f'column {column}: ' if column else ''}{first['msg'].removeprefix('Value error, ')}",
+            f"column {column}: {what}" if column else what,
             where=f"{path}:{number}",
             mend=f"columns: {', '.join(kind.model_fields)}",
         ) from error

@@ -39,7 +39,7 @@ def test_the_whole_tree_is_looked_at() -> None:
 
 
 def test_only_flows_imports_prefect() -> None:
-    assert importers("prefect") == {"flows.pipeline"}
+    assert importers("prefect") == {"flows.pipeline", "flows.compare"}
 
 
 def test_only_tracking_imports_mlflow() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from grape.algorithms import dpo, grpo, ppo, reinforce, rejection, reward_model, sft, trpo
+from grape.algorithms import dpo, grape, grpo, ppo, reinforce, rejection, reward_model, sft, trpo
 from grape.models.encode import collate
 from grape.models.forward import language, scalar
 from grape.models.value import ActorCritic, actor_critic
@@ -33,6 +33,7 @@ CASES: dict[str, tuple[Any, Any]] = {
     "dr_grpo": (grpo, grpo.GRPOParams(aggregation="dr_grpo", advantage="none", length=8)),
     "gspo": (grpo, grpo.GRPOParams(objective="gspo")),
     "cispo": (grpo, grpo.GRPOParams(objective="cispo")),
+    "grape": (grape, grape.GRAPEParams(beta=0.1, kl="loss_k2")),
     "dpo": (dpo, dpo.DPOParams(sft=0.2)),
     "dpo-per-token": (dpo, dpo.DPOParams(length_normalised=True, label_smoothing=0.1)),
     "ipo": (dpo, dpo.DPOParams(loss="ipo")),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from grape.algorithms import ALGORITHMS, dpo, grpo, ppo, reinforce, rejection, sft, trpo
+from grape.algorithms import ALGORITHMS, dpo, grape, grpo, ppo, reinforce, rejection, sft, trpo
 from grape.algorithms.base import OnlineParams
 from grape.models.encode import encode_chat
 from grape.models.forward import language
@@ -46,6 +46,9 @@ VARIANTS: dict[str, tuple[Any, Any]] = {
     "grpo-dr": (grpo, grpo.GRPOParams(aggregation="dr_grpo", advantage="none")),
     "grpo-gspo": (grpo, grpo.GRPOParams(objective="gspo", epochs=2, overlong="mask")),
     "grpo-cispo": (grpo, grpo.GRPOParams(objective="cispo", aggregation="bnpo", epochs=2, overlong="penalty")),
+    "grape": (grape, grape.GRAPEParams()),
+    "grape-ema": (grape, grape.GRAPEParams(scope="ema", advantage="leave_one_out", epochs=2)),
+    "grape-per-item": (grape, grape.GRAPEParams(advantage="per_item", aggregation="grpo")),
     "dpo": (dpo, dpo.DPOParams()),
     "dpo-ipo": (dpo, dpo.DPOParams(loss="ipo")),
     "dpo-hinge": (dpo, dpo.DPOParams(loss="hinge", sft=0.1)),
@@ -65,15 +68,15 @@ def score(responses: list[Response]) -> Scores:
     return Scores(("any/it",), values, ones, ones.bool(), ones)
 
 
-def start() -> Any:
+def start(steps: int = 120) -> Any:
     """A model as noisy SFT leaves it: it knows the right answer, and gives it about a third of the time."""
     model, tokenizer = tiny.model(seed=2), tiny.tokenizer()
     rows = [
         encode_chat(tokenizer, p.messages, text) for p in PROMPTS for text in (p.text, p.text, p.text, "a", "b", "cd", "dc", "ab")
     ]
     source = offline(rows, 0, 32, ("warm",), torch.device("cpu"))
-    adam = Adam(model, AdamParams(3e-3, 120))
-    train(model, sft.ALGORITHM, sft.ALGORITHM.params(), source, language, adam, steps=120, track=lambda *_: None)
+    adam = Adam(model, AdamParams(3e-3, steps))
+    train(model, sft.ALGORITHM, sft.ALGORITHM.params(), source, language, adam, steps=steps, track=lambda *_: None)
     return model
 
 
@@ -158,7 +161,7 @@ def test_reward_rises_with_adapters_alone(name: str, tmp_path: Any) -> None:
     assert moved and not any("embed" in key or "norm" in key for key in moved)
 
 
-@pytest.mark.parametrize("name", ["rejection", "reinforce", "trpo", "ppo", "grpo", "dpo"])
+@pytest.mark.parametrize("name", ["rejection", "reinforce", "trpo", "ppo", "grpo", "grape", "dpo"])
 def test_the_same_seed_gives_the_same_bits(name: str, tmp_path: Any) -> None:
     runs = []
     for i in range(2):

@@ -280,6 +280,7 @@ def trained(project: Project, _trained: Path) -> Project:
         ("ppo", ["algorithms.ppo.value=head", "algorithms.ppo.objective=penalty"], "approx_kl"),
         ("grpo", ["rl.lora_rank=2", "algorithms.grpo.resample=1"], "groups_drawn_again"),
         ("dpo", [], "rewards/chosen"),
+        ("grape", ["algorithms.grape.scope=ema"], "rubric/courtesy/polite/confidence"),
     ],
 )
 def test_every_algorithm_goes_through_the_stage(trained: Project, algorithm: str, change: list[str], metric: str) -> None:

@@ -1,0 +1,1 @@
+../grape/algorithms/grape.py

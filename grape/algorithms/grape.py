@@ -1,0 +1,174 @@
+"""GRAPE, generalized relative advantage policy evolution (2509.04501): rubrics whose items count as far as their judge is sure.
+
+sampled: G responses per prompt · scored: s_ik and confidence c_ik for every item k of the category's rubric · credited: relative
+to the group · minimised: PPO's clipped surrogate. No value model, and no reward model unless an item is one.
+
+    cbar_k = mean of c_ik over the scope                         how sure the judge of item k is, not of response i
+    R_i = sum_k w_k cbar_k s_ik / sum_k w_k cbar_k
+    A_it = R_i - mean_j R_j                                       the same for every token of response i
+    L = - 1/N sum m_it min(rho_it A_i, clip(rho_it, 1-eps_lo, 1+eps_hi) A_i)   + beta KL
+
+Averaging the confidence over samples is what keeps it honest: weighted by its own c_ik, a response that fails an item but leaves
+the judge unsure about it would escape the item. `scope: sample` does that, as an ablation, and warns. The mean of the same group
+makes the weights depend on what was sampled (a bias that vanishes with G); `ema` takes it from earlier rounds and is unbiased.
+
+GRPO is the case of one item, `advantage: mean_std`, `aggregation: grpo`; rubrics as rewards (RaR, 2507.17746) that of constant
+confidence. The paper gives neither the divisor of R, nor a division by the group's std, nor where KL goes: those are knobs here.
+An item nobody is sure about (all c 0) has no influence; where that is all there is, the group gives no gradient.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from grape.algorithms.base import Algorithm, Credit, Need, Params, State
+from grape.algorithms.grpo import AGGREGATION, STD_EPSILON
+from grape.algorithms.penalty import PenaltyParams, loss_penalty, penalty_needs, reward_penalty
+from grape.maths.advantage import constant_groups, group_advantage, group_std, group_sum, leave_one_out_advantage, weighted_reward
+from grape.maths.kl import kl_estimate
+from grape.maths.masked import aggregation_weights, metric
+from grape.maths.surrogate import clipped_shares, clipped_surrogate, importance_ratio
+from grape.types import Batch, Loss, Outputs, Scores
+
+STATE = "confidence/"
+
+
+class GRAPEParams(PenaltyParams):
+    scope: Literal["group", "batch", "ema", "sample"] = Field(
+        "group", description="over what an item's confidence is averaged; sample: not at all, which can be gamed"
+    )
+    decay: float = Field(0.9, ge=0, lt=1, description="of the ema scope, per round")
+    norm: Literal["conf", "weight", "none"] = Field("conf", description="R divided by sum w cbar | sum w | nothing")
+    exponent: float = Field(1.0, ge=0, le=10, description="of the confidence; 0: all items count by weight alone (RaR)")
+    floor: float = Field(0.0, ge=0, le=1, description="least mean confidence an item is given")
+    advantage: Literal["mean", "leave_one_out", "mean_std", "per_item"] = Field(
+        "mean", description="R - mean | - mean of the others | over the group's std | item by item over its std (GDPO)"
+    )
+    aggregation: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = Field("dapo", description="as in GRPO")
+    length: int | None = Field(None, ge=1, description="L_max of dr_grpo, tokens; null: rl.max_new_tokens")
+    clip_low: float = Field(0.2, gt=0, lt=1, description="eps_low: ratio clipped at 1 - clip_low (1707.06347)")
+    clip_high: float = Field(0.2, gt=0, le=10, description="eps_high: ratio clipped at 1 + clip_high")
+
+    @property
+    def compares(self) -> bool:
+        return True
+
+    @model_validator(mode="after")
+    def _warn_of_the_ablation(self) -> GRAPEParams:
+        if self.scope == "sample":
+            warnings.warn("scope: sample is an ablation: a policy can gain by leaving the judge unsure", stacklevel=2)
+        return self
+
+
+def needs(params: Params) -> frozenset[Need]:
+    assert isinstance(params, GRAPEParams)
+    return penalty_needs(params) | {"scores"}
+
+
+def item_confidence(scores: Scores, group: Tensor, params: GRAPEParams, state: State) -> tuple[Tensor, dict[str, float]]:
+    """cbar (B, K), the same in all rows of a group unless the scope is `sample`, and the items' means of this round.
+
+    A missing score counts with confidence 0: an item whose judge fails often weighs less.
+    """
+    asked = (scores.weight > 0).float()
+    given = torch.where(scores.valid, scores.confidence, torch.zeros_like(scores.confidence)) * asked
+    whole = given.sum(0) / asked.sum(0).clamp(min=1)
+    means = {item: float(whole[k]) for k, item in enumerate(scores.items) if float(asked[:, k].sum()) > 0}
+    if params.scope == "sample":
+        mean = given
+    elif params.scope == "group":
+        mean = (group_sum(given, group) / group_sum(asked, group).clamp(min=1))[group]
+    elif params.scope == "batch":
+        mean = whole.expand_as(given)
+    else:  # what earlier rounds say; an item that was never asked yet has only this round
+        known = [state.get(STATE + item, means.get(item, 0.0)) for item in scores.items]
+        mean = torch.tensor(known, dtype=given.dtype, device=given.device).expand_as(given)
+    return mean.clamp(min=params.floor).pow(params.exponent) * asked, means
+
+
+def reward(scores: Scores, batch: Batch, params: GRAPEParams, state: State) -> tuple[Tensor, Tensor, Tensor, Mapping[str, float]]:
+    """R (B,), whether it is known (B,), the items' share omega of it (B, K), and the items' mean confidences of this round."""
+    assert batch.group is not None
+    confidence, means = item_confidence(scores, batch.group, params, state)
+    # An item that nobody of the group has a score of is no part of the group's rubric.
+    scored = group_sum(scores.valid.float(), batch.group)[batch.group] > 0
+    weight = scores.weight * confidence * scored
+    value, known = weighted_reward(scores.score, scores.valid, weight, batch.group)
+    total = weight.sum(1)
+    if params.norm != "conf":
+        value = value * total / ((scores.weight * scored).sum(1).clamp(min=1e-12) if params.norm == "weight" else 1.0)
+    return value, known, weight / total.clamp(min=1e-12).unsqueeze(1), means
+
+
+def per_item_advantage(scores: Scores, share: Tensor, group: Tensor) -> Tensor:
+    """sum_k omega_k z(s_.k)_i: every item normalised within its group before they are added (GDPO, 2601.05242)."""
+    total = torch.zeros_like(share[:, 0])
+    for k in range(share.shape[1]):
+        s, valid = scores.score[:, k], scores.valid[:, k] & (scores.weight[:, k] > 0)
+        z = group_advantage(s, valid, group) / (group_std(s, valid, group) + STD_EPSILON)
+        total = total + share[:, k] * torch.where(constant_groups(s, valid, group), torch.zeros_like(z), z)
+    return total
+
+
+def credit(scores: Scores, batch: Batch, params: Params, state: State) -> Credit:
+    """The group-relative advantage of the confidence-weighted reward. State: the items' running confidences, the KL's beta."""
+    assert isinstance(params, GRAPEParams) and batch.group is not None
+    value, known, share, means = reward(scores, batch, params, state)
+    penalty, beta, state = reward_penalty(params, batch, state)
+    value = value - penalty.sum(1)
+    if params.advantage == "per_item":
+        dearer = group_advantage(penalty.sum(1), known, batch.group)
+        advantage = (per_item_advantage(scores, share, batch.group) - dearer) * known
+    elif params.advantage == "leave_one_out":
+        advantage = leave_one_out_advantage(value, known, batch.group)
+    else:
+        advantage = group_advantage(value, known, batch.group)
+    if params.advantage == "mean_std":
+        advantage = advantage / (group_std(value, known, batch.group) + STD_EPSILON)
+    if params.advantage != "per_item":
+        constant = constant_groups(value, known, batch.group)
+        advantage = torch.where(constant, torch.zeros_like(advantage), advantage)
+    updated = {item: params.decay * state.get(STATE + item, mean) + (1 - params.decay) * mean for item, mean in means.items()}
+    metrics = {"unsure": metric((share.sum(1) == 0).float(), torch.ones_like(value))}
+    for k, item in enumerate(scores.items):
+        asked = scores.weight[:, k] > 0
+        if bool(asked.any()):
+            valid = asked & scores.valid[:, k]
+            metrics[f"rubric/{item}/confidence"] = metric(scores.confidence[:, k], valid)
+            metrics[f"rubric/{item}/score"] = metric(torch.where(valid, scores.score[:, k], 0.0), valid)
+            metrics[f"rubric/{item}/weight"] = metric(share[:, k], asked & known)
+            metrics[f"rubric/{item}/failure_rate"] = metric((~scores.valid[:, k]).float(), asked)
+            spread = group_std(torch.where(valid, scores.score[:, k], 0.0), valid, batch.group)
+            metrics[f"rubric/{item}/spread"] = metric(spread, valid)
+    length = (batch.mask[known].sum() / known.sum().clamp(min=1)).expand(batch.rows)
+    credited = batch.with_(advantage=advantage.unsqueeze(1) * batch.mask, length=length, beta=beta)
+    return Credit(credited, known, {**state, **{STATE + item: c for item, c in updated.items()}}, metrics)
+
+
+def loss(outputs: Outputs, batch: Batch, params: Params) -> Loss:
+    """-min(rho A, clip(rho) A) + beta k per token (B, T): PPO's, with GRPO's choice of aggregation."""
+    assert isinstance(params, GRAPEParams)
+    assert outputs.logp is not None and outputs.entropy is not None and batch.advantage is not None
+    how = AGGREGATION[params.aggregation]
+    weight, norm = aggregation_weights(batch.mask, how, params.length or batch.limit, batch.length)
+    ratio = importance_ratio(outputs.logp, batch.logp_old)
+    value = -clipped_surrogate(ratio, batch.advantage, params.clip_low, params.clip_high)
+    low, high = clipped_shares(ratio, batch.advantage, params.clip_low, params.clip_high)
+    metrics = {
+        "entropy": metric(outputs.entropy, batch.mask),
+        "ratio": metric(ratio, batch.mask),
+        "clip_ratio/low_mean": metric(low, batch.mask),
+        "clip_ratio/high_mean": metric(high, batch.mask),
+    }
+    if batch.logp_ref is not None:
+        metrics["kl"] = metric(kl_estimate(outputs.logp, batch.logp_ref, "k3"), batch.mask)
+    return Loss(value + loss_penalty(params, outputs, batch), weight, norm, metrics)
+
+
+ALGORITHM = Algorithm(params=GRAPEParams, data="rollouts", loss=loss, credit=credit, needs=needs)
