@@ -19,6 +19,8 @@ app = typer.Typer(name="grape", no_args_is_help=True, add_completion=False, pret
                   help="From a pre-trained language model to an instruction-following one, any algorithm slotted in.")
 mlflow_app = typer.Typer(no_args_is_help=True, help="MLflow's records of this project.")
 app.add_typer(mlflow_app, name="mlflow")
+rubric_app = typer.Typer(no_args_is_help=True, help="The rubrics: check them, show them, try them on a response.")
+app.add_typer(rubric_app, name="rubric")
 
 
 class EngineName(StrEnum):
@@ -239,6 +241,49 @@ def sync(as_json: Json = False) -> None:
             _print_json(names)
         else:
             typer.echo(f"delivered: {', '.join(names)}" if names else "nothing was waiting")
+
+
+@rubric_app.command()
+def check() -> None:
+    """Check every rubric; a mistake is named with file and line."""
+    with _messages():
+        from grape import rubrics
+        from grape.project import Project
+
+        for line in rubrics.check(Project.find()):
+            typer.echo(line)
+
+
+@rubric_app.command()
+def show(category: Annotated[str | None, typer.Argument(help="[default: all]")] = None) -> None:
+    """Show the items of a category and their share of the reward."""
+    with _messages():
+        from grape import rubrics
+        from grape.project import Project
+
+        for line in rubrics.show(Project.find(), category):
+            typer.echo(line)
+
+
+@rubric_app.command("try")
+def try_(
+    category: str, prompt: str, response: str,
+    answer: Annotated[str | None, typer.Option(help="What verifiers compare with.")] = None, as_json: Json = False,
+) -> None:
+    """Score a response item by item, with reasons."""
+    with _messages():
+        from grape.project import Project
+
+        project = Project.find()
+        project.enter()
+        from grape import rubrics
+
+        found = rubrics.attempt(project, category, prompt, response, answer)
+        if as_json:
+            _print_json(found)
+        else:
+            for line in rubrics.attempt_lines(found):
+                typer.echo(line)
 
 
 def main() -> None:

@@ -18,7 +18,11 @@ Kind = Literal["verify", "critic", "reward_model"]
 
 
 class Item(BaseModel):
-    """One criterion. `question` is what the critic is asked and what people read; a verify item names its verifier."""
+    """One criterion. `question` is what the critic is asked and what people read; a verify item names its verifier.
+
+    A `gate` that is not met (score below 1/2) takes all other items of the response to 0: what must not happen is not averaged.
+    An item with a `parent` scores 0 where the parent is not met: no credit for what hangs on something that failed.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     id: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
@@ -27,6 +31,8 @@ class Item(BaseModel):
     kind: Kind
     verifier: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+    gate: bool = False
+    parent: str | None = None
 
 
 class Rubric(BaseModel):
@@ -70,6 +76,12 @@ def _problems(rubric: Rubric) -> Iterator[tuple[tuple[Any, ...], str, str]]:
         if item.id in seen:
             yield ("items", i, "id"), f"the id {item.id!r} stands twice", "give every item of a rubric its own id"
         seen.add(item.id)
+        if item.parent is not None and item.parent not in {other.id for other in rubric.items[:i]}:
+            yield (
+                ("items", i, "parent"),
+                f"item {item.id!r}: its parent {item.parent!r} is not one of the items above it",
+                "name the id of an earlier item",
+            )
         if (item.kind == "verify") != (item.verifier is not None):
             yield (
                 ("items", i),

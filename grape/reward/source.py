@@ -12,6 +12,9 @@ from grape.reward.rubric import Rubric
 from grape.reward.verifiers import Undecidable, Verify, build
 from grape.types import Prompt, Response, Scores
 
+# A score from here on meets a gate or a parent item.
+MET = 0.5
+
 RewardSource = Callable[[Sequence[Response]], Scores]
 
 
@@ -98,7 +101,24 @@ class RubricReward:
             for n, (b, k) in enumerate(learned):
                 score[b, k], valid[b, k] = torch.sigmoid(given.score[n, 0]), given.valid[n, 0]
                 reasons[b][k] = given.reasons[n][0] if given.reasons else ""
+        self._hold_back(score, valid, weight, reasons)
         return Scores(self.names, score, confidence, valid, weight, tuple(tuple(r) for r in reasons))
+
+    def _hold_back(
+        self, score: torch.Tensor, valid: torch.Tensor, weight: torch.Tensor, reasons: list[list[str]]
+    ) -> None:
+        """What a failed parent or gate takes away. Where the parent or gate itself is missing, so is what hangs on it."""
+        place = {name: k for k, name in enumerate(self.names)}
+        for k, (category, item) in enumerate(self.columns):
+            above = [place.get(f"{category}/{item.parent}")] if item.parent is not None else []
+            above += [place[f"{category}/{o.id}"] for c, o in self.columns if c == category and o.gate and o is not item]
+            for j in (j for j in above if j is not None):
+                asked = weight[:, k] > 0
+                failed = asked & valid[:, j] & (score[:, j] < MET)
+                for b in (failed & (score[:, k] > 0)).nonzero().squeeze(1).tolist():
+                    reasons[b][k] = f"0, since {self.columns[j][1].id} is not met"
+                score[failed, k] = 0.0
+                valid[:, k] &= valid[:, j] | ~asked
 
     def _ask_critic(
         self,

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from grape import rubrics
 from grape.errors import GrapeError
+from grape.project import Project
 from grape.reward.rubric import load_rubric, load_rubrics
 from grape.reward.source import RubricReward
 from grape.reward.verifiers import Undecidable, build
@@ -151,3 +153,50 @@ def test_scores_do_not_depend_on_the_order_of_responses(tmp_path: Path) -> None:
     source = RubricReward(load_rubrics(write(tmp_path, GOOD).parent))
     one, two = source(responses("8", "9 9 9", "no")), source(responses("no", "9 9 9", "8"))
     torch.testing.assert_close(one.score, two.score.flip(0))
+
+
+GATED = """\
+version: 1
+category: sums
+items:
+  - {id: safe, question: No digits?, kind: verify, verifier: matches, options: {pattern: "[^0-9]*"}, gate: true}
+  - {id: named, question: Names Anna?, kind: verify, verifier: contains, options: {part: 0}}
+  - {id: asked, question: Asks for salt?, kind: verify, verifier: contains, options: {part: 1}, parent: named}
+"""
+
+
+def test_a_failed_gate_takes_everything_and_a_failed_parent_what_hangs_on_it(tmp_path: Path) -> None:
+    judge = RubricReward({"sums": load_rubric(write(tmp_path, GATED))})
+    prompt = tiny.prompt("x", "sums", "Anna; salt")
+    texts = ["Anna, the salt", "the salt", "Anna, the salt 3"]
+    scores = judge([Response(prompt, i, (), text, True) for i, text in enumerate(texts)])
+    assert scores.score.tolist() == [[1, 1, 1], [1, 0, 0], [0, 0, 0]]
+    assert scores.valid.all()
+    assert scores.reasons[1][2] == "0, since named is not met" and scores.reasons[2][1] == "0, since safe is not met"
+
+
+def test_where_the_parent_is_missing_so_is_what_hangs_on_it(tmp_path: Path) -> None:
+    judge = RubricReward({"sums": load_rubric(write(tmp_path, GATED))})
+    scores = judge([Response(tiny.prompt("x", "sums", None), 0, (), "salt", True)])
+    assert scores.valid.tolist() == [[True, False, False]]
+
+
+@pytest.mark.parametrize("parent", ["later", "asked", "nobody"])
+def test_a_parent_stands_above_its_item(tmp_path: Path, parent: str) -> None:
+    text = GATED.replace("parent: named", f"parent: {parent}")
+    with pytest.raises(GrapeError, match=r"sums.yaml:6: item 'asked': its parent '\w+' is not one of the items above it"):
+        load_rubric(write(tmp_path, text))
+
+
+def test_a_typed_response_is_scored_item_by_item(project_dir: Path) -> None:
+    project = Project(project_dir)
+    assert list(rubrics.check(project))[0].startswith("arithmetic: version 1, ")
+    assert any("contains" in line and "25%" in line for line in rubrics.show(project, "courtesy"))
+    found = rubrics.attempt(project, "courtesy", "Ask Anna for salt.", "Anna, the salt?", "Anna; salt")
+    assert found["items"]["names_person"] == {"score": 1.0, "confidence": 1.0, "reason": ""}
+    assert found["items"]["polite"]["score"] is None and "run the stage" in found["items"]["polite"]["reason"]
+    assert found["reward"] == 1.0
+    lines = list(rubrics.attempt_lines(found))
+    assert lines[0].split() == ["names_person", "1.00", "sure", "1.00"] and lines[-1].split() == ["reward", "1.00"]
+    with pytest.raises(GrapeError, match="no rubric for the category 'x'"):
+        rubrics.attempt(project, "x", "", "", None)
