@@ -30,6 +30,7 @@ def grape(*arguments: str) -> Result:
 def project(project_dir: Path) -> Path:
     """grape's own project, set up for DVC, its code in place, nothing run."""
     (project_dir / "grape").symlink_to(ROOT / "grape")
+    (project_dir / "algorithms").symlink_to(ROOT / "algorithms")
     subprocess.run(["git", "init", "--quiet"], cwd=project_dir, check=True)
     (project_dir / ".dvc").mkdir()
     (project_dir / ".dvc" / "config").touch()
@@ -206,3 +207,25 @@ def test_parameters_once_found_valid_are_checked_again_when_they_change(project:
             Hooks().check(path)
     path.write_text(whole)
     Hooks().check(path)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["run", "pipeline", "--algorithms", "all"], "belong to `grape run compare`"),
+    (["run", "compare", "--seeds", "0,x"], "integers with commas"),
+    (["run", "compare", "--algorithms", "grpo,pop"], "unknown algorithm 'pop'"),
+    (["run", "compare", "--algorithms", "grpo", "--dry-run"], "--dry-run must not"),
+])
+def test_a_comparison_that_cannot_be_is_refused(project: Path, arguments: list[str], message: str) -> None:
+    before = (project / "params.yaml").read_bytes()
+    result = grape(*arguments)
+    assert result.exit_code == 2 and message in result.stderr, result.output
+    assert (project / "params.yaml").read_bytes() == before
+
+
+def test_an_algorithm_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # also outside a project
+    result = grape("explain", "trpo")
+    assert result.exit_code == 0
+    assert "subject to" in result.stdout and "cg_iterations" in result.stdout and "algorithms/trpo.py" in result.stdout
+    result = grape("explain", "troop")
+    assert result.exit_code == 2 and "did you mean 'trpo'" in result.stderr
