@@ -71,7 +71,8 @@ def title(rows: Sequence[Row]) -> str:
     """The page in one line; `rows` are those of `algorithms`."""
     winners = [row["name"] for row in rows if row["verdict"].outcome == "beats"]
     if winners:
-        return f"{' and '.join(winners)} {'beats' if len(winners) == 1 else 'beat'} SFT"
+        names = " and ".join([", ".join(winners[:-1]), winners[-1]] if len(winners) > 1 else winners)
+        return f"{names} {'beats' if len(winners) == 1 else 'beat'} SFT"
     if any(row["verdict"].better for row in rows):
         return "Some seeds beat SFT, no algorithm does with all of them"
     return "No policy beats SFT"
