@@ -42,7 +42,7 @@ class Check:
 def examine(project: Project) -> list[Check]:
     project.enter()
     parts = (_python, _packages, _repository, _parameters, _disk, _lock_file, _runs, _path_locks, _mlflow, _spools,
-             _prefect, _machine)
+             _prefect, _machine, _sandbox)
     return [check for part in parts for check in _safely(part, project)]
 
 
@@ -195,3 +195,14 @@ def _prefect(project: Project) -> Iterator[Check]:
 def _machine(project: Project) -> Iterator[Check]:
     yield Check("machine", False, f"{machine.cores()} cores, {'a GPU' if machine.has_gpu() else 'no CUDA GPU'}, "
                                   f"{machine.default_workers()} stages side by side")
+
+
+def _sandbox(project: Project) -> Iterator[Check]:
+    """Only rubrics with a verifier that runs model-written code need it, so a machine without one is no fault."""
+    from grape.reward.sandbox.tiers import tier
+
+    found = tier().receipt()
+    if found["strong"]:
+        yield Check("sandbox", False, f"{found['tier']}, all canaries held")
+    else:
+        yield Check("sandbox", False, f"{found['tier']}: too weak for code that a model has written; python_tests is refused")

@@ -36,6 +36,7 @@ class Receipt(TypedDict):
     python: str
     platform: str
     headline: dict[str, float]
+    facts: dict[str, str]  # about how it ran, e.g. grape.sandbox: the tier that the sandbox's canaries proved
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ comes from recorded lengths, never from `ids == pad`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -54,6 +54,7 @@ class Scores:
         valid: (B, K) bool; False: the score could not be had (missing, never 0).
         weight: (B, K) >= 0; the rubric's weight of the item, 0 where the item is no part of the prompt's rubric.
         reasons: B rows of K texts, why a score is what it is or why it is missing.
+        metrics: name -> (sum, weight): what the judges counted beside the scores, e.g. impossible tests that were passed.
     """
 
     items: tuple[str, ...]
@@ -62,6 +63,7 @@ class Scores:
     valid: Tensor
     weight: Tensor
     reasons: tuple[tuple[str, ...], ...] = ()
+    metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         shape = (self.score.shape[0], len(self.items))
@@ -83,7 +85,11 @@ class Scores:
         reasons = list(self.reasons)
         for row, texts in zip(rows, fresh.reasons, strict=False):
             reasons[row] = texts
-        return Scores(self.items, **tensors, reasons=tuple(reasons))
+        counted = dict(self.metrics)
+        for name, (total, weight) in fresh.metrics.items():
+            before = counted.get(name, (0.0, 0.0))
+            counted[name] = (before[0] + total, before[1] + weight)
+        return Scores(self.items, **tensors, reasons=tuple(reasons), metrics=counted)
 
 
 # The (B, T) and the (B,) fields of Batch.
@@ -163,9 +169,9 @@ class Batch:
     def select(self, index: Tensor) -> Batch:
         """The rows `index`, with padding that no row needs any more cut off."""
         chosen: dict[str, object] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            chosen[field.name] = value[index] if isinstance(value, Tensor) else value
+        for place in fields(self):
+            value = getattr(self, place.name)
+            chosen[place.name] = value[index] if isinstance(value, Tensor) else value
         prompt_mask, mask = chosen["prompt_mask"], chosen["mask"]
         assert isinstance(prompt_mask, Tensor) and isinstance(mask, Tensor)
         start = prompt_mask.shape[1] - max(int(prompt_mask.sum(1).max()), 1) if len(prompt_mask) else 0

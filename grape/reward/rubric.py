@@ -100,6 +100,8 @@ def _problems(rubric: Rubric) -> Iterator[tuple[tuple[Any, ...], str, str]]:
                     f"item {item.id!r}: option {option}: {what}",
                     "mend the verifier's options",
                 )
+            except GrapeError as error:
+                yield ("items", i, "verifier"), f"item {item.id!r}: {error.what}", error.mend or "mend the item"
             except re.error as error:
                 yield (
                     ("items", i, "options"),

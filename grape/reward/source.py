@@ -70,7 +70,7 @@ class RubricReward:
                         raise GrapeError(
                             str(error),
                             where=f"data/prompts, {prompt.id}; rubrics, item {prompt.category}/{item.id}",
-                            mend="add the answer to the prompt or remove the item",
+                            mend=error.mend or "add the answer to the prompt or remove the item",
                         ) from error
 
     def __call__(self, responses: Sequence[Response]) -> Scores:
@@ -78,6 +78,7 @@ class RubricReward:
         score, confidence = torch.zeros(rows, items), torch.ones(rows, items)
         valid, weight = torch.zeros(rows, items, dtype=torch.bool), torch.zeros(rows, items)
         reasons = [[""] * items for _ in responses]
+        counts: dict[str, float] = {}
         asked: list[tuple[int, int]] = []
         learned: list[tuple[int, int]] = []
         for b, response in enumerate(responses):
@@ -87,8 +88,11 @@ class RubricReward:
                 weight[b, k] = item.weight
                 if item.kind == "verify":
                     try:
-                        score[b, k] = self.verify[self.names[k]](response.prompt, response.text)
-                        valid[b, k] = True
+                        verdict = self.verify[self.names[k]](response.prompt, response.text)
+                        score[b, k], valid[b, k] = verdict, True
+                        reasons[b][k] = getattr(verdict, "reason", "")
+                        for name, count in getattr(verdict, "metrics", {}).items():
+                            counts[name] = counts.get(name, 0.0) + float(count)
                     except Undecidable as error:
                         reasons[b][k] = str(error)
                 else:
@@ -102,7 +106,10 @@ class RubricReward:
                 score[b, k], valid[b, k] = torch.sigmoid(given.score[n, 0]), given.valid[n, 0]
                 reasons[b][k] = given.reasons[n][0] if given.reasons else ""
         self._hold_back(score, valid, weight, reasons)
-        return Scores(self.names, score, confidence, valid, weight, tuple(tuple(r) for r in reasons))
+        metrics = {}
+        if counts.get("impossible"):  # tests that no honest program passes: the share that was passed all the same
+            metrics["hack_rate"] = (counts.get("impossible_passed", 0.0), counts["impossible"])
+        return Scores(self.names, score, confidence, valid, weight, tuple(tuple(r) for r in reasons), metrics)
 
     def _hold_back(
         self, score: torch.Tensor, valid: torch.Tensor, weight: torch.Tensor, reasons: list[list[str]]

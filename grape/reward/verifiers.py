@@ -1,27 +1,25 @@
 """Programmatic checks of a response: (prompt, response text, options) -> score in [0, 1].
 
-A verifier that cannot decide raises `Undecidable`; the score is then missing, with the reason, never 0.
+A verifier that cannot decide raises `Undecidable`; the score is then missing, with the reason, never 0. A `Verdict` is a score
+with its reason. Those that run or evaluate what the model wrote stand in `grape.reward.sandbox`.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, field_validator, model_validator
 
+from grape.reward.sandbox.library import Maths, ReasoningGym
+from grape.reward.sandbox.protocol import NotJson, read
+from grape.reward.sandbox.verify import PythonTests
+from grape.reward.verdict import Options, Undecidable, Verdict, reference
 from grape.types import Prompt
 
-
-class Undecidable(Exception):
-    """The check could not be made, e.g. the prompt has no reference answer."""
-
-
-class Options(BaseModel):
-    """Options of a verifier; unknown ones are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+__all__ = ["VERIFIERS", "Options", "Undecidable", "Verdict", "Verify", "build", "number", "reference"]
 
 
 class Exact(Options):
@@ -35,32 +33,44 @@ class Exact(Options):
 
 
 class Numeric(Options):
-    """`numeric`: the last number of the response equals the reference answer within `tolerance` (absolute)."""
+    """`numeric`: the last number of the response is the reference answer within `tolerance` (absolute) or `relative` (of it)."""
 
     tolerance: float = Field(0.0, ge=0)
+    relative: float = Field(0.0, ge=0, lt=1)
 
-    def score(self, prompt: Prompt, text: str) -> float:
+    def score(self, prompt: Prompt, text: str) -> Verdict:
         expected = number(reference(prompt))
         if expected is None:
             raise Undecidable(f"the reference answer {prompt.answer!r} is not a number")
         found = number(text)
-        return float(found is not None and abs(found - expected) <= self.tolerance)
+        if found is None:
+            return Verdict(0.0, "there is no number in the response")
+        right = abs(found - expected) <= max(self.tolerance, self.relative * abs(expected))
+        return Verdict(float(right), f"its last number is {found:g}" + ("" if right else ", which is not the answer"))
 
 
 class Contains(Options):
-    """`contains`: the response mentions part `part` of the reference answer, parts separated by `separator`; all parts if null."""
+    """`contains`: share of the wanted texts that the response mentions.
 
-    part: int | None = None
-    separator: str = ";"
+    Wanted are `texts`, or else the reference answer's parts, separated by `separator`; of them part number `part`, or all if null.
+    `need`: share | all | any | none of them must be there (the last three score 0 or 1).
+    """
+
+    part: int | None = Field(None, ge=0)
+    separator: str = Field(";", min_length=1)
     ignore_case: bool = True
+    texts: tuple[str, ...] | None = Field(None, min_length=1)
+    need: Literal["share", "all", "any", "none"] = "share"
 
     def score(self, prompt: Prompt, text: str) -> float:
-        parts = [p.strip() for p in reference(prompt).split(self.separator)]
+        parts = self.texts or tuple(p.strip() for p in reference(prompt).split(self.separator))
         if self.part is not None and self.part >= len(parts):
             raise Undecidable(f"the reference answer {prompt.answer!r} has no part {self.part}")
-        wanted = parts if self.part is None else [parts[self.part]]
+        wanted = parts if self.part is None else (parts[self.part],)
         fold = str.casefold if self.ignore_case else str
-        return sum(fold(p) in fold(text) for p in wanted) / len(wanted)
+        there = sum(fold(p) in fold(text) for p in wanted)
+        return {"share": there / len(wanted), "all": float(there == len(wanted)), "any": float(there > 0),
+                "none": float(there == 0)}[self.need]
 
 
 class Matches(Options):
@@ -76,46 +86,163 @@ class Matches(Options):
 
 
 class Length(Options):
-    """`length`: the response has `low` to `high` words."""
+    """`length`: the response has `low` to `high` of `unit`.
+
+    words: split at white space, which Chinese or Thai do not use. characters: what a reader counts as one, in any script: letters,
+    digits, signs, without white space and with accents on their letter. lines: those that are not empty.
+    """
 
     low: int = Field(0, ge=0)
     high: int = Field(ge=0)
+    unit: Literal["words", "characters", "lines"] = "words"
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Length:
+        if self.low > self.high:
+            raise ValueError(f"low ({self.low}) is above high ({self.high})")
+        return self
+
+    def score(self, prompt: Prompt, text: str) -> Verdict:
+        if self.unit == "words":
+            count = len(text.split())
+        elif self.unit == "lines":
+            count = sum(bool(line.strip()) for line in text.splitlines())
+        else:  # M: marks that combine with what stands before, C: control and invisible characters
+            count = sum(not c.isspace() and unicodedata.category(c)[0] not in "MC" for c in unicodedata.normalize("NFC", text))
+        return Verdict(float(self.low <= count <= self.high), f"{count} {self.unit}")
+
+
+class Choice(Options):
+    """`choice`: the response chooses the reference answer's letter. Two letters are no choice."""
+
+    letters: str = Field("ABCD", pattern=r"^[A-Z]{2,26}$")
+
+    def score(self, prompt: Prompt, text: str) -> Verdict:
+        expected = reference(prompt).strip(" ().:[]").upper()
+        if len(expected) != 1 or expected not in self.letters:
+            raise Undecidable(f"the reference answer {prompt.answer!r} is none of the letters {self.letters}")
+        found = self.chosen(text)
+        return Verdict(float(found == expected), f"chooses {found}" if found else "makes no single choice")
+
+    def chosen(self, text: str) -> str | None:
+        """The letter, from the plainest statement there is: a box, "the answer is B", a line that is or begins with a letter, the
+        only capital letter that stands alone."""
+        one = rf"[(\[*_\"'$ ]*(?:\\text\{{)?([{self.letters}])(?![\w'])"
+        lone = text.strip().strip("().:[]*").upper()
+        if len(lone) == 1:
+            return lone if lone in self.letters else None
+        article = r"A\s+(?!or\b|and\b)[a-z]"
+        for pattern in (rf"\\boxed\{{\s*{one}", rf"(?i:\b(?:answer|choice|option)\b(?:\s+is\b)?\s*[:=]?)\s*{one}",
+                        rf"(?m)^{one}[)\]*_]*(?:[.:)\]]|\s*$)", rf"(?<![\w'])(?!{article})([{self.letters}])(?![\w'])"):
+            if found := list(re.finditer(pattern, text)):
+                distinct = {match[1] for match in (found[-1:] if "answer" in pattern or "boxed" in pattern else found)}
+                hedged = re.match(rf"[)\]*_}}]*\s*(?:,|/|or|and)\s*[(\[*_]*([{self.letters}])(?![\w'])", text[found[-1].end():])
+                return distinct.pop() if len(distinct) == 1 and not (hedged and hedged[1] != found[-1][1]) else None
+        return None
+
+
+class JsonSchema(Options):
+    """`json_schema`: the response, or the one fenced block in it, is JSON (strict: no NaN, no key twice) that fits `schema`."""
+
+    schema_: dict[str, Any] | bool = Field(alias="schema")
+
+    @field_validator("schema_")
+    @classmethod
+    def _valid(cls, schema: dict[str, Any] | bool) -> dict[str, Any] | bool:
+        from jsonschema.exceptions import SchemaError  # type: ignore[import-untyped]
+        from jsonschema.validators import validator_for  # type: ignore[import-untyped]
+
+        try:
+            validator_for(schema).check_schema(schema)
+        except SchemaError as error:
+            raise ValueError(f"not a JSON schema: {error.message}") from error
+        return schema
+
+    def score(self, prompt: Prompt, text: str) -> Verdict:
+        from jsonschema.validators import validator_for
+        from referencing import Registry
+        from referencing.exceptions import Unresolvable
+
+        try:
+            value = read(fenced(text, ("", "json")))
+        except NotJson as error:
+            return Verdict(0.0, f"no JSON: {error}")
+        try:  # an empty registry: by default a reference to another schema would be fetched over the network
+            problem = next(validator_for(self.schema_)(self.schema_, registry=Registry()).iter_errors(value), None)
+        except Unresolvable as error:
+            raise Undecidable(f"the schema refers to what is not in it: {error}") from error
+        return Verdict(float(problem is None), "" if problem is None else f"{problem.json_path}: {problem.message}"[:200])
+
+
+class Format(Options):
+    """`format`: the response has the form `form`, whatever it says.
+
+    json: strict JSON. line: one line. list: every line begins with a bullet or a number. fence: one fenced block, of `language` if
+    named, and nothing else. boxed: exactly one \\boxed{}. tags: the elements `tags` once each, in order, nothing outside them.
+    """
+
+    form: Literal["json", "line", "list", "fence", "boxed", "tags"]
+    language: str = ""
+    tags: tuple[str, ...] = ("think", "answer")
 
     def score(self, prompt: Prompt, text: str) -> float:
-        return float(self.low <= len(text.split()) <= self.high)
+        body = text.strip()
+        if self.form == "json":
+            try:
+                read(body)
+            except NotJson:
+                return 0.0
+            return 1.0
+        if self.form == "boxed":
+            return float(len(re.findall(r"\\boxed\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}", body)) == body.count("\\boxed") == 1)
+        if self.form == "tags":
+            named = [re.escape(tag) for tag in self.tags]
+            once = all(body.count(f"<{tag}>") == body.count(f"</{tag}>") == 1 for tag in self.tags)
+            return float(once and re.fullmatch(r"\s*".join(rf"<{n}>.*?</{n}>" for n in named), body, re.DOTALL) is not None)
+        pattern = {"line": r"[^\n]+", "list": r"(?:[ \t]*(?:[-*+•]|\d+[.)])[ \t]+\S[^\n]*(?:\n+|\Z))+",
+                   "fence": rf"```{re.escape(self.language) or '[^`]*?'}[ \t]*\n(?:(?!```).)*\n?```"}[self.form]
+        return float(re.fullmatch(pattern, body, re.DOTALL) is not None)
 
 
 VERIFIERS: dict[str, type[Options]] = {
     "exact": Exact,
     "numeric": Numeric,
+    "math": Maths,
+    "choice": Choice,
     "contains": Contains,
     "matches": Matches,
     "length": Length,
+    "format": Format,
+    "json_schema": JsonSchema,
+    "python_tests": PythonTests,
+    "reasoning_gym": ReasoningGym,
 }
 Verify = Callable[[Prompt, str], float]
-NUMBER = re.compile(r"-?\d+(?:[.,]\d+)*")
+NUMBER = re.compile(r"(?:(?<![\w)\]])-)?\d+(?:[.,]\d+)*(?:[eE][-+]?\d+)?")
 
 
 def number(text: str) -> float | None:
     """The last number in the text (thousands separated by commas allowed), None if there is none."""
-    found = NUMBER.findall(text)
+    found = NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
     try:
         return float(found[-1].replace(",", "")) if found else None
     except ValueError:
         return None
 
 
-def reference(prompt: Prompt) -> str:
-    if prompt.answer is None:
-        raise Undecidable(f"prompt {prompt.id} has no reference answer")
-    return prompt.answer
+def fenced(text: str, languages: tuple[str, ...]) -> str:
+    """The only fenced block of one of these languages, else the whole text."""
+    blocks = re.findall(r"^```([\w+-]*)[ \t]*\n(.*?)^```[ \t]*$", text, re.DOTALL | re.MULTILINE)
+    bodies = [body for language, body in blocks if language.lower() in languages]
+    return bodies[0] if len(bodies) == 1 else text
 
 
 def build(name: str, options: dict[str, Any]) -> Verify:
     """The verifier `name` with its options checked.
 
     Raises:
-        KeyError: unknown name. ValueError (pydantic's ValidationError, re.error): bad options.
+        KeyError: unknown name. ValueError (pydantic's ValidationError), re.error: bad options.
+        GrapeError: the verifier's extra is not installed.
     """
     verifier: Any = VERIFIERS[name](**options)
     check: Verify = verifier.score

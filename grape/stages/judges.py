@@ -11,9 +11,13 @@ from grape.errors import GrapeError
 from grape.reward.critic import Critic
 from grape.reward.learned import LearnedReward
 from grape.reward.rubric import load_rubrics
+from grape.reward.sandbox.tiers import tier
 from grape.reward.source import RewardSource, RubricReward
 from grape.stages import Stage
 from grape.types import Prompt
+
+# Verifiers that run what a model has written; how well they are shut in goes into the receipt.
+SANDBOXED = frozenset({"python_tests", "math", "reasoning_gym"})
 
 Gold = Callable[[Prompt, str], float]
 
@@ -50,4 +54,6 @@ def reward_source(stage: Stage, prompts: Sequence[Prompt]) -> RewardSource:
     learned = LearnedReward(stage.root / "models/reward", *how) if "reward_model" in kinds else None
     source = RubricReward(rubrics, critic, learned)
     source.check(prompts)
+    if any(item.verifier in SANDBOXED for rubric in rubrics.values() for item in rubric.items):
+        stage.run.tag({f"grape.sandbox.{name}": str(value) for name, value in tier().receipt().items()})
     return source

@@ -91,6 +91,7 @@ class StageRun:
         self._deliver = deliver
         self._headline: dict[str, float] = {}
         self._datasets: dict[str, str] = {}
+        self._facts: dict[str, str] = {}
         self._handler: Any = None
 
     def __enter__(self) -> StageRun:
@@ -147,6 +148,11 @@ class StageRun:
         self._headline.update(values)
         self._spool.append("headline", values=values)
 
+    def tag(self, values: Mapping[str, str]) -> None:
+        """Facts about how the stage ran, e.g. the sandbox's tier: tags of the MLflow run, and in the receipt."""
+        self._facts.update(values)
+        self._spool.append("tags", values=dict(values))
+
     def champion(self, candidates: list[Candidate]) -> None:
         """Move the champion alias to the best candidate that beats SFT, if there is one."""
         event = registry.champion_event(self.project, candidates)
@@ -183,7 +189,7 @@ class StageRun:
             peak_memory_mb=identity.peak_memory_mb(), git_revision=self._revision, git_dirty=self._dirty,
             params=self.params, params_hash=identity.params_hash(self.params), seed=self.seed,
             datasets=self._datasets, versions=identity.versions(), python=identity.python(),
-            platform=platform.platform(), headline=self._headline)
+            platform=platform.platform(), headline=self._headline, facts=self._facts)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -219,6 +219,7 @@ def describe(batch: Batch, scores: Scores, max_missing: float) -> Sums:
         "completions/finished": (float(batch.finished.sum()), float(batch.rows)),
         "missing": (missing, 1.0),
         "num_tokens": (float(batch.tokens), 1.0),
+        **scores.metrics,
     }
     for k, item in enumerate(scores.items):
         valid = scores.valid[:, k] & asked[:, k]

@@ -1,0 +1,189 @@
+"""Verifiers that let a library read the response, apart from grape's process: the library may hang on it, or evaluate it.
+
+`math` uses math-verify, whose answers may be expressions that take for ever (9^9^9^9). `reasoning_gym` uses the scorers of
+reasoning-gym, some of which call `eval` on the response. Both are optional extras. The library is loaded once into a sandbox
+that reads its folder; each request is answered by a fork of that process, which nothing of the next request sees.
+
+Other than in `python_tests` the reference answer is in there with the response, as the library wants both. So `reasoning_gym`
+refuses responses that look like Python which would reach for it; the sandbox holds what they could do beyond.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import re
+import sys
+import threading
+import time
+from importlib.util import find_spec
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from grape.errors import GrapeError
+from grape.reward.sandbox.box import Answer, Ended, HarnessError, Limits, Sandbox
+from grape.reward.sandbox.tiers import tier
+from grape.reward.sandbox.verify import mechanism
+from grape.reward.verdict import Options, Undecidable, Verdict, reference
+from grape.types import Prompt
+
+MATH = """
+from math_verify import parse, verify
+def grade(gold, text, digits):
+    read = parse(gold, parsing_timeout=None) or parse("$" + gold + "$", parsing_timeout=None)
+    return bool(verify(read, parse(text, parsing_timeout=None), float_rounding=digits, timeout_seconds=None)) if read else None
+"""
+GYM = """
+from reasoning_gym.factory import DATASETS, get_score_answer_fn
+def grade(name, text, entry):
+    if name not in DATASETS:
+        return None
+    score = get_score_answer_fn(name)
+    try:
+        return float(score(text, entry))
+    except Exception:
+        try:
+            score(entry["answer"], entry)
+        except Exception:
+            return None  # not even the right answer can be scored: the entry is at fault
+        raise
+"""
+# What an answer needs to get at the interpreter, were it evaluated; no honest answer to a puzzle holds it.
+CODE = re.compile(r"__\w|\b(?:exec|eval|compile|open|input|exit|quit|breakpoint|globals|locals|vars|dir|type|getattr|setattr|"
+                  r"delattr|lambdify|sympify|parse_expr)\s*\(|\blambda\b|\bimport\s")
+TAGGED = re.compile(r"<answer>\s?(.*?)\s?</answer>", re.DOTALL)
+
+
+class Library:
+    """A library behind walls, started when it is first asked and again after a request that ended it.
+
+    Args:
+        name: of the package. program: defines `grade`. extra: grape's extra that installs the package.
+    """
+
+    def __init__(self, name: str, program: str, extra: str) -> None:
+        self.name, self.program, self.extra = name, program, extra
+        self.limits = Limits(seconds=5, wall=20, memory=2048, files=256)
+        self._sandbox: Sandbox | None = None
+        self._lock = threading.Lock()
+        atexit.register(self.close)
+
+    def require(self) -> None:
+        """Raises GrapeError if the package is not installed."""
+        if find_spec(self.name) is None:
+            raise GrapeError(f"the package {self.name.replace('_', '-')} is not installed", where="rubrics",
+                             mend=f"pip install 'grape[{self.extra}]'")
+
+    def grade(self, held_by: str, *arguments: Any) -> Answer:
+        """What `grade` says. A request that takes too long or kills the process has an answer with an error.
+
+        Raises:
+            GrapeError: the package is not installed. HarnessError: the sandbox or the library in it cannot be started.
+        """
+        with self._lock:
+            if self._sandbox is None:
+                self._open(held_by)
+            assert self._sandbox is not None
+            try:
+                return self._sandbox.ask("grade", arguments, time.monotonic() + self.limits.wall)
+            except Ended as error:
+                self._close()
+                return Answer(None, str(error))
+
+    def _open(self, held_by: str) -> None:
+        self.require()
+        folders = [path for path in sys.path if path.rstrip("/").endswith(("site-packages", "dist-packages"))]
+        sandbox = Sandbox(held_by, self.limits, folders).__enter__()
+        self._sandbox = sandbox
+        try:
+            sandbox.start(self.program)
+            line = json.loads(sandbox.line(time.monotonic() + 120))
+            if line[:2] != [-1, True]:
+                raise Ended(str(line))
+        except (HarnessError, Ended, ValueError) as error:
+            self._close()
+            raise HarnessError(f"{self.name} cannot be loaded in the sandbox: {error}") from error
+
+    def _close(self) -> None:
+        if self._sandbox is not None:
+            sandbox, self._sandbox = self._sandbox, None
+            sandbox.__exit__(None, None, None)
+
+    def close(self) -> None:
+        """End the sandbox; the next request starts a new one."""
+        with self._lock:
+            self._close()
+
+
+MATH_VERIFY = Library("math_verify", MATH, "math")
+REASONING_GYM = Library("reasoning_gym", GYM, "gym")
+
+
+def _decided(answer: Answer, what: str) -> Answer:
+    """Raises Undecidable if the library could make nothing of the reference; an error is the response's."""
+    if answer.error is None and answer.value is None:
+        raise Undecidable(what)
+    return answer
+
+
+class Maths(Options):
+    """`math`: an expression of the response, LaTeX or plain, equals the reference answer (math-verify, extra `math`).
+
+    `digits`: decimals to which numbers are rounded before they are compared.
+    """
+
+    digits: int = Field(6, ge=0, le=15)
+
+    def model_post_init(self, context: Any) -> None:
+        MATH_VERIFY.require()
+
+    def score(self, prompt: Prompt, text: str) -> Verdict:
+        gold, found = reference(prompt), tier()
+        if found.name == "none":
+            raise Undecidable(found.why())
+        try:  # the library executes nothing, so limits on time and memory are enough to hold it
+            answer = MATH_VERIFY.grade(found.name, gold, text, self.digits)
+        except HarnessError as error:
+            raise Undecidable(str(error)) from error
+        answer = _decided(answer, f"math-verify cannot read the reference answer {gold!r}")
+        return Verdict(float(answer.value is True), answer.error or ("equal" if answer.value is True else "not equal"))
+
+
+class ReasoningGym(Options):
+    """`reasoning_gym`: the scorer of reasoning-gym's dataset `dataset` (extra `gym`).
+
+    The prompt's reference answer is the dataset's entry as JSON (question, answer, metadata), or the bare answer for datasets whose
+    scorer needs no more. What stands in the response's last <answer></answer> is scored, or all of it.
+    """
+
+    dataset: str = Field(min_length=1)
+    allow_weak: bool = False
+
+    @field_validator("dataset")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        REASONING_GYM.require()
+        return name
+
+    def score(self, prompt: Prompt, text: str) -> Verdict:
+        gold = reference(prompt)
+        try:
+            entry = json.loads(gold)
+        except ValueError:
+            entry = None
+        if not isinstance(entry, dict) or "answer" not in entry:
+            entry = {"question": prompt.text, "answer": gold, "metadata": {}}
+        tagged = TAGGED.findall(text)
+        said = tagged[-1] if tagged else text.strip()
+        held_by = mechanism(self.allow_weak)
+        if CODE.search(said):
+            return Verdict(0.0, "the answer looks like Python code, which some scorers would execute")
+        try:
+            answer = REASONING_GYM.grade(held_by, self.dataset, said, entry)
+        except HarnessError as error:
+            raise Undecidable(str(error)) from error
+        answer = _decided(answer, f"reasoning-gym has no dataset {self.dataset!r}, or cannot score this entry")
+        if answer.error is not None or not isinstance(answer.value, float | int) or not 0 <= answer.value <= 1:
+            return Verdict(0.0, answer.error or "the scorer gave no score")
+        return Verdict(float(answer.value), f"scored by reasoning-gym's {self.dataset}")

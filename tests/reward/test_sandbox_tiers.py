@@ -1,0 +1,121 @@
+"""What the sandbox is worth on a machine, and that its own failures are missing scores, never zeros."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from grape.errors import GrapeError
+from grape.reward.rubric import Item, Rubric
+from grape.reward.sandbox import box, places, tiers, verify
+from grape.reward.sandbox.box import HarnessError
+from grape.reward.sandbox.run import Answer, Run, run
+from grape.reward.source import RubricReward
+from grape.reward.verdict import Undecidable
+from grape.reward.verifiers import build
+from grape.types import Response
+from tests import tiny
+from tests.reward import machine
+
+
+def test_the_tier_is_what_its_canaries_prove() -> None:
+    found = tiers.tier()
+    assert set(found.canaries) == set(tiers.CANARIES) or found.name == "none"
+    assert json.loads(json.dumps(found.receipt()))["tier"] == found.name
+    assert all(machine.why_not(name) for name in found.tried)
+    if found.name in ("namespaces", "bubblewrap", "landlock"):
+        assert found.strong
+
+
+HELD = Run((Answer({"total": 3.5, "count": 2, "seen": [3], "third": "1.0", "hash": "e3b0"}), Answer([""]), Answer([]), Answer([]),
+            Answer([]), Answer(True), Answer(12)), "", True)
+
+
+@pytest.mark.parametrize(("canary", "place", "answer"), [
+    ("read", 1, ["", "the token"]), ("read", 1, ["root:x:0:0"]), ("read", 1, None), ("write", 2, ["mode"]), ("write", 2, None),
+    ("connect", 3, ["udp"]), ("see", 4, ["signal"]), ("daemonise", 5, None), ("fork", 6, 200), ("fork", 6, None),
+])
+def test_a_canary_that_gets_through_or_does_not_answer_is_not_held(canary: str, place: int, answer: object) -> None:
+    assert all(tiers._judge(HELD, "the token", False, False).values())
+    done = Run((*HELD.answers[:place], Answer(answer), *HELD.answers[place + 1:]), "", True)
+    held = tiers._judge(done, "the token", False, False)
+    assert [name for name, ok in held.items() if not ok] == [canary]
+
+
+def test_canaries_are_believed_less_than_what_is_seen_from_outside() -> None:
+    assert not tiers._judge(HELD, "t", changed=True, reached=False)["write"]
+    assert not tiers._judge(HELD, "t", changed=False, reached=True)["connect"]
+    assert not tiers._judge(Run(HELD.answers, "", clean=False), "t", False, False)["daemonise"]
+    with pytest.raises(HarnessError, match="honest"):
+        tiers._judge(Run((Answer(None, "MemoryError"), *HELD.answers[1:]), "", True), "t", False, False)
+
+
+def test_without_walls_the_canaries_get_through() -> None:
+    """The canaries can fail: with limits alone files are open."""
+    try:
+        held = tiers.canaries("process")
+    except HarnessError as error:
+        pytest.skip(f"not even limits alone: {error}")
+    assert not held["read"] and not held["write"] and held["fork"] and held["daemonise"]
+
+
+def weak(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    found = tiers.Tier(name, {"read": False}, {"namespaces": "unshare: refused"})  # type: ignore[arg-type]
+    monkeypatch.setattr(verify, "tier", lambda: found)
+
+
+def test_a_tier_that_is_too_low_is_a_missing_score_unless_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = machine.weakest_that_runs()
+    weak(monkeypatch, "process")
+    prompt, code = tiny.prompt("q", answer=machine.ADD), "def add(a, b): return a + b"
+    with pytest.raises(Undecidable, match="tier 'process'.*read.*unshare: refused") as caught:
+        build("python_tests", {})(prompt, code)
+    assert caught.value.mend is not None and "allow_weak" in caught.value.mend
+    monkeypatch.setattr(verify, "run", lambda source, calls, mechanism, limits: run(source, calls, runs, limits))
+    assert build("python_tests", {"allow_weak": True})(prompt, code) == 1
+    weak(monkeypatch, "none")
+    with pytest.raises(Undecidable, match="none"):
+        build("python_tests", {"allow_weak": True})(prompt, code)
+
+
+def test_a_machine_out_of_processes_is_a_missing_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*args: object, **kwargs: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(verify, "tier", lambda: tiers.Tier("namespaces", dict.fromkeys(tiers.CANARIES, True)))
+    monkeypatch.setattr(subprocess, "Popen", refused)
+    with pytest.raises(Undecidable, match="temporarily unavailable"):
+        build("python_tests", {})(tiny.prompt("q", answer=machine.ADD), "def add(a, b): return a + b")
+
+
+@pytest.mark.parametrize("command", [["/nonexistent/python"], [sys.executable, "-c", "raise SystemExit('no such walls')"],
+                                     [sys.executable, "-c", "import os; os.read(0, 1); print('hello', flush=True); os.read(0, 9)"]])
+def test_a_sandbox_that_does_not_start_is_an_error_of_the_harness(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "command", lambda boot: command)
+    with pytest.raises(HarnessError, match="could not be started"):
+        run("def f(): return 1", [("f", [])], "process", machine.SHORT)
+
+
+def test_walls_that_cannot_be_built_are_an_error_of_the_harness(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.weakest_that_runs()
+    real = places.config
+    monkeypatch.setattr(places, "config", lambda *a: {**real(*a), "work": "/nonexistent"})
+    monkeypatch.setattr(box.os, "chown", lambda *a: None)
+    with pytest.raises(HarnessError, match="nonexistent"):
+        run("def f(): return 1", [("f", [])], "process", machine.SHORT)
+
+
+def test_the_rubric_gives_a_missing_score_and_refuses_bad_cases_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    item = Item(id="works", question="Does it work?", kind="verify", verifier="python_tests")
+    source = RubricReward({"code": Rubric(version=1, category="code", items=(item,))})
+    weak(monkeypatch, "process")
+    response = Response(tiny.prompt("q", "code", machine.ADD), 0, (2,), "def add(a, b): return a + b", True)
+    scores = source([response])
+    assert not scores.valid.any() and "tier 'process'" in scores.reasons[0][0]
+    with pytest.raises(GrapeError, match="tier 'process'"):
+        source.check([response.prompt])
+    with pytest.raises(GrapeError, match="no strict JSON"):
+        source.check([tiny.prompt("q", "code", "42 or so")])
