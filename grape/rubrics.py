@@ -45,7 +45,7 @@ def attempt(project: Project, category: str, prompt: str, response: str, answer:
     import torch
 
     from grape.maths.advantage import weighted_reward
-    from grape.reward.critic import Critic
+    from grape.reward.critics.settings import load_critic
     from grape.reward.learned import LearnedReward
     from grape.reward.source import RubricReward
     from grape.types import Prompt, Response
@@ -56,7 +56,7 @@ def attempt(project: Project, category: str, prompt: str, response: str, answer:
     there = {"verify"} | ({"critic"} if critic.is_dir() else set()) | ({"reward_model"} if learned.is_dir() else set())
     judge = RubricReward(
         {category: rubric},
-        Critic.load(critic) if "critic" in kinds & there else None,
+        load_critic(critic, project.root) if "critic" in kinds & there else None,
         LearnedReward(learned) if "reward_model" in kinds & there else None,
         frozenset(kinds & there),
     )

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from grape import slot
 from grape.algorithms import base as algorithm_base
+from grape.reward.critics.settings import Judge
 
 
 class Section(BaseModel):
@@ -54,6 +55,7 @@ class Optimisation(Section):
 
 class Critic(Optimisation):
     heldout: float = Field(ge=0, le=0.5)
+    judge: Judge
 
 
 class Preferences(Section):

@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
 from grape.errors import GrapeError, first_problem
+from grape.reward.critics.base import Question
 from grape.reward.verifiers import VERIFIERS, build
 
 Kind = Literal["verify", "critic", "reward_model"]
@@ -19,6 +20,8 @@ Kind = Literal["verify", "critic", "reward_model"]
 
 class Item(BaseModel):
     """One criterion. `question` is what the critic is asked and what people read; a verify item names its verifier.
+
+    `system` is the critic's system prompt for this item, for critics that take one (local, openai); "" is the critic's own.
 
     A `gate` that is not met (score below 1/2) takes all other items of the response to 0: what must not happen is not averaged.
     An item with a `parent` scores 0 where the parent is not met: no credit for what hangs on something that failed.
@@ -31,6 +34,7 @@ class Item(BaseModel):
     kind: Kind
     verifier: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+    system: str = ""
     gate: bool = False
     parent: str | None = None
 
@@ -44,17 +48,9 @@ class Rubric(BaseModel):
     critic_prompt: str = "{question}\nQuestion: {prompt}\nAnswer: {response}"
     items: tuple[Item, ...] = Field(min_length=1)
 
-    def critic_text(self, item: Item, prompt: str, response: str) -> str:
-        """What the critic reads. Places are replaced in one pass, so a response cannot smuggle in another place."""
-        places = {"{question}": item.question, "{prompt}": prompt, "{response}": response}
-        text, rest = "", self.critic_prompt
-        while rest:
-            found = min(((rest.find(name), name) for name in places if name in rest), default=None)
-            if found is None:
-                return text + rest
-            text += rest[: found[0]] + places[found[1]]
-            rest = rest[found[0] + len(found[1]) :]
-        return text
+    def ask(self, item: Item, prompt: str, response: str) -> Question:
+        """The item's question about a response, in parts."""
+        return Question(item.question, prompt, response, self.critic_prompt, item.system, self.version)
 
 
 def _line(node: Any, location: tuple[Any, ...]) -> int:

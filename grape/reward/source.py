@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from grape.errors import GrapeError
-from grape.reward.critic import Critic
+from grape.reward.critics.base import Critic
 from grape.reward.rubric import Rubric
 from grape.reward.verifiers import Undecidable, Verify, build
 from grape.types import Prompt, Response, Scores
@@ -137,17 +137,15 @@ class RubricReward:
         reasons: list[list[str]],
     ) -> None:
         assert self.critic is not None
-        texts = [
-            self.rubrics[self.columns[k][0]].critic_text(
-                self.columns[k][1], responses[b].prompt.text, responses[b].text
-            )
+        questions = [
+            self.rubrics[self.columns[k][0]].ask(self.columns[k][1], responses[b].prompt.text, responses[b].text)
             for b, k in asked
         ]
-        p, c = self.critic.judge([self.names[k] for _, k in asked], texts)
+        verdicts = self.critic.judge([self.names[k] for _, k in asked], questions)
         for n, (b, k) in enumerate(asked):
-            valid[b, k] = bool(torch.isfinite(p[n]))
+            valid[b, k] = verdicts.valid[n]
+            reasons[b][k] = verdicts.reasons[n]
             if valid[b, k]:
-                score[b, k], confidence[b, k] = p[n], c[n]
-                reasons[b][k] = f"critic says yes with probability {float(p[n]):.2f}"
+                score[b, k], confidence[b, k] = verdicts.score[n], verdicts.confidence[n]
             else:
-                reasons[b][k] = "the text is longer than the critic's positions"
+                confidence[b, k] = 0.0

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from grape.errors import GrapeError
-from grape.reward.critic import Critic
+from grape.reward.critics.settings import load_critic
 from grape.reward.learned import LearnedReward
 from grape.reward.rubric import load_rubrics
 from grape.reward.sandbox.tiers import tier
@@ -50,7 +50,7 @@ def reward_source(stage: Stage, prompts: Sequence[Prompt]) -> RewardSource:
         return LearnedReward(stage.root / "models/reward", *how)
     rubrics = load_rubrics(stage.root / "rubrics")
     kinds = {item.kind for rubric in rubrics.values() for item in rubric.items}
-    critic = Critic.load(stage.root / "models/critic", *how) if "critic" in kinds else None
+    critic = load_critic(stage.root / "models/critic", stage.root, *how) if "critic" in kinds else None
     learned = LearnedReward(stage.root / "models/reward", *how) if "reward_model" in kinds else None
     source = RubricReward(rubrics, critic, learned)
     source.check(prompts)

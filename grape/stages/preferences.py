@@ -13,7 +13,7 @@ from grape.errors import GrapeError
 from grape.maths.advantage import weighted_reward
 from grape.models.load import device, load_language_model
 from grape.randomness import generator, permutation
-from grape.reward.critic import Critic
+from grape.reward.critics.settings import load_critic
 from grape.reward.rubric import load_rubrics
 from grape.reward.source import RubricReward
 from grape.sampling import sample
@@ -63,7 +63,9 @@ def collected(stage: Stage) -> tuple[list[dict[str, Any]], dict[str, float]]:
     kinds = frozenset({"verify", "critic"}) if params.source == "rubric" else frozenset({"critic"})
     judge = RubricReward(
         rubrics,
-        Critic.load(stage.root / "models/critic", stage.params.model.dtype, stage.params.model.micro_batch_tokens),
+        load_critic(
+            stage.root / "models/critic", stage.root, stage.params.model.dtype, stage.params.model.micro_batch_tokens
+        ),
         kinds=kinds,
     )
     prompts = read_prompts(stage.root / "data/prompts/train.jsonl")

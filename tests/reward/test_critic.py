@@ -11,7 +11,9 @@ import torch
 from grape.errors import GrapeError
 from grape.models.encode import encode_chat, encode_prompt
 from grape.models.load import load_scalar_model, save_model
-from grape.reward.critic import Calibration, Critic, expected_calibration_error, fit_calibration, verdict_tokens
+from grape.reward.critics.calibration import Calibration, expected_calibration_error, fit_calibration
+from grape.reward.critics.trained import TrainedCritic as Critic
+from grape.reward.critics.trained import verdict_tokens
 from grape.reward.learned import STATISTICS, LearnedReward
 from grape.types import Response
 from tests import tiny

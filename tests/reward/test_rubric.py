@@ -145,7 +145,7 @@ def test_critic_items_without_a_critic_are_refused(tmp_path: Path) -> None:
 def test_the_critics_text_cannot_be_steered_by_the_response(tmp_path: Path) -> None:
     """A response that holds the template's own places is quoted, not expanded."""
     rubric = load_rubric(write(tmp_path, GOOD))
-    text = rubric.critic_text(rubric.items[0], "3+5 {response}", "{question} {prompt}")
+    text = rubric.ask(rubric.items[0], "3+5 {response}", "{question} {prompt}").text
     assert text == "Is it right?\nQuestion: 3+5 {response}\nAnswer: {question} {prompt}"
 
 

@@ -373,3 +373,19 @@ def test_chat_names_what_is_not_there(project: Project) -> None:
         model_folder(project, "sft")
     with pytest.raises(GrapeError, match="no stage"):
         model_folder(project, "evaluate")
+
+
+def test_a_judge_from_outside_is_calibrated_and_not_trained(trained: Project) -> None:
+    from grape.models.load import save_model
+
+    save_model(tiny.model(positions=2048), tiny.tokenizer(), trained.root / "outside")
+    params_file.set_values(
+        trained.params, ["critic.judge.model=outside", "critic.judge.backend=local", "critic.heldout=0.3"]
+    )
+    run(trained, "critic")
+    folder = trained.root / "models/critic"
+    assert {path.name for path in folder.iterdir()} == {"calibration.json", "judge.json"}
+    assert {"agreement", "ece", "ece_before"} <= headline(trained, "critic").keys()
+    run(trained, "rl", "grpo", 0)
+    with pytest.raises(GrapeError, match="critic.judge"):
+        params_file.set_values(trained.params, ["critic.judge.backend=trained"])

@@ -1,0 +1,117 @@
+"""A judge's reply as a score, a confidence and a reason; read tolerantly in form, and never in doubt."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from grape.reward.critics.base import Question
+
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*(%?)", re.ASCII)
+_START = re.compile(r'\{\s*"')
+LONGEST_REPLY = 131072  # characters, from the end: the verdict stands last
+LONGEST_OBJECT = 16384
+LONGEST_REASON = 1000
+
+
+class Malformed(Exception):
+    """No verdict can be read from the reply. The message says why and quotes nothing of it."""
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What a judge said: score and confidence in [0, 1], and why."""
+
+    score: float
+    confidence: float
+    reason: str
+
+
+def quotable(question: Question) -> bool:
+    """Whether the judged text holds something that, quoted by the judge, could be taken for its verdict."""
+    text = unicodedata.normalize("NFKC", question.prompt + question.response)
+    return "{" in text
+
+
+def opinion(reply: str, mark: str, strict: bool) -> Opinion:
+    """The verdict of a reply: the last JSON object with a score that carries the mark, whatever stands around it.
+
+    Args:
+        strict: no object without the mark counts. Judges forget it now and then; where the judged text has no brace, an object
+            in the reply cannot be quoted from there, and the last one counts without it.
+
+    Raises:
+        Malformed: there is none, or `checked` refuses it.
+    """
+    text = reply[-LONGEST_REPLY:]
+    marked = list(_objects(text, lambda given: "score" in given and str(given.get("key")).strip().lower() == mark))
+    found = marked or list(_objects(text, lambda given: "score" in given))
+    if not marked and (strict or not found):
+        raise Malformed("no JSON object with the right key" if found else "no JSON object with a score")
+    return checked(found[-1])
+
+
+def checked(given: Mapping[str, Any]) -> Opinion:
+    """A JSON object as an opinion.
+
+    Raises:
+        Malformed: a number is missing, none, not finite or out of [0, 1]. Nothing is clamped.
+    """
+    reason = given.get("reason")
+    text = whole("" if reason is None else str(reason))[:LONGEST_REASON]
+    return Opinion(_fraction(given, "score"), _fraction(given, "confidence"), text)
+
+
+def whole(text: str) -> str:
+    """The text without halves of characters, which JSON can hold and no file can."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _objects(text: str, wanted: Callable[[Mapping[str, Any]], bool]) -> Iterator[dict[str, Any]]:
+    """The wanted JSON objects from left to right. Only of a wanted one the inside is passed over: whatever a quotation opens
+    or closes around the verdict, the verdict is found.
+
+    Raises:
+        Malformed: brackets inside of brackets inside of brackets.
+    """
+    decoder = json.JSONDecoder(object_pairs_hook=_unrepeated)
+    found = _START.search(text)
+    while found:
+        start, end = found.start(), found.start() + 1
+        try:
+            # A piece of bounded length: the decoder's errors count the lines of all it was given.
+            given, length = decoder.raw_decode(text[start : start + LONGEST_OBJECT])
+            if wanted(given):
+                yield given
+                end = start + length
+        except ValueError:  # also a number of too many digits
+            pass
+        except RecursionError:
+            raise Malformed("the reply is nested too deeply") from None
+        found = _START.search(text, end)
+
+
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise ValueError("a name stands twice")
+    return dict(pairs)
+
+
+def _fraction(given: Mapping[str, Any], name: str) -> float:
+    """A number in [0, 1]: 0.8, "0.8", "80 %". 80 without a percent sign is out of range."""
+    value = given.get(name)
+    number = math.nan
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        number = float(value) if abs(value) <= 1 else math.inf
+    elif isinstance(value, str) and (form := _NUMBER.fullmatch(value.strip())):
+        number = float(value.strip().removesuffix("%")) / (100 if form[1] else 1)
+    if math.isnan(number):
+        raise Malformed(f"the {name} is {'no number' if name in given else 'missing'}")
+    if not 0 <= number <= 1:
+        raise Malformed(f"the {name} is not between 0 and 1")
+    return abs(number)  # -0.0

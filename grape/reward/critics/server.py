@@ -1,0 +1,179 @@
+"""The server critic: a model behind an OpenAI-compatible server, which gives its reason first, then a score and how sure it is.
+
+    score = the judge's,   confidence = the judge's, 0 a guess, 1 certain;
+    evidence z = logit of 1/2 + confidence (score - 1/2), so that a judge that is not sure says nothing either way.
+
+With a calibration, confidence is read from p = calibration(z) instead: the chance that people agree with the verdict score > 1/2,
+or its margin over a coin. The score stays the judge's own: it may say "half right", which no yes or no does.
+
+Every judgement is one conversation of its own, so order and company change nothing. What was judged once is not asked again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grape.errors import GrapeError
+from grape.reward.critics.base import Certainty, Question, Verdicts
+from grape.reward.critics.cache import Cache, digest
+from grape.reward.critics.calibration import Calibration
+from grape.reward.critics.fence import EMPTY, NOTICE, SYSTEM, messages, new_mark
+from grape.reward.critics.reply import Malformed, Opinion, opinion, quotable, whole
+from grape.reward.critics.transport import Failure, Round, Server
+
+logger = logging.getLogger("grape.reward")
+
+ENDING = """Judge the answer by that question alone. Reply with one JSON object and nothing behind it:
+{{"reason": "...", "score": ..., "confidence": ..., "key": "{mark}"}}
+reason: at most three sentences, written before you decide. score: from 0, a clear no, to 1, a clear yes. confidence: how sure you \
+are of the score, from 0, a guess, to 1, certain. key: as it stands above."""
+REPAIR = "Your last reply could not be read: {why}. Reply with the JSON object alone."
+WORDS = digest({"words": [SYSTEM, NOTICE, EMPTY, ENDING, REPAIR]})  # what was asked in other words is asked anew
+LEAST_CONFIDENCE = 0.01  # in the evidence, so that a verdict keeps its side
+
+Asked = tuple[str, Question]
+
+
+class ServerCritic:
+    """A judge behind an OpenAI-compatible server.
+
+    Args:
+        model: the server's name for it. cache: a folder, or None for no cache.
+        extra: more fields of the request, e.g. {"response_format": {"type": "json_object"}}; they win over grape's own.
+        repairs: how often a reply that cannot be read is asked for again.
+        sleep: how to wait between attempts; default: really.
+
+    Raises:
+        GrapeError: no address, or no key for an https server.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        model: str,
+        calibration: Calibration | None = None,
+        cache: Path | None = None,
+        temperature: float = 0.0,
+        max_tokens: int | None = 512,
+        certainty: Certainty = "margin",
+        extra: Mapping[str, Any] | None = None,
+        repairs: int = 1,
+        sleep: Callable[[float], object] | None = None,
+    ) -> None:
+        if not server.secret() and server.url.startswith("https"):
+            raise GrapeError(
+                f"there is no key for {server.url}", where="environment", mend=f"set {server.key} to the server's key"
+            )
+        self.server, self.model, self.certainty = server, model, certainty
+        self.calibration, self.cache = calibration or Calibration({}), Cache(cache) if cache else None
+        self.options = {"temperature": temperature, **({"max_tokens": max_tokens} if max_tokens else {}), **(extra or {})}
+        self.repairs, self.sleep = repairs, sleep
+        self.counts: Counter[str] = Counter()  # requests, retries, cached, missing, tokens: since the critic was made
+
+    def judge(self, names: Sequence[str], questions: Sequence[Question], /) -> Verdicts:
+        """Answers to questions; missing, with the reason, where none could be had after all attempts."""
+        asked = list(zip(names, questions, strict=True))
+        unique = {one: i for i, one in enumerate(dict.fromkeys(asked))}
+        given = self._opinions(list(unique))
+        opinions = [given[unique[one]] for one in asked]
+        self.counts.update(["missing"] * sum(isinstance(o, str) for o in opinions))
+        score, stated = (
+            torch.tensor([torch.nan if isinstance(o, str) else getattr(o, name) for o in opinions])
+            for name in ("score", "confidence")
+        )
+        p = 0.5 + stated.clamp(min=LEAST_CONFIDENCE) * (score - 0.5)
+        z = torch.logit(p, eps=1e-3)
+        reasons = tuple(o if isinstance(o, str) else o.reason for o in opinions)
+        return Verdicts(score, self._confidence(names, score, stated, z), reasons, z)
+
+    def _confidence(self, names: Sequence[str], score: Tensor, stated: Tensor, z: Tensor) -> Tensor:
+        p = self.calibration.apply(names, z)
+        right = torch.where(score > 0.5, p, 1 - p)
+        known = torch.tensor([self.calibration.knows(name) for name in names], dtype=torch.bool)
+        return torch.where(known, right if self.certainty == "right" else (2 * right - 1).clamp(min=0), stated)
+
+    def _opinions(self, asked: Sequence[Asked]) -> list[Opinion | str]:
+        """An opinion, or why there is none, per question."""
+        found: dict[int, Opinion | str] = {}
+        keys = [digest(self._identity(*one)) for one in asked]
+        for i, key in enumerate(keys):
+            known = self.cache.get(key) if self.cache else None
+            if known is not None:
+                found[i] = known
+        self.counts.update(["cached"] * len(found))
+        rest = [i for i in range(len(asked)) if i not in found]
+        if rest:
+            with Round(self.server, self.sleep) as round_:
+                pool = ThreadPoolExecutor(self.server.concurrency, thread_name_prefix="critic")
+                try:
+                    found |= zip(rest, pool.map(lambda i: self._ask(round_, asked[i], keys[i]), rest), strict=True)
+                finally:
+                    round_.over.set()  # wakes who waits for another attempt
+                    pool.shutdown(cancel_futures=True)
+                    self.counts += round_.counts
+        return [found[i] for i in range(len(asked))]
+
+    def _identity(self, name: str, question: Question) -> dict[str, Any]:
+        """All that decides an answer; the mark does not, and the key of the server is none of it."""
+        return {
+            "server": self.server.url.rstrip("/"), "model": self.model, "options": self.options, "words": WORDS,
+            "item": name, **vars(question),
+        }  # fmt: skip
+
+    def _ask(self, round_: Round, asked: Asked, key: str) -> Opinion | str:
+        """One judgement: a request, and one more for each reply that cannot be read."""
+        name, question = asked
+        why = ""
+        for turn in range(self.repairs + 1):
+            mark = new_mark(question, name, turn)
+            ending = ENDING.format(mark=mark) + (f"\n{REPAIR.format(why=why)}" if why else "")
+            body = {"model": self.model, "messages": messages(question, mark, ending), **self.options}
+            try:
+                reply = self._reply(round_, round_.post("/chat/completions", body, key, turn))
+                found = opinion(reply, mark, quotable(question))
+            except Failure as failure:
+                return f"the critic's server: {failure.reason}"
+            except Malformed as error:
+                why = str(error)
+                round_.count("malformed")
+                continue
+            self._keep(key, found, name, reply)
+            return found
+        return f"the critic's reply could not be read: {why}"
+
+    def _reply(self, round_: Round, answer: Mapping[str, Any]) -> str:
+        """The text of a chat completion.
+
+        Raises:
+            Malformed: it has none, or not all of it. Failure: it was cut at max_tokens, as it would be again.
+        """
+        usage = answer.get("usage")
+        if isinstance(usage, dict) and isinstance(usage.get("total_tokens"), int):
+            round_.count("tokens", usage["total_tokens"])
+        try:
+            choice = answer["choices"][0]
+            content = choice["message"]["content"]
+            if isinstance(content, list):
+                content = "".join(part["text"] for part in content if part.get("type") == "text")
+        except (KeyError, IndexError, TypeError, AttributeError):
+            raise Malformed("no chat completion") from None
+        if choice.get("finish_reason") == "length":
+            raise Failure("the reply was cut at max_tokens", again=False)
+        if not isinstance(content, str) or not content.strip():
+            raise Malformed("no text")
+        return whole(content)
+
+    def _keep(self, key: str, found: Opinion, name: str, reply: str) -> None:
+        if self.cache:
+            try:
+                self.cache.put(key, found, item=name, model=self.model, reply=reply)
+            except OSError as error:  # the judgement is there all the same; the next run asks once more
+                logger.warning("a judgement could not be kept in %s: %s", self.cache.folder, error)

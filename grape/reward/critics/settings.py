@@ -1,0 +1,119 @@
+"""Which critic judges, as a value for params.yaml, and as a file beside the calibration that was fitted for it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from grape.artifacts import write_json
+from grape.errors import GrapeError, first_problem
+from grape.models.forward import Dtype
+from grape.reward.critics.base import Certainty, Critic
+from grape.reward.critics.calibration import Calibration, Method
+
+JUDGE = "judge.json"
+CACHE = Path(".grape/critic-cache")
+
+
+class Judge(BaseModel):
+    """The knobs of a critic: what decides its answers. How many at a time and how patiently is the machine's, see `_server`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+    backend: Literal["trained", "local", "openai"] = "trained"
+    model: str | None = None
+    revision: str | None = None
+    url: str = "https://api.openai.com/v1"
+    key: str = Field("OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    temperature: float = Field(0.0, ge=0, le=2)
+    max_tokens: int | None = Field(512, ge=16)
+    extra: dict[str, Any] = Field(default_factory=dict)
+    confidence: Certainty = "margin"
+    calibration: Method = "platt"
+
+    @model_validator(mode="after")
+    def _a_backend_has_its_model(self) -> Judge:
+        if (self.backend == "trained") != (self.model is None):
+            raise ValueError("a model is named for the backends local and openai, and for no other")
+        return self
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / JUDGE, self.model_dump())
+
+    @classmethod
+    def read(cls, folder: Path) -> Judge:
+        """What the critic stage wrote; a folder without it holds a trained critic.
+
+        Raises:
+            GrapeError: it cannot be read.
+        """
+        path = folder / JUDGE
+        try:
+            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")) if path.exists() else {})
+        except (OSError, ValueError) as error:
+            what = ": ".join(first_problem(error)) if isinstance(error, ValidationError) else str(error)
+            raise GrapeError(
+                f"the critic's settings cannot be read: {what}",
+                where=str(path),
+                mend="run the critic stage again: grape run critic",
+            ) from error
+
+
+def load_critic(folder: Path, root: Path, dtype: Dtype = "float32", max_tokens: int = 16384) -> Critic:
+    """The critic that the critic stage left in `folder`, ready to judge."""
+    judge = Judge.read(folder)
+    return make_critic(judge, Calibration.read(folder), folder, root, dtype, max_tokens)
+
+
+def make_critic(
+    judge: Judge, calibration: Calibration, folder: Path, root: Path, dtype: Dtype = "float32", max_tokens: int = 16384
+) -> Critic:
+    """A critic of the settings.
+
+    Args:
+        folder: with the trained critic's model. root: of the project, for the cache. max_tokens: per forward pass.
+    """
+    if judge.backend == "openai":
+        from grape.reward.critics.server import ServerCritic
+
+        assert judge.model is not None
+        return ServerCritic(
+            _server(judge), judge.model, calibration, root / CACHE,
+            judge.temperature, judge.max_tokens, judge.confidence, judge.extra,
+        )  # fmt: skip
+    if judge.backend == "local":
+        from grape.reward.critics.local import LocalCritic
+
+        assert judge.model is not None
+        return LocalCritic.load(judge.model, calibration, judge.revision, dtype, max_tokens, judge.confidence)
+    from grape.models.load import device, load_language_model
+    from grape.reward.critics.trained import TrainedCritic
+
+    model, tokenizer = load_language_model(str(folder))
+    return TrainedCritic(model.to(device()), tokenizer, calibration, max_tokens, dtype)
+
+
+def _server(judge: Judge) -> Any:
+    """The server with what the machine says: GRAPE_CRITIC_CONCURRENCY, GRAPE_CRITIC_TIMEOUT (seconds), GRAPE_CRITIC_ATTEMPTS."""
+    from grape.reward.critics.transport import Server
+
+    given = {
+        name: _number(f"GRAPE_CRITIC_{name.upper()}", default)
+        for name, default in (("concurrency", 8.0), ("timeout", 60.0), ("attempts", 5.0))
+    }
+    return Server(judge.url, judge.key, given["timeout"], int(given["attempts"]), int(given["concurrency"]))
+
+
+def _number(name: str, default: float) -> float:
+    text = os.environ.get(name, "")
+    try:
+        value = float(text) if text else default
+        if math.isfinite(value) and (value >= 1 or (value > 0 and name.endswith("TIMEOUT"))):
+            return value
+    except ValueError:
+        pass
+    raise GrapeError(f"{name} is {text!r}", where="environment", mend="a number of at least 1")
