@@ -1,14 +1,14 @@
 """What confidence buys: a clean verifiable item beside a critic item that is pure noise, with honest, constant or wrong confidence.
 
-    python benchmarks/grape_confidence.py                      seeds 0..4, a few minutes on one core
-    python benchmarks/grape_confidence.py --write docs/grape.md     and put table and plot into the page
+    python -m benchmarks.grape_confidence                          seeds 0..4, some minutes on one core
+    python -m benchmarks.grape_confidence --write docs/grape.md    and put the table into the page
 
 A tiny model knows the right answer and gives it about a third of the time, as noisy demonstrations leave it. The reward has two
-items: `true` (the answer is right and ends; a program checks it) and `noise` (a judge that throws dice), of equal weight or the
-noise twice as heavy. Three judges of the noise: `calibrated` knows that it does not know (confidence 0.1 against 1), `constant`
-says the same for everything, `overconfident` has it the wrong way round (0.95 for the noise, 0.3 for the true item). Trained by
-GRAPE, by GRAPE with exponent 0 (rubrics as rewards, RaR) and by GRPO on the sum, from one start, with the same samples drawn.
-Measured: the true item on fresh samples after every 10 rounds. Intervals are t over seeds.
+items: `true` (the answer is right and ends; a program checks it) and `noise` (a judge that throws dice), three times as heavy
+unless `--weights` says otherwise. Three judges of the noise: `calibrated` knows that it does not know (confidence 0.1 against 1),
+`constant` says the same for everything, `overconfident` has it the wrong way round (0.95 for the noise, 0.3 for the true item).
+Trained by GRAPE, by GRAPE with exponent 0 (rubrics as rewards, RaR) and by GRPO on the sum, from one start, with the same samples
+drawn. Measured: the true item on fresh samples after every 10 rounds. Intervals are t over seeds.
 """
 
 from __future__ import annotations
@@ -122,10 +122,11 @@ def table(results: dict[tuple[float, str, str], list[list[float]]]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--weights", type=float, nargs="+", default=[3.0], help="of the noise, the true item has 1")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the table between the markers of this file")
     given = parser.parse_args()
     results: dict[tuple[float, str, str], list[list[float]]] = {}
-    for weight in (1.0, 3.0):
+    for weight in given.weights:
         for name, confidence in JUDGES.items():
             for algorithm in ALGORITHMS:
                 runs = [curve(algorithm, confidence, weight, seed) for seed in range(given.seeds)]
