@@ -26,7 +26,7 @@ def model_folder(project: Project, stage: str | None) -> Path:
         raise GrapeError(
             f"no stage {name!r} with a model to talk to",
             where="grape chat",
-            mend="one of: base, sft, critic, rl@ALGORITHM-SEED (e.g. rl@grpo-0)",
+            mend="one of: base, sft, critic, rl@ALGORITHM-SEED (e.g. rl@grape-0)",
         )
     folder = project.root / "models" / (f"policy/{policy}" if kind == "rl" else kind)
     if not (folder / "config.json").is_file():

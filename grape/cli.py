@@ -65,7 +65,7 @@ def _options(version: Annotated[bool, typer.Option("--version", callback=_versio
 
 @app.command()
 def run(
-    what: Annotated[str, typer.Argument(help="pipeline, compare, or a stage with all it needs: sft, rl@grpo-0")]
+    what: Annotated[str, typer.Argument(help="pipeline, compare, or a stage with all it needs: sft, rl@grape-0")]
     = "pipeline",
     algorithms: Annotated[str | None, typer.Option(help="compare: names with commas, or all. [default: rl.algorithms]")]
     = None,
@@ -213,7 +213,7 @@ def init(folder: Annotated[Path, typer.Argument(help="an empty or new folder")])
 
 
 @app.command()
-def chat(stage: Annotated[str | None, typer.Argument(help="base, sft, rl@grpo-0... [default: the best policy]")] = None
+def chat(stage: Annotated[str | None, typer.Argument(help="base, sft, rl@grape-0... [default: the best policy]")] = None
          ) -> None:
     """Talk to the model of a trained stage."""
     with _messages():

@@ -73,6 +73,19 @@ class Scores:
         if not bool(torch.isfinite(self.score[self.valid]).all()):
             raise ValueError("Scores.score has NaN or infinity where it says valid; mark such scores missing instead")
 
+    def select(self, rows: slice) -> Scores:
+        """These rows alone, without what was counted beside them."""
+        tensors = {name: getattr(self, name)[rows] for name in ("score", "confidence", "valid", "weight")}
+        return Scores(self.items, **tensors, reasons=self.reasons[rows])
+
+    def joined(self, more: Scores) -> Scores:
+        """These rows, then those of `more`."""
+        if more.items != self.items:
+            raise ValueError(f"scores of {more.items} cannot follow scores of {self.items}")
+        tensors = {
+            name: torch.cat([getattr(self, name), getattr(more, name)]) for name in ("score", "confidence", "valid", "weight")
+        }
+        return Scores(self.items, **tensors, reasons=self.reasons + more.reasons, metrics=added(self.metrics, more.metrics))
 
     def replaced(self, rows: Sequence[int], fresh: Scores) -> Scores:
         """These scores with the given rows taken from `fresh`, in order."""
@@ -85,16 +98,18 @@ class Scores:
         reasons = list(self.reasons)
         for row, texts in zip(rows, fresh.reasons, strict=False):
             reasons[row] = texts
-        counted = dict(self.metrics)
-        for name, (total, weight) in fresh.metrics.items():
-            before = counted.get(name, (0.0, 0.0))
-            counted[name] = (before[0] + total, before[1] + weight)
-        return Scores(self.items, **tensors, reasons=tuple(reasons), metrics=counted)
+        return Scores(self.items, **tensors, reasons=tuple(reasons), metrics=added(self.metrics, fresh.metrics))
+
+
+def added(a: Mapping[str, tuple[float, float]], b: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    """Sums and weights of both, name by name."""
+    zero = (0.0, 0.0)
+    return {name: (a.get(name, zero)[0] + b.get(name, zero)[0], a.get(name, zero)[1] + b.get(name, zero)[1]) for name in {**a, **b}}
 
 
 # The (B, T) and the (B,) fields of Batch.
 PER_TOKEN = ("mask", "logp_old", "logp_ref", "advantage", "value_old", "returns")
-PER_ROW = ("group", "finished", "bootstrap", "beta", "length", "margin")
+PER_ROW = ("group", "finished", "revises", "bootstrap", "beta", "length", "margin")
 
 
 @dataclass(frozen=True)
@@ -109,6 +124,7 @@ class Batch:
         unit: rows that belong together and are never split: 1, or 2 for pairs (chosen in even rows, rejected in odd ones).
         group: (B,) index of the row's prompt, rollouts only.
         finished: (B,) bool, the response ended with EOS, rollouts only.
+        revises: (B,) the row whose response this one is a revision of, -1: none; only while credit is given.
         logp_old: (B, T) log pi_old(y_t | s_t), nats; None: the rollout policy is the policy being updated.
         logp_ref: (B, T) log pi_ref(y_t | s_t), nats.
         advantage: (B, T) A_t in units of the reward.
@@ -128,6 +144,7 @@ class Batch:
     unit: int = 1
     group: Tensor | None = None
     finished: Tensor | None = None
+    revises: Tensor | None = None
     logp_old: Tensor | None = None
     logp_ref: Tensor | None = None
     advantage: Tensor | None = None

@@ -35,5 +35,5 @@ def test_every_knob_of_an_algorithm_is_on_its_page(root: Path) -> None:
     for name, algorithm in {**ALGORITHMS, **STAGES}.items():
         text = (root / "docs" / f"{name.replace('_', '-')}.md").read_text(encoding="utf-8")
         missing = [knob for knob in algorithm.params.model_fields if f"`{knob}`" not in text]
-        common = {"learning_rate", "rounds", "resample", "epochs", "mini_batches", "kl_target", "kl_horizon"}
+        common = {"learning_rate", "reward", "rounds", "resample", "revise", "epochs", "mini_batches", "kl_target", "kl_horizon"}
         assert not set(missing) - common, f"{name}: {missing}"

@@ -31,6 +31,7 @@ class SlotParams(Params):
 class OnlineParams(SlotParams):
     """Knobs of every algorithm that learns from its own samples."""
 
+    reward: Literal["rubric", "reward_model"] | None = Field(None, description="what it learns from; null: rl.reward")
     rounds: int | None = Field(
         None,
         ge=1,
@@ -41,6 +42,12 @@ class OnlineParams(SlotParams):
         ge=0,
         le=100,
         description="times a group with equal rewards is drawn again with another prompt (DAPO, 2503.14476)",
+    )
+    revise: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of a round's prompts that ask to revise an answer of the round, given its critique; 0: none",
     )
     epochs: int = Field(1, ge=1, le=100, description="passes over each round's rollouts (mu)")
     mini_batches: int = Field(1, ge=1, le=1024, description="optimiser updates per pass; groups stay together")

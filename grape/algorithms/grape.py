@@ -14,6 +14,8 @@ makes the weights depend on what was sampled (a bias that vanishes with G); `ema
 
 GRPO is the case of one item, `advantage: mean_std`, `aggregation: grpo`; rubrics as rewards (RaR, 2507.17746) that of constant
 confidence. The paper gives neither the divisor of R, nor a division by the group's std, nor where KL goes: those are knobs here.
+
+`revise` makes a share of a round's prompts ask to mend an answer, given its critique: a prompt of its own, with a group of its own.
 An item nobody is sure about (all c 0) has no influence; where that is all there is, the group gives no gradient.
 """
 
@@ -28,10 +30,18 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from grape.algorithms.base import Algorithm, Credit, Need, Params, State
-from grape.algorithms.grpo import AGGREGATION, STD_EPSILON
+from grape.algorithms.grpo import AGGREGATION, STD_EPSILON, described
 from grape.algorithms.penalty import PenaltyParams, loss_penalty, penalty_needs, reward_penalty
-from grape.maths.advantage import constant_groups, group_advantage, group_std, group_sum, leave_one_out_advantage, weighted_reward
-from grape.maths.kl import kl_estimate
+from grape.maths.advantage import (
+    REWARD_TOLERANCE,
+    constant_groups,
+    group_advantage,
+    group_mean,
+    group_std,
+    group_sum,
+    leave_one_out_advantage,
+    weighted_reward,
+)
 from grape.maths.masked import aggregation_weights, metric
 from grape.maths.surrogate import clipped_shares, clipped_surrogate, importance_ratio
 from grape.types import Batch, Loss, Outputs, Scores
@@ -54,10 +64,20 @@ class GRAPEParams(PenaltyParams):
     length: int | None = Field(None, ge=1, description="L_max of dr_grpo, tokens; null: rl.max_new_tokens")
     clip_low: float = Field(0.2, gt=0, lt=1, description="eps_low: ratio clipped at 1 - clip_low (1707.06347)")
     clip_high: float = Field(0.2, gt=0, le=10, description="eps_high: ratio clipped at 1 + clip_high")
+    revision: Literal["second_turn", "distil"] = Field(
+        "second_turn", description="what `revise` trains: revising, given the critique | plain answers, by better revisions"
+    )
+    revision_margin: float = Field(0.0, ge=0, le=1, description="by how much a revision must beat its group's best to be distilled")
 
     @property
     def compares(self) -> bool:
         return True
+
+    @model_validator(mode="after")
+    def _distilling_compares_rewards(self) -> GRAPEParams:
+        if self.revision == "distil" and self.advantage not in ("mean", "leave_one_out"):
+            raise ValueError("revision: distil compares rewards of two groups; advantage must be mean or leave_one_out")
+        return self
 
     @model_validator(mode="after")
     def _warn_of_the_ablation(self) -> GRAPEParams:
@@ -96,6 +116,10 @@ def reward(scores: Scores, batch: Batch, params: GRAPEParams, state: State) -> t
     """R (B,), whether it is known (B,), the items' share omega of it (B, K), and the items' mean confidences of this round."""
     assert batch.group is not None
     confidence, means = item_confidence(scores, batch.group, params, state)
+    if params.revision == "distil" and batch.revises is not None:
+        # One yardstick for an answer and its revision, which will be compared.
+        own = torch.arange(batch.rows, device=batch.revises.device)
+        confidence = confidence[torch.where(batch.revises >= 0, batch.revises, own)]
     # An item that nobody of the group has a score of is no part of the group's rubric.
     scored = group_sum(scores.valid.float(), batch.group)[batch.group] > 0
     weight = scores.weight * confidence * scored
@@ -114,6 +138,44 @@ def per_item_advantage(scores: Scores, share: Tensor, group: Tensor) -> Tensor:
         z = group_advantage(s, valid, group) / (group_std(s, valid, group) + STD_EPSILON)
         total = total + share[:, k] * torch.where(constant_groups(s, valid, group), torch.zeros_like(z), z)
     return total
+
+
+def item_advantage(scores: Scores, group: Tensor) -> Tensor:
+    """s_ik - mean_j s_jk (B, K), 0 where missing: with the default, A_i = sum_k omega_k times it."""
+    asked = scores.valid & (scores.weight > 0)
+    centred = [group_advantage(scores.score[:, k], asked[:, k], group) for k in range(len(scores.items))]
+    return torch.stack(centred, 1)
+
+
+def weighing(scores: Scores, batch: Batch, value: Tensor, known: Tensor, share: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Of plain prompts: what was maximised, where nobody was sure, per item its share of the reward and part of the advantage."""
+    assert batch.group is not None
+    plain = torch.ones_like(known) if batch.revises is None else batch.revises < 0
+    known = known & plain
+    metrics = {"grape/reward": metric(value, known), "unsure": metric((share.sum(1) == 0).float(), plain)}
+    part = share * item_advantage(scores, batch.group)
+    for k, item in enumerate(scores.items):
+        asked = scores.weight[:, k] > 0
+        if bool(asked.any()):
+            metrics[f"rubric/{item}/weight"] = metric(share[:, k], asked & known)
+            metrics[f"rubric/{item}/advantage"] = metric(part[:, k].abs(), asked & known)
+    return metrics
+
+
+def distilled(value: Tensor, known: Tensor, advantage: Tensor, batch: Batch, margin: float) -> tuple[Tensor, Tensor]:
+    """Revisions learned as answers to the plain prompt (STaR with the hint removed): the advantage (B,) and the rows that stay.
+
+        A'_i = R'_i - mean of the fresh group,     where R'_i > its best + margin; the other revisions leave the round
+
+    Fresh answers keep the advantage among themselves: better revisions in their group would push all of them down.
+    """
+    assert batch.group is not None and batch.revises is not None
+    revision, of = batch.revises >= 0, batch.revises.clamp(min=0)
+    margin = max(margin, REWARD_TOLERANCE)
+    best = torch.full_like(value, -torch.inf).scatter_reduce(0, batch.group, torch.where(known, value, -torch.inf), "amax")
+    baseline = group_mean(value, known, batch.group)[of]
+    accepted = revision & known & known[of] & (value > best[batch.group][of] + margin)
+    return torch.where(accepted, value - baseline, advantage), known & (accepted | ~revision)
 
 
 def credit(scores: Scores, batch: Batch, params: Params, state: State) -> Credit:
@@ -135,20 +197,14 @@ def credit(scores: Scores, batch: Batch, params: Params, state: State) -> Credit
         constant = constant_groups(value, known, batch.group)
         advantage = torch.where(constant, torch.zeros_like(advantage), advantage)
     updated = {item: params.decay * state.get(STATE + item, mean) + (1 - params.decay) * mean for item, mean in means.items()}
-    metrics = {"unsure": metric((share.sum(1) == 0).float(), torch.ones_like(value))}
-    for k, item in enumerate(scores.items):
-        asked = scores.weight[:, k] > 0
-        if bool(asked.any()):
-            valid = asked & scores.valid[:, k]
-            metrics[f"rubric/{item}/confidence"] = metric(scores.confidence[:, k], valid)
-            metrics[f"rubric/{item}/score"] = metric(torch.where(valid, scores.score[:, k], 0.0), valid)
-            metrics[f"rubric/{item}/weight"] = metric(share[:, k], asked & known)
-            metrics[f"rubric/{item}/failure_rate"] = metric((~scores.valid[:, k]).float(), asked)
-            spread = group_std(torch.where(valid, scores.score[:, k], 0.0), valid, batch.group)
-            metrics[f"rubric/{item}/spread"] = metric(spread, valid)
-    length = (batch.mask[known].sum() / known.sum().clamp(min=1)).expand(batch.rows)
+    metrics = weighing(scores, batch, value, known, share)
+    keep = known
+    if params.revision == "distil" and batch.revises is not None:
+        advantage, keep = distilled(value, known, advantage, batch, params.revision_margin)
+        metrics["revision/accepted"] = metric((keep & (batch.revises >= 0)).float(), batch.revises >= 0)
+    length = (batch.mask[keep].sum() / keep.sum().clamp(min=1)).expand(batch.rows)
     credited = batch.with_(advantage=advantage.unsqueeze(1) * batch.mask, length=length, beta=beta)
-    return Credit(credited, known, {**state, **{STATE + item: c for item, c in updated.items()}}, metrics)
+    return Credit(credited, keep, {**state, **{STATE + item: c for item, c in updated.items()}}, metrics)
 
 
 def loss(outputs: Outputs, batch: Batch, params: Params) -> Loss:
@@ -160,15 +216,7 @@ def loss(outputs: Outputs, batch: Batch, params: Params) -> Loss:
     ratio = importance_ratio(outputs.logp, batch.logp_old)
     value = -clipped_surrogate(ratio, batch.advantage, params.clip_low, params.clip_high)
     low, high = clipped_shares(ratio, batch.advantage, params.clip_low, params.clip_high)
-    metrics = {
-        "entropy": metric(outputs.entropy, batch.mask),
-        "ratio": metric(ratio, batch.mask),
-        "clip_ratio/low_mean": metric(low, batch.mask),
-        "clip_ratio/high_mean": metric(high, batch.mask),
-    }
-    if batch.logp_ref is not None:
-        metrics["kl"] = metric(kl_estimate(outputs.logp, batch.logp_ref, "k3"), batch.mask)
-    return Loss(value + loss_penalty(params, outputs, batch), weight, norm, metrics)
+    return Loss(value + loss_penalty(params, outputs, batch), weight, norm, described(outputs, batch, ratio, low, high))
 
 
 ALGORITHM = Algorithm(params=GRAPEParams, data="rollouts", loss=loss, credit=credit, needs=needs)

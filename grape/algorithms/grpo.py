@@ -25,6 +25,7 @@ from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from grape.algorithms.base import Algorithm, Credit, Need, Params, State
 from grape.algorithms.penalty import PenaltyParams, loss_penalty, penalty_needs, reward_penalty
@@ -123,6 +124,12 @@ def loss(outputs: Outputs, batch: Batch, params: Params) -> Loss:
         value = -cispo_surrogate(outputs.logp, ratio, batch.advantage, params.clip_high)
     else:
         value = -clipped_surrogate(ratio, batch.advantage, params.clip_low, params.clip_high, params.dual_clip)
+    return Loss(value + loss_penalty(params, outputs, batch), weight, norm, described(outputs, batch, ratio, low, high))
+
+
+def described(outputs: Outputs, batch: Batch, ratio: Tensor, low: Tensor, high: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """What a clipped update looked like: entropy, ratio, shares clipped below and above, KL to the reference."""
+    assert outputs.logp is not None and outputs.entropy is not None
     metrics = {
         "entropy": metric(outputs.entropy, batch.mask),
         "ratio": metric(ratio, batch.mask),
@@ -131,7 +138,7 @@ def loss(outputs: Outputs, batch: Batch, params: Params) -> Loss:
     }
     if batch.logp_ref is not None:
         metrics["kl"] = metric(kl_estimate(outputs.logp, batch.logp_ref, "k3"), batch.mask)
-    return Loss(value + loss_penalty(params, outputs, batch), weight, norm, metrics)
+    return metrics
 
 
 ALGORITHM = Algorithm(params=GRPOParams, data="rollouts", loss=loss, credit=credit, needs=needs)

@@ -40,12 +40,17 @@ class Item(BaseModel):
 
 
 class Rubric(BaseModel):
-    """The criteria of one category. `critic_prompt` has the places {question}, {prompt} and {response}."""
+    """The criteria of one category.
+
+    `critic_prompt` has the places {question}, {prompt} and {response}. `revise_prompt` is the turn that asks the policy to mend
+    its answer; its place {critique} is where the items that were not met are listed.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     version: int = Field(ge=1)
     category: str = Field(min_length=1)
     critic_prompt: str = "{question}\nQuestion: {prompt}\nAnswer: {response}"
+    revise_prompt: str = "{critique}\nAnswer again."
     items: tuple[Item, ...] = Field(min_length=1)
 
     def ask(self, item: Item, prompt: str, response: str) -> Question:
@@ -104,6 +109,8 @@ def _problems(rubric: Rubric) -> Iterator[tuple[tuple[Any, ...], str, str]]:
                     f"item {item.id!r}: not a regular expression: {error}",
                     "mend the pattern",
                 )
+    if "{critique}" not in rubric.revise_prompt:
+        yield ("revise_prompt",), "the place {critique} is missing", "put {critique} where the unmet items are to be listed"
     if sum(item.weight for item in rubric.items) <= 0:
         yield (
             ("items",),

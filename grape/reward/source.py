@@ -8,14 +8,21 @@ import torch
 
 from grape.errors import GrapeError
 from grape.reward.critics.base import Critic
-from grape.reward.rubric import Rubric
+from grape.reward.rubric import Item, Rubric
 from grape.reward.verifiers import Undecidable, Verify, build
 from grape.types import Prompt, Response, Scores
 
 # A score from here on meets a gate or a parent item.
 MET = 0.5
+LONGEST_REASON = 300  # characters of a judge's reason that go into a critique
 
 RewardSource = Callable[[Sequence[Response]], Scores]
+
+
+def _unmet(item: Item, reason: str) -> str:
+    """`Is the result right? No, its last number is 7, which is not the answer.`"""
+    question = item.question.strip()
+    return f"{question}{' No' if question.endswith('?') else ': not met'}{f', {reason[:LONGEST_REASON]}' if reason else ''}."
 
 
 class RubricReward:
@@ -110,6 +117,22 @@ class RubricReward:
         if counts.get("impossible"):  # tests that no honest program passes: the share that was passed all the same
             metrics["hack_rate"] = (counts.get("impossible_passed", 0.0), counts["impossible"])
         return Scores(self.names, score, confidence, valid, weight, tuple(tuple(r) for r in reasons), metrics)
+
+    def critique(self, responses: Sequence[Response], scores: Scores) -> list[str]:
+        """Per response, the turn that asks the policy to mend it: the items it does not meet, each with the reason where its judge
+        gave one. "" where there is nothing to mend, or nobody could say."""
+        turns = []
+        for b, response in enumerate(responses):
+            category = response.prompt.category
+            unmet = (scores.valid[b] & (scores.weight[b] > 0) & (scores.score[b] < MET)).nonzero().squeeze(1).tolist()
+            lines = [_unmet(self.columns[k][1], scores.reasons[b][k] if self._explains(k) else "") for k in unmet]
+            turns.append(self.rubrics[category].revise_prompt.replace("{critique}", "\n".join(lines)) if lines else "")
+        return turns
+
+    def _explains(self, k: int) -> bool:
+        """Whether the reasons of item k say more than its score: a probability in words is no critique."""
+        kind = self.columns[k][1].kind
+        return kind == "verify" or (kind == "critic" and getattr(self.critic, "explains", False))
 
     def _hold_back(
         self, score: torch.Tensor, valid: torch.Tensor, weight: torch.Tensor, reasons: list[list[str]]

@@ -43,10 +43,10 @@ def gold_judge(stage: Stage) -> Gold | None:
     return getattr(load_module(path), "gold", None) if path.is_file() else None
 
 
-def reward_source(stage: Stage, prompts: Sequence[Prompt]) -> RewardSource:
-    """The source rl.reward names, checked against the prompts."""
+def reward_source(stage: Stage, prompts: Sequence[Prompt], which: str | None = None) -> RewardSource:
+    """The source `which` names (rubric, reward_model; None: what rl.reward says), checked against the prompts."""
     how = (stage.params.model.dtype, stage.params.model.micro_batch_tokens)
-    if stage.params.rl.reward == "reward_model":
+    if (which or stage.params.rl.reward) == "reward_model":
         return LearnedReward(stage.root / "models/reward", *how)
     rubrics = load_rubrics(stage.root / "rubrics")
     kinds = {item.kind for rubric in rubrics.values() for item in rubric.items}

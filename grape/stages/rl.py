@@ -15,6 +15,7 @@ from grape.models.load import device, load_language_model, load_scalar_model, sa
 from grape.models.lora import adapt, merge
 from grape.models.value import ActorCritic, actor_critic
 from grape.progress import Progress
+from grape.reward.source import RubricReward
 from grape.stages import Stage
 from grape.stages.judges import reward_source
 from grape.stages.slot_checks import refuse
@@ -136,7 +137,9 @@ def _rollouts(
         max(1, params.kl_every * rounds // params.steps) if params.kl_every else 0,
         "float32" if algorithm.update == "natural_gradient" else stage.params.model.dtype,
     )
-    return online(actors, prompts, reward_source(stage, prompts), algorithm, knobs, rollout, _keys(stage))
+    source = reward_source(stage, prompts, knobs.reward)
+    critique = source.critique if isinstance(source, RubricReward) else None
+    return online(actors, prompts, source, algorithm, knobs, rollout, _keys(stage), critique)
 
 
 def _pairs(stage: Stage, tokenizer: Any) -> Source:

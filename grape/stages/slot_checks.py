@@ -11,6 +11,7 @@ from grape.algorithms.base import Algorithm, OnlineParams, SlotParams
 from grape.errors import GrapeError
 from grape.reward.learned import statistics
 from grape.stages import Stage
+from grape.training.revision import groups
 from grape.types import Prompt
 
 
@@ -25,8 +26,9 @@ def refuse(stage: Stage, algorithm: Algorithm, knobs: SlotParams, prompts: Seque
     learned = getattr(knobs, "value", "") == "model" and getattr(knobs, "value_init", "") == "reward_model"
     if "value" in needs and learned:
         _there(stage, "models/reward", "reward", f"algorithms.{stage.algorithm}.value_init")
-    if stage.params.rl.reward == "reward_model" and algorithm.data == "rollouts":
-        _there(stage, "models/reward", "reward", "rl.reward")
+    own = getattr(knobs, "reward", None)
+    if (own or stage.params.rl.reward) == "reward_model" and algorithm.data == "rollouts":
+        _there(stage, "models/reward", "reward", f"algorithms.{stage.algorithm}.reward" if own else "rl.reward")
         statistics(stage.root / "models/reward")
     if algorithm.data == "pairs":
         _there(stage, "data/preferences/train.jsonl", "preferences", f"algorithm {stage.algorithm}")
@@ -61,11 +63,28 @@ def _round(stage: Stage, knobs: OnlineParams, count: int) -> None:
             where=_key(stage, "mini_batches"),
             mend=f"take a divisor of {prompts}; groups stay together",
         )
+    if knobs.revise:
+        _revisions(stage, knobs, prompts)
     if knobs.compares and params.samples < 2:
         raise GrapeError(
             f"{stage.algorithm} compares the responses to a prompt with each other and needs at least two of them",
             where="params.yaml, rl.samples",
             mend="set rl.samples to 2 or more",
+        )
+
+
+def _revisions(stage: Stage, knobs: OnlineParams, prompts: int) -> None:
+    if (knobs.reward or stage.params.rl.reward) != "rubric":
+        raise GrapeError(
+            "a revision is asked for by the rubric's items, and the reward is not the rubric",
+            where=_key(stage, "revise"),
+            mend="set it to 0, or the reward (rl.reward, or the algorithm's own) to rubric",
+        )
+    if not 0 < groups(knobs, prompts) < prompts:
+        raise GrapeError(
+            f"{knobs.revise:g} of {prompts} prompts is {groups(knobs, prompts)}: a round needs plain prompts and revisions",
+            where=_key(stage, "revise"),
+            mend=f"take a share from {1 / prompts:g} to {1 - 1 / prompts:g}",
         )
 
 

@@ -12,18 +12,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from grape.algorithms.base import Algorithm, OnlineParams, State
-from grape.errors import GrapeError
-from grape.maths.advantage import constant_groups, group_std, weighted_reward
 from grape.maths.kl import kl_estimate
 from grape.maths.masked import metric
 from grape.models.encode import Row, collate
-from grape.models.forward import Dtype, batched_language
+from grape.models.forward import batched_language
 from grape.models.value import ActorCritic, batched_values
-from grape.randomness import permutation
-from grape.sampling import response_rows, sample
+from grape.training.rollout_metrics import Sums, describe
+from grape.training.sampler import Critique, Rollout, Sampler, draw
 from grape.types import Batch, Prompt, Response, Scores
-
-Sums = dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -35,14 +31,8 @@ class Round:
     metrics: Sums = field(default_factory=dict)
 
 
+__all__ = ["Actors", "Rollout", "Round", "Source", "draw", "offline", "online"]
 Source = Callable[[int, State], Round]
-
-
-def draw(n: int, size: int, update: int, keys: Sequence[object]) -> list[int]:
-    """Indices of update t: `size` consecutive places of an endless row of counted permutations of range(n), an epoch each."""
-    places = range(update * size, (update + 1) * size)
-    orders = {epoch: permutation(n, *keys, "epoch", epoch) for epoch in {p // n for p in places}}
-    return [int(orders[p // n][p % n]) for p in places]
 
 
 def offline(
@@ -73,21 +63,6 @@ def offline(
 
 
 @dataclass(frozen=True)
-class Rollout:
-    """How `online` samples: P prompts a round, G samples each, at `temperature`, within `positions` tokens."""
-
-    prompts: int
-    samples: int
-    temperature: float
-    max_new_tokens: int
-    positions: int
-    micro_batch_tokens: int
-    max_missing: float
-    kl_every: int = 0
-    dtype: Dtype = "float32"
-
-
-@dataclass(frozen=True)
 class Actors:
     """The models of an online algorithm. `policy` samples; `critic` is policy and value model in one, where there is one."""
 
@@ -105,53 +80,23 @@ def online(
     params: OnlineParams,
     rollout: Rollout,
     keys: Sequence[object],
+    critique: Critique | None = None,
 ) -> Source:
-    """Batches the policy samples itself: prompts -> responses -> scores -> credit."""
+    """Batches the policy samples itself: prompts -> responses -> scores -> credit.
+
+    Args:
+        critique: what `params.revise` tells the policy about its answers.
+    """
     assert algorithm.credit is not None
     credit, needs = algorithm.credit, algorithm.needs(params)
-    policy, tokenizer = actors.policy, actors.tokenizer
+    policy = actors.policy
     old_needed = "old" in needs or params.epochs * params.mini_batches > 1
-
-    def answers(chosen: Sequence[Prompt], update: int, attempt: int) -> list[Response]:
-        return sample(
-            policy,
-            tokenizer,
-            chosen,
-            rollout.samples,
-            temperature=rollout.temperature,
-            max_new_tokens=rollout.max_new_tokens,
-            positions=rollout.positions,
-            keys=(*keys, "rollout", update, attempt) if attempt else (*keys, "rollout", update),
-            dtype=rollout.dtype,
-        )
-
-    def drawn(update: int) -> tuple[list[Response], Scores, float]:
-        """The round's responses, and how often a group was drawn again because its rewards were all equal."""
-        chosen = [prompts[i] for i in draw(len(prompts), rollout.prompts, update, (*keys, "prompts"))]
-        responses, again = answers(chosen, update, 0), 0.0
-        scores = score(responses)
-        for attempt in range(1, params.resample + 1):
-            flat = _flat_groups(scores, rollout.samples)
-            if not flat:
-                break
-            others = draw(len(prompts), len(flat), update, (*keys, "prompts again", attempt))
-            fresh = answers([prompts[i] for i in others], update, attempt)
-            rows = [group * rollout.samples + g for group in flat for g in range(rollout.samples)]
-            for row, response in zip(rows, fresh, strict=True):
-                responses[row] = response
-            scores = scores.replaced(rows, score(fresh))
-            again += len(flat)
-        return responses, scores, again
+    sampler = Sampler(policy, actors.tokenizer, prompts, score, params, rollout, keys, critique)
 
     def source(update: int, state: State) -> Round:
-        responses, scores, again = drawn(update)
-        batch = collate(response_rows(tokenizer, responses), tokenizer.pad_token_id)
-        group = torch.arange(rollout.prompts).repeat_interleave(rollout.samples)
-        finished = torch.tensor([r.finished for r in responses])
-        batch = batch.with_(group=group, finished=finished, limit=rollout.max_new_tokens)
-        metrics = describe(batch, scores, rollout.max_missing)
-        if params.resample:
-            metrics["groups_drawn_again"] = (again, 1.0)
+        drawn = sampler.round(update)
+        scores, batch = drawn.scores, drawn.batch(actors.tokenizer, rollout)
+        metrics = describe(batch, scores, rollout.max_missing, drawn.plain) | drawn.metrics
         batch = batch.to(policy.device)
 
         def logp(model: Any) -> Tensor | None:
@@ -170,59 +115,13 @@ def online(
         batch = batch.with_(logp_old=old if old_needed else None)
         given = credit(to(scores, policy.device), batch, params, state)
         metrics |= {name: (float(s), float(w)) for name, (s, w) in given.metrics.items()}
-        kept = given.batch.select(given.keep.nonzero().squeeze(1)) if bool(given.keep.any()) else None
+        whole = given.batch.with_(revises=None)  # rows of this round, which is about to be cut and shuffled
+        kept = whole.select(given.keep.nonzero().squeeze(1)) if bool(given.keep.any()) else None
         return Round(kept, given.state, metrics)
 
     return source
 
 
-def _flat_groups(scores: Scores, samples: int) -> list[int]:
-    """The groups whose rewards are all equal."""
-    group = torch.arange(scores.score.shape[0] // samples).repeat_interleave(samples)
-    reward, known = weighted_reward(scores.score, scores.valid, scores.weight, group)
-    flat: list[int] = group[constant_groups(reward, known, group)].unique().tolist()
-    return flat
-
-
 def to(scores: Scores, device: torch.device) -> Scores:
     moved = {n: getattr(scores, n).to(device) for n in ("score", "confidence", "valid", "weight")}
     return replace(scores, **moved)
-
-
-def describe(batch: Batch, scores: Scores, max_missing: float) -> Sums:
-    """The field's rollout metrics as (sum, weight).
-
-    Raises:
-        GrapeError: more than `max_missing` of the scores are missing; training on the rest would hide a broken judge.
-    """
-    assert batch.group is not None and batch.finished is not None
-    reward, known = weighted_reward(scores.score, scores.valid, scores.weight, batch.group)
-    asked = scores.weight > 0
-    missing = float((asked & ~scores.valid).sum()) / max(float(asked.sum()), 1.0)
-    if missing > max_missing:
-        row, item = (asked & ~scores.valid).nonzero()[0].tolist()
-        reason = scores.reasons[row][item] if scores.reasons else "no reason recorded"
-        raise GrapeError(
-            f"{missing:.0%} of the scores of this round are missing, more than rl.max_missing = {max_missing:.0%}",
-            where=scores.items[item],
-            mend=f"the first one's reason: {reason}",
-        )
-    rows = float(known.sum())
-    lengths = batch.mask.sum(1).float()
-    std = group_std(reward, known, batch.group)[known]
-    flat = constant_groups(reward, known, batch.group)[known]
-    metrics = {
-        "reward": (float(reward[known].sum()), rows),
-        "reward_std": (float(std.sum()), rows),
-        "frac_reward_zero_std": (float(flat.sum()), rows),
-        "completions/mean_length": (float(lengths.sum()), float(batch.rows)),
-        "completions/finished": (float(batch.finished.sum()), float(batch.rows)),
-        "missing": (missing, 1.0),
-        "num_tokens": (float(batch.tokens), 1.0),
-        **scores.metrics,
-    }
-    for k, item in enumerate(scores.items):
-        valid = scores.valid[:, k] & asked[:, k]
-        if bool(valid.any()):
-            metrics[f"rewards/{item}/mean"] = (float(scores.score[valid, k].sum()), float(valid.sum()))
-    return metrics

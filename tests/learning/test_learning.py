@@ -48,6 +48,8 @@ VARIANTS: dict[str, tuple[Any, Any]] = {
     "grpo-cispo": (grpo, grpo.GRPOParams(objective="cispo", aggregation="bnpo", epochs=2, overlong="penalty")),
     "grape": (grape, grape.GRAPEParams()),
     "grape-ema": (grape, grape.GRAPEParams(scope="ema", advantage="leave_one_out", epochs=2)),
+    "grape-revise": (grape, grape.GRAPEParams(revise=0.25)),
+    "grape-distil": (grape, grape.GRAPEParams(revise=0.25, revision="distil")),
     "grape-per-item": (grape, grape.GRAPEParams(advantage="per_item", aggregation="grpo")),
     "dpo": (dpo, dpo.DPOParams()),
     "dpo-ipo": (dpo, dpo.DPOParams(loss="ipo")),
@@ -66,6 +68,11 @@ def score(responses: list[Response]) -> Scores:
     values = torch.tensor([[value(r)] for r in responses])
     ones = torch.ones_like(values)
     return Scores(("any/it",), values, ones, ones.bool(), ones)
+
+
+def critique(responses: list[Response], scores: Scores) -> list[str]:
+    """Says that it is wrong, not what is right."""
+    return ["z" if value < 0.5 else "" for value in scores.score[:, 0].tolist()]
 
 
 def start(steps: int = 120) -> Any:
@@ -106,7 +113,7 @@ def learn(name: str, model: Any, folder: Any, rounds: int = 0) -> list[dict[str,
         forward = partial(actor_critic, entropy_gradient=params.entropy > 0)
     if isinstance(params, OnlineParams):
         rollout = Rollout(4, 16, 1.0, 4, 64, 4096, 0.0)
-        source = online(actors, PROMPTS, score, algorithm, params, rollout, (name,))
+        source = online(actors, PROMPTS, score, algorithm, params, rollout, (name,), critique)
     else:
         rows = pairs(model, tokenizer)
         logp = reference_logp(reference, "it", rows, 0, folder, 4096)

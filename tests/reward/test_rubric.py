@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from grape import rubrics
 from grape.errors import GrapeError
 from grape.project import Project
+from grape.reward.critics.base import Question, Verdicts
 from grape.reward.rubric import load_rubric, load_rubrics
 from grape.reward.source import RubricReward
 from grape.reward.verifiers import Undecidable, build
@@ -79,6 +81,7 @@ def test_a_check_that_cannot_be_made_is_not_a_zero() -> None:
         ("question: Is it right?", "quest: Is it right?", 5, "question"),
         ("options: {high: 2}", "options: {hi: 2}", 13, "hi"),
         ("kind: verify\n    verifier: length", "kind: critic\n    verifier: length", 9, "verifier"),
+        ("version: 1", "version: 1\nrevise_prompt: Again.", 2, "critique"),
         ("version: 1", "version: [", 2, "YAML"),
         ("weight: 3", "weight: 0\n    # nothing counts", 3, "sum to zero"),
     ],
@@ -186,6 +189,37 @@ def test_a_parent_stands_above_its_item(tmp_path: Path, parent: str) -> None:
     text = GATED.replace("parent: named", f"parent: {parent}")
     with pytest.raises(GrapeError, match=r"sums.yaml:6: item 'asked': its parent '\w+' is not one of the items above it"):
         load_rubric(write(tmp_path, text))
+
+
+def test_the_critique_lists_what_is_not_met_with_the_reasons_that_say_why(tmp_path: Path) -> None:
+    rubric = load_rubric(write(tmp_path, GOOD + 'revise_prompt: "Mend:\\n{critique}\\nNow."\n'))
+    source = RubricReward({"sums": rubric})
+    prompt = tiny.prompt("3 + 5?", "sums", "8")
+    responses = [Response(prompt, i, (1,), text, True) for i, text in enumerate(("7", "8", "the sum is 8", "no idea at all"))]
+    turns = source.critique(responses, source(responses))
+    assert turns[0] == "Mend:\nIs it right? No, its last number is 7, which is not the answer.\nNow."
+    assert turns[1] == "" and turns[2] == "Mend:\nIs it short? No, 4 words.\nNow."
+    assert turns[3].count("\n") == 3 and not any("8" in turn for turn in (turns[0], turns[3])), "the answer is given away"
+
+
+def test_a_probability_in_words_is_no_critique(tmp_path: Path) -> None:
+    """Reasons go back to the policy only from a judge that has some; a missing score is nothing to mend."""
+
+    class Judge:
+        def judge(self, names: Sequence[str], questions: Sequence[Question], /) -> Verdicts:
+            score = torch.tensor([torch.nan if "lost" in q.response else 0.2 for q in questions])
+            return Verdicts(score, score, ("it is rude",) * len(questions), score)
+
+    class Explaining(Judge):
+        explains = True
+
+    text = GOOD.replace("kind: verify\n    verifier: length\n    options: {high: 2}", "kind: critic")
+    rubric = {"sums": load_rubric(write(tmp_path, text))}
+    prompt = tiny.prompt("3 + 5?", "sums", "8")
+    responses = [Response(prompt, i, (1,), text, True) for i, text in enumerate(("8", "lost 8"))]
+    for judge, expected in ((Judge(), "Is it short? No."), (Explaining(), "Is it short? No, it is rude.")):
+        source = RubricReward(rubric, judge)
+        assert source.critique(responses, source(responses)) == [f"{expected}\nAnswer again.", ""]
 
 
 def test_a_typed_response_is_scored_item_by_item(project_dir: Path) -> None:

@@ -232,6 +232,9 @@ def test_a_directory_is_a_base_model(project: Project) -> None:
         (["algorithms.grpo.mini_batches=3"], "do not come out even"),
         (["algorithms.grpo.rounds=2"], "cannot be spread evenly over 2 rounds"),
         (["rl.reward=reward_model"], "models/reward is missing, and rl.reward needs it"),
+        (["algorithms.grpo.reward=reward_model"], "models/reward is missing, and algorithms.grpo.reward needs it"),
+        (["algorithms.grpo.revise=0.01"], "needs plain prompts and revisions"),
+        (["algorithms.grpo.revise=0.99"], "needs plain prompts and revisions"),
         (["rl.algorithms=[ppo]"], "models/reward is missing, and algorithms.ppo.value_init needs it"),
         (["rl.algorithms=[dpo]"], "data/preferences/train.jsonl is missing, and algorithm dpo needs it"),
         (["rl.algorithms=[trpo]", "algorithms.trpo.rounds=3", "rl.lora_rank=2"], "only those can move"),
@@ -243,7 +246,7 @@ def test_what_cannot_work_is_refused_before_a_model_loads(
     project: Project, change: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(project, "prepare")
-    params = params_file.set_values(project.params, change)
+    params = params_file.set_values(project.params, ["rl.algorithms=[grpo]", *change])
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)
     with pytest.raises(GrapeError, match=message):
         run(project, "rl", params.rl.algorithms[0], 0)
@@ -273,6 +276,7 @@ def trained(project: Project, _trained: Path) -> Project:
     ("algorithm", "change", "metric"),
     [
         ("rejection", ["algorithms.rejection.epochs=2"], "accepted"),
+        ("reinforce", ["algorithms.reinforce.reward=reward_model"], "rewards/reward_model/score/mean"),
         ("reinforce", ["rl.reward=reward_model", "algorithms.reinforce.beta=0.05"], "rewards/reward_model/score/mean"),
         ("trpo", ["algorithms.trpo.rounds=1"], "trpo/kl"),
         ("trpo", ["algorithms.trpo.rounds=3", "rl.lora_rank=2", "algorithms.trpo.parameters=adapters"], "trpo/accepted"),
@@ -280,7 +284,9 @@ def trained(project: Project, _trained: Path) -> Project:
         ("ppo", ["algorithms.ppo.value=head", "algorithms.ppo.objective=penalty"], "approx_kl"),
         ("grpo", ["rl.lora_rank=2", "algorithms.grpo.resample=1"], "groups_drawn_again"),
         ("dpo", [], "rewards/chosen"),
-        ("grape", ["algorithms.grape.scope=ema"], "rubric/courtesy/polite/confidence"),
+        ("grape", ["algorithms.grape.scope=ema"], "rubric/courtesy/polite/weight"),
+        ("grape", ["algorithms.grape.revise=0.5"], "revision/share"),
+        ("grape", ["algorithms.grape.revise=0.5", "algorithms.grape.revision=distil"], "revision/share"),
     ],
 )
 def test_every_algorithm_goes_through_the_stage(trained: Project, algorithm: str, change: list[str], metric: str) -> None:

@@ -55,6 +55,7 @@ class ServerCritic:
         GrapeError: no address, or no key for an https server.
     """
 
+    explains = True  # its reasons say why, so they can be given back to the policy
     def __init__(
         self,
         server: Server,

@@ -1,0 +1,151 @@
+"""What a round is sampled from: prompts, groups drawn again, and revisions of what was just answered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from grape.algorithms.base import OnlineParams
+from grape.maths.advantage import constant_groups, weighted_reward
+from grape.models.encode import collate, encode_prompt
+from grape.models.forward import Dtype
+from grape.randomness import permutation
+from grape.sampling import response_rows, sample
+from grape.training.revision import choose, gain, groups
+from grape.training.rollout_metrics import Sums
+from grape.types import Batch, Prompt, Response, Scores
+
+Score = Callable[[Sequence[Response]], Scores]
+Critique = Callable[[Sequence[Response], Scores], Sequence[str]]
+
+
+def draw(n: int, size: int, update: int, keys: Sequence[object]) -> list[int]:
+    """Indices of update t: `size` consecutive places of an endless row of counted permutations of range(n), an epoch each."""
+    places = range(update * size, (update + 1) * size)
+    orders = {epoch: permutation(n, *keys, "epoch", epoch) for epoch in {p // n for p in places}}
+    return [int(orders[p // n][p % n]) for p in places]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """How `online` samples: P prompts a round, G samples each, at `temperature`, within `positions` tokens."""
+
+    prompts: int
+    samples: int
+    temperature: float
+    max_new_tokens: int
+    positions: int
+    micro_batch_tokens: int
+    max_missing: float
+    kl_every: int = 0
+    dtype: Dtype = "float32"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One round, group by group: answers to plain prompts first, then revisions.
+
+    Attributes:
+        responses: as they are learned from. scores: of each as an answer to the question itself.
+        revises: per response the row it revises, -1: none; None in a round without revisions.
+        plain: how many rows answer plain prompts.
+    """
+
+    responses: list[Response]
+    scores: Scores
+    plain: int
+    revises: list[int] | None = None
+    metrics: Sums = field(default_factory=dict)
+
+    def batch(self, tokenizer: Any, rollout: Rollout) -> Batch:
+        batch = collate(response_rows(tokenizer, self.responses), tokenizer.pad_token_id)
+        group = torch.arange(rollout.prompts).repeat_interleave(rollout.samples)
+        finished = torch.tensor([response.finished for response in self.responses])
+        revises = None if self.revises is None else torch.tensor(self.revises)
+        return batch.with_(group=group, finished=finished, revises=revises, limit=rollout.max_new_tokens)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draws rounds. `critique`: the turn that asks the policy to mend an answer, "" where there is nothing to mend."""
+
+    policy: Any
+    tokenizer: Any
+    prompts: Sequence[Prompt]
+    score: Score
+    params: OnlineParams
+    rollout: Rollout
+    keys: Sequence[object]
+    critique: Critique | None = None
+
+    def round(self, update: int) -> Drawn:
+        revisions = groups(self.params, self.rollout.prompts)
+        responses, scores, metrics = self._plain(update, self.rollout.prompts - revisions)
+        if not revisions:
+            return Drawn(responses, scores, len(responses), None, metrics)
+        return self._revised(update, revisions, responses, scores, metrics)
+
+    def _prompts(self, count: int, update: int, *what: object) -> list[Prompt]:
+        return [self.prompts[i] for i in draw(len(self.prompts), count, update, (*self.keys, *what))]
+
+    def _answers(self, chosen: Sequence[Prompt], update: int, *wave: object) -> list[Response]:
+        rollout = self.rollout
+        return sample(
+            self.policy,
+            self.tokenizer,
+            chosen,
+            rollout.samples,
+            temperature=rollout.temperature,
+            max_new_tokens=rollout.max_new_tokens,
+            positions=rollout.positions,
+            keys=(*self.keys, "rollout", update, *wave),
+            dtype=rollout.dtype,
+        )
+
+    def _plain(self, update: int, count: int) -> tuple[list[Response], Scores, Sums]:
+        """Answers to `count` prompts. A group whose rewards are all equal is drawn again, as often as `resample` says."""
+        samples = self.rollout.samples
+        responses, again = self._answers(self._prompts(count, update, "prompts"), update), 0.0
+        scores = self.score(responses)
+        for attempt in range(1, self.params.resample + 1):
+            flat = _flat_groups(scores, samples)
+            if not flat:
+                break
+            fresh = self._answers(self._prompts(len(flat), update, "prompts again", attempt), update, attempt)
+            rows = [group * samples + g for group in flat for g in range(samples)]
+            for row, response in zip(rows, fresh, strict=True):
+                responses[row] = response
+            scores = scores.replaced(rows, self.score(fresh))
+            again += len(flat)
+        return responses, scores, {"groups_drawn_again": (again, 1.0)} if self.params.resample else {}
+
+    def _revised(self, update: int, count: int, responses: list[Response], scores: Scores, metrics: Sums) -> Drawn:
+        """`count` more groups: revisions, and answers to other plain prompts where there was too little to mend."""
+        if self.critique is None:
+            raise ValueError("revisions need a critique")
+        samples, first = self.rollout.samples, len(responses)
+        found = choose(responses, self.critique(responses, scores), count, self._fits, (*self.keys, "revise", update))
+        others = self._prompts(count - len(found), update, "prompts instead")
+        fresh = self._answers([*others, *(prompt for _, prompt in found)], update, "revision")
+        plain = first + len(others) * samples
+        revises = [-1] * plain + [row for row, _ in found for _ in range(samples)]
+        # Judged as answers to the question itself; the judge never sees the critique.
+        plainly = [r if of < 0 else replace(r, prompt=responses[of].prompt) for r, of in zip(fresh, revises[first:], strict=True)]
+        scores = scores.joined(self.score(plainly))
+        metrics |= {"revision/share": (len(found) / self.rollout.prompts, 1.0), **gain(scores, revises, samples)}
+        distils = getattr(self.params, "revision", "second_turn") == "distil"
+        return Drawn(responses + (plainly if distils else fresh), scores, plain, revises, metrics)
+
+    def _fits(self, prompt: Prompt) -> bool:
+        return len(encode_prompt(self.tokenizer, prompt.messages)) + self.rollout.max_new_tokens <= self.rollout.positions
+
+
+def _flat_groups(scores: Scores, samples: int) -> list[int]:
+    """The groups whose rewards are all equal."""
+    group = torch.arange(scores.score.shape[0] // samples).repeat_interleave(samples)
+    reward, known = weighted_reward(scores.score, scores.valid, scores.weight, group)
+    flat: list[int] = group[constant_groups(reward, known, group)].unique().tolist()
+    return flat
