@@ -101,7 +101,7 @@ def run(
         if comparing:
             from grape import compare
 
-            sets = [*sets, *compare.assignments(project, algorithms, seeds)]
+            sets = [*sets, *compare.assignments(project, algorithms, seeds, sets)]
             workers = workers or 1  # two at once would spoil each other's seconds
         request = Request(targets, tuple(sets), workers, wait=not no_wait, name=what if comparing else "pipeline")
         screen = Screen(sys.stderr if as_json else None)

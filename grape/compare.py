@@ -8,7 +8,7 @@ seconds in the table are of runs that had the machine to themselves.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from grape import slot
@@ -19,10 +19,11 @@ COLUMNS = ("algorithm", "seeds", "score", "difference to SFT", "proxy", "wins", 
            "MiB")
 
 
-def assignments(project: Project, algorithms: str | None, seeds: str | None) -> list[str]:
-    """What `--set` gets: rl.algorithms and rl.seeds, and an entry under `algorithms` for a name that has none.
+def assignments(project: Project, algorithms: str | None, seeds: str | None, sets: Sequence[str] = ()) -> list[str]:
+    """What `--set` gets besides: rl.algorithms and rl.seeds, and an entry under `algorithms` for a name that has none.
 
     Args:
+        sets: what `--set` says already; it may bring names that are compared.
         algorithms: comma-separated names, or `all`: grape's own, installed ones and those params.yaml names.
         seeds: comma-separated integers. None for either leaves what stands in params.yaml.
 
@@ -30,22 +31,23 @@ def assignments(project: Project, algorithms: str | None, seeds: str | None) -> 
         GrapeError: seeds that are not integers.
     """
     from grape.catalogue import known
-    from grape.params import load
+    from grape.params import edited
 
-    params = load(project.params)
-    sets = []
+    installed = known(project.root)
+    params = edited(project.params, sets)[1]
+    more = []
     if algorithms is not None:
-        names = list(known(project.root)) if algorithms == "all" else [n.strip() for n in algorithms.split(",") if n.strip()]
+        names = list(dict.fromkeys([*installed, *params.algorithms])) if algorithms == "all" else [n.strip() for n in algorithms.split(",") if n.strip()]
         for name in names:  # unknown ones are refused here, before anything is edited
             slot.find(name, (params.algorithms.get(name) or {}).get(slot.USE), project.root)
-        sets += [f"algorithms.{name}={{}}" for name in names if name not in params.algorithms]
-        sets.append(f"rl.algorithms={json.dumps(names)}")
+        more += [f"algorithms.{name}={{}}" for name in names if name not in params.algorithms]
+        more.append(f"rl.algorithms={json.dumps(names)}")
     if seeds is not None:
         try:
-            sets.append(f"rl.seeds={json.dumps([int(seed) for seed in seeds.split(',')])}")
+            more.append(f"rl.seeds={json.dumps([int(seed) for seed in seeds.split(',')])}")
         except ValueError as error:
             raise GrapeError(f"cannot read {seeds!r}", where="--seeds", mend="integers with commas, e.g. 0,1,2") from error
-    return sets
+    return more
 
 
 def read(project: Project) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +135,21 @@ def load(path: Path) -> Params:
     return _checked(text, path)
 
 
-def set_values(path: Path, assignments: list[str]) -> Params:
+def set_values(path: Path, assignments: Sequence[str]) -> Params:
     """Apply `a.b=value` assignments (YAML values) to params.yaml, comments kept. Nothing is written unless the result is valid.
+
+    Raises: as `edited` does.
+    """
+    text, params = edited(path, assignments)
+    if path.read_text(encoding="utf-8") != text:
+        beside = path.with_name(path.name + ".partial")
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    return params
+
+
+def edited(path: Path, assignments: Sequence[str]) -> tuple[str, Params]:
+    """What params.yaml would be with these assignments: its text and values. Writes nothing.
 
     Raises:
         GrapeError: an assignment without `=`, a key that does not exist, or a result that is not valid.
@@ -166,12 +180,7 @@ def set_values(path: Path, assignments: list[str]) -> Params:
             ) from error
     buffer = io.StringIO()
     _yaml().dump(tree, buffer)
-    params = _checked(buffer.getvalue(), path)
-    if buffer.getvalue() != text:
-        beside = path.with_name(path.name + ".partial")
-        beside.write_text(buffer.getvalue(), encoding="utf-8")
-        os.replace(beside, path)
-    return params
+    return buffer.getvalue(), _checked(buffer.getvalue(), path)
 
 
 def _inside(node: Any, part: str, parts: list[str]) -> Any:

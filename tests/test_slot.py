@@ -128,6 +128,11 @@ def test_compare_sets_what_it_runs(project: Project) -> None:
     assert compare.assignments(project, "grpo, rloo", None) == ['rl.algorithms=["grpo", "rloo"]']
     with pytest.raises(GrapeError, match="unknown algorithm 'grp'"):
         compare.assignments(project, "grp", None)
+    variant = 'algorithms.rar={"use": "grape.algorithms.grape:ALGORITHM", "exponent": 0.0}'
+    before = project.params.read_text()
+    assert compare.assignments(project, "grape,rar", None, [variant]) == ['rl.algorithms=["grape", "rar"]']
+    assert '"rar"]' in compare.assignments(project, "all", None, [variant])[-1]
+    assert project.params.read_text() == before
     with pytest.raises(GrapeError, match="integers with commas"):
         compare.assignments(project, None, "0,x")
 
