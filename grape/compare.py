@@ -37,7 +37,8 @@ def assignments(project: Project, algorithms: str | None, seeds: str | None, set
     params = edited(project.params, sets)[1]
     more = []
     if algorithms is not None:
-        names = list(dict.fromkeys([*installed, *params.algorithms])) if algorithms == "all" else [n.strip() for n in algorithms.split(",") if n.strip()]
+        every = [*installed, *(name for name in params.algorithms if name not in installed)]
+        names = every if algorithms == "all" else [n.strip() for n in algorithms.split(",") if n.strip()]
         for name in names:  # unknown ones are refused here, before anything is edited
             slot.find(name, (params.algorithms.get(name) or {}).get(slot.USE), project.root)
         more += [f"algorithms.{name}={{}}" for name in names if name not in params.algorithms]

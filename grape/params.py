@@ -11,7 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from grape import slot
 from grape.errors import GrapeError
@@ -80,7 +82,8 @@ def _refuse(
 
 def _checked(text: str, path: Path) -> Params:
     try:
-        tree = _yaml().load(text)
+        # The round-trip tree carries line numbers; validation wants plain values, as the parser of all later readers sees them.
+        tree, plain = _yaml().load(text), YAML(typ="safe").load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark
         raise GrapeError(
@@ -88,8 +91,6 @@ def _checked(text: str, path: Path) -> Params:
             where=f"{path.name}:{mark.line + 1 if mark else 1}",
             mend="mend that line",
         ) from error
-    # The round-trip tree carries line numbers; validation wants plain values.
-    plain = YAML(typ="safe", pure=True).load(text)
     if not isinstance(plain, dict):
         raise GrapeError("is not a mapping of keys to values", where=path.name, mend="start again from `grape init`")
     try:
@@ -171,7 +172,7 @@ def edited(path: Path, assignments: Sequence[str]) -> tuple[str, Params]:
         if parts[0] != "algorithms":
             _inside(node, parts[-1], parts)
         try:
-            node[parts[-1]] = YAML(typ="rt").load(value)
+            node[parts[-1]] = _readable(YAML(typ="rt").load(value))
         except MarkedYAMLError as error:
             raise GrapeError(
                 f"cannot read the value of {assignment!r}: {error.problem}",
@@ -181,6 +182,17 @@ def edited(path: Path, assignments: Sequence[str]) -> tuple[str, Params]:
     buffer = io.StringIO()
     _yaml().dump(tree, buffer)
     return buffer.getvalue(), _checked(buffer.getvalue(), path)
+
+
+def _readable(value: Any) -> Any:
+    """A value in a style every YAML parser reads: mappings as blocks, and in lists no bare text with a colon."""
+    if isinstance(value, CommentedMap) and value:
+        value.fa.set_block_style()
+        for key, inner in value.items():
+            value[key] = _readable(inner)
+    elif isinstance(value, CommentedSeq):
+        value[:] = [DoubleQuotedScalarString(x) if isinstance(x, str) and ":" in x else x for x in value]
+    return value
 
 
 def _inside(node: Any, part: str, parts: list[str]) -> Any:

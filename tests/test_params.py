@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from grape import params
 from grape.errors import GrapeError
@@ -88,3 +89,17 @@ def test_an_algorithm_without_an_entry_is_refused(project_dir: Path) -> None:
     )
     with pytest.raises(GrapeError, match="no entry"):
         params.set_values(path, ["rl.algorithms=[reinforce]"])
+
+
+def test_what_set_writes_can_be_read_by_every_parser(project_dir: Path) -> None:
+    """A mapping on one line with a colon in its values is YAML to some parsers and an error to others."""
+    path = project_dir / "params.yaml"
+    variant = 'algorithms.rar={"use": "grape.algorithms.grape:ALGORITHM", "exponent": 0.5}'
+    params.set_values(path, [variant, "critic.judge.extra={a: [b:c]}"])
+    found = YAML(typ="safe").load(path.read_text())
+    assert found["algorithms"]["rar"] == {"use": "grape.algorithms.grape:ALGORITHM", "exponent": 0.5}
+    assert found["critic"]["judge"]["extra"] == {"a": ["b:c"]}
+    path.write_text(path.read_text() + "  other: {use: grape.algorithms.grape:ALGORITHM}\n")
+    with pytest.raises(GrapeError, match="not valid YAML") as caught:
+        params.load(path)
+    assert str(caught.value.where).startswith("params.yaml:")
