@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
@@ -52,6 +52,12 @@ class Rubric(BaseModel):
     critic_prompt: str = "{question}\nQuestion: {prompt}\nAnswer: {response}"
     revise_prompt: str = "{critique}\nAnswer again."
     items: tuple[Item, ...] = Field(min_length=1)
+
+    _places: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    def place(self, item: str) -> str:
+        """`rubrics/sums.yaml:4`, where the item stands; the category for a rubric that was not read from a file."""
+        return self._places.get(item, f"the rubric of {self.category}")
 
     def ask(self, item: Item, prompt: str, response: str) -> Question:
         """The item's question about a response, in parts."""
@@ -143,6 +149,7 @@ def load_rubric(path: Path) -> Rubric:
         ) from error
     for place, what, mend in _problems(rubric):
         raise GrapeError(what, where=f"{path}:{_line(tree, place)}", mend=mend)
+    rubric._places.update({item.id: f"{path}:{_line(tree, ('items', i, 'id'))}" for i, item in enumerate(rubric.items)})
     return rubric
 
 

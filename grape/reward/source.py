@@ -54,31 +54,48 @@ class RubricReward:
                     mend=f"run the stage that makes it, or remove the {kind} items",
                 )
 
-    def check(self, prompts: Sequence[Prompt]) -> None:
+    def check(self, prompts: Sequence[Prompt], file: str | None = None) -> None:
         """Refuse prompts that could not be scored, before any training.
 
+        Args:
+            file: the file whose lines the prompts are, for messages.
+
         Raises:
-            GrapeError: a category without a rubric or without usable items, or a verify item that needs an answer the prompt lacks.
+            GrapeError: a category without a rubric or without usable items, a verify item that needs an answer the prompt lacks,
+                or whose verifier raises.
         """
         usable = {category for category, _ in self.columns}
-        for prompt in prompts:
+        for number, prompt in enumerate(prompts, 1):
+            where = f"{file}:{number}, {prompt.id}" if file else f"data/prompts, {prompt.id}"
             if prompt.category not in usable:
                 raise GrapeError(
                     f"no rubric for the category {prompt.category!r}",
-                    where=f"data/prompts, {prompt.id}",
+                    where=where,
                     mend=f"write rubrics/{prompt.category}.yaml",
                 )
-            for item in self.rubrics[prompt.category].items:
-                verify = self.verify.get(f"{prompt.category}/{item.id}")
-                if verify is not None:
+            rubric = self.rubrics[prompt.category]
+            for item in rubric.items:
+                if f"{prompt.category}/{item.id}" in self.verify:
                     try:
-                        verify(prompt, "")
+                        self._verified(f"{prompt.category}/{item.id}", prompt, "")
                     except Undecidable as error:
                         raise GrapeError(
-                            str(error),
-                            where=f"data/prompts, {prompt.id}; rubrics, item {prompt.category}/{item.id}",
+                            f"item {prompt.category}/{item.id}: {error}",
+                            where=f"{where}; {rubric.place(item.id)}",
                             mend=error.mend or "add the answer to the prompt or remove the item",
                         ) from error
+
+    def _verified(self, name: str, prompt: Prompt, text: str) -> float:
+        """
+        Raises:
+            Undecidable: the verifier could not decide, or failed.
+        """
+        try:
+            return self.verify[name](prompt, text)
+        except Undecidable:
+            raise
+        except Exception as error:  # libraries and patterns of other people, on a text that nobody chose
+            raise Undecidable(f"the verifier raised {type(error).__name__}: {error}", "mend the item's options") from error
 
     def __call__(self, responses: Sequence[Response]) -> Scores:
         rows, items = len(responses), len(self.columns)
@@ -95,7 +112,7 @@ class RubricReward:
                 weight[b, k] = item.weight
                 if item.kind == "verify":
                     try:
-                        verdict = self.verify[self.names[k]](response.prompt, response.text)
+                        verdict = self._verified(self.names[k], response.prompt, response.text)
                         score[b, k], valid[b, k] = verdict, True
                         reasons[b][k] = getattr(verdict, "reason", "")
                         for name, count in getattr(verdict, "metrics", {}).items():

@@ -43,8 +43,10 @@ def gold_judge(stage: Stage) -> Gold | None:
     return getattr(load_module(path), "gold", None) if path.is_file() else None
 
 
-def reward_source(stage: Stage, prompts: Sequence[Prompt], which: str | None = None) -> RewardSource:
-    """The source `which` names (rubric, reward_model; None: what rl.reward says), checked against the prompts."""
+def reward_source(
+    stage: Stage, prompts: Sequence[Prompt], file: str | None = None, which: str | None = None
+) -> RewardSource:
+    """The source `which` names (rubric, reward_model; None: what rl.reward says), checked against the prompts, lines of `file`."""
     how = (stage.params.model.dtype, stage.params.model.micro_batch_tokens)
     if (which or stage.params.rl.reward) == "reward_model":
         return LearnedReward(stage.root / "models/reward", *how)
@@ -53,7 +55,7 @@ def reward_source(stage: Stage, prompts: Sequence[Prompt], which: str | None = N
     critic = load_critic(stage.root / "models/critic", stage.root, *how) if "critic" in kinds else None
     learned = LearnedReward(stage.root / "models/reward", *how) if "reward_model" in kinds else None
     source = RubricReward(rubrics, critic, learned)
-    source.check(prompts)
+    source.check(prompts, file)
     if any(item.verifier in SANDBOXED for rubric in rubrics.values() for item in rubric.items):
         stage.run.tag({f"grape.sandbox.{name}": str(value) for name, value in tier().receipt().items()})
     return source

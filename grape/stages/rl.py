@@ -137,7 +137,7 @@ def _rollouts(
         max(1, params.kl_every * rounds // params.steps) if params.kl_every else 0,
         "float32" if algorithm.update == "natural_gradient" else stage.params.model.dtype,
     )
-    source = reward_source(stage, prompts, knobs.reward)
+    source = reward_source(stage, prompts, "data/prompts/train.jsonl", knobs.reward)
     critique = source.critique if isinstance(source, RubricReward) else None
     return online(actors, prompts, source, algorithm, knobs, rollout, _keys(stage), critique)
 

@@ -15,7 +15,7 @@ from grape.reward.critics.base import Question, Verdicts
 from grape.reward.rubric import load_rubric, load_rubrics
 from grape.reward.source import RubricReward
 from grape.reward.verifiers import Undecidable, build
-from grape.types import Response
+from grape.types import Prompt, Response
 from tests import tiny
 
 GOOD = """\
@@ -137,6 +137,40 @@ def test_prompts_that_cannot_be_scored_are_refused_before_training(tmp_path: Pat
         source.check([tiny.prompt("x", "sums")])
     with pytest.raises(GrapeError, match="no rubric for the category"):
         source.check([tiny.prompt("x", "poems", "8")])
+
+
+def test_what_cannot_be_checked_is_named_with_file_line_and_item(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, GOOD)
+    source = RubricReward(load_rubrics(tmp_path))
+    prompts = [tiny.prompt("x", "sums", "8"), tiny.prompt("y", "sums")]
+    with pytest.raises(GrapeError, match="item sums/correct: .*no reference answer") as caught:
+        source.check(prompts, "data/prompts/train.jsonl")
+    assert caught.value.where == f"data/prompts/train.jsonl:2, id-y; {path}:4"
+
+    def broken(prompt: Prompt, text: str) -> float:
+        raise RecursionError("too deep")
+
+    monkeypatch.setitem(source.verify, "sums/short", broken)
+    with pytest.raises(GrapeError, match="item sums/short: the verifier raised RecursionError: too deep") as caught:
+        source.check(prompts[:1], "data/prompts/train.jsonl")
+    assert caught.value.where == f"data/prompts/train.jsonl:1, id-x; {path}:9"
+
+
+def test_a_verifier_that_raises_makes_its_score_missing_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, GOOD)
+    source = RubricReward(load_rubrics(tmp_path))
+    whole = source(responses("8", "9"))
+
+    def broken(prompt: Prompt, text: str) -> float:
+        if text == "9":
+            raise ValueError("no")
+        return 1.0
+
+    monkeypatch.setitem(source.verify, "sums/short", broken)
+    scores = source(responses("8", "9"))
+    assert scores.valid.tolist() == [[True, True], [True, False]]
+    assert scores.reasons[1][1] == "the verifier raised ValueError: no"
+    assert torch.equal(scores.score[:, 0], whole.score[:, 0]) and scores.score[0, 1] == whole.score[0, 1]
 
 
 def test_critic_items_without_a_critic_are_refused(tmp_path: Path) -> None:
