@@ -260,12 +260,17 @@ def test_dual_clip_bounds_the_loss_of_a_likely_bad_token() -> None:
     torch.testing.assert_close(clipped_surrogate(ratio, advantage, 0.2, 0.2, 3.0), torch.tensor([-3.0, 1.2, -2.0]))
 
 
-def test_ppos_truncation_handling() -> None:
+def _ppo_round() -> tuple[Scores, Batch]:
+    """Two responses worth 0.8, one of them cut off where the value model expects 0.3 more."""
     ones = torch.ones(2, 1)
-    scores = Scores(("a/b",), 0.8 * ones, ones, ones.bool(), ones)
     batch = _batch(2, 2).with_(
         finished=torch.tensor([True, False]), value_old=torch.zeros(2, 2), bootstrap=torch.tensor([5.0, 0.3])
     )
+    return Scores(("a/b",), 0.8 * ones, ones, ones.bool(), ones), batch
+
+
+def test_ppos_truncation_handling() -> None:
+    scores, batch = _ppo_round()
     common = {"whiten": False, "lam": 1.0, "value_warmup": 0}
     returns = {
         how: ppo.credit(scores, batch, ppo.PPOParams.model_validate({**common, "truncated": how}), {}).batch.returns
@@ -273,6 +278,21 @@ def test_ppos_truncation_handling() -> None:
     }
     for how, last in (("keep", 0.8), ("penalty", 0.3), ("bootstrap", 0.3)):
         torch.testing.assert_close(returns[how], torch.tensor([[0.8, 0.8], [last, last]]))
+
+
+def test_whitening_changes_the_advantage_and_not_what_the_value_model_learns() -> None:
+    """Returns are in units of the reward; taken from the whitened advantage they would have none."""
+    scores, batch = _ppo_round()
+    batch = batch.with_(value_old=torch.tensor([[0.5, 0.1], [0.2, 0.7]]))
+    credited = {
+        on: ppo.credit(scores, batch, ppo.PPOParams(whiten=on, lam=0.9, value_warmup=0), {}).batch for on in (True, False)
+    }
+    first, second = credited[True], credited[False]
+    assert first.returns is not None and second.returns is not None and first.advantage is not None and second.advantage is not None
+    torch.testing.assert_close(first.returns, second.returns)
+    torch.testing.assert_close(second.returns, (second.advantage + batch.value_old) * batch.mask)
+    assert not torch.allclose(first.advantage, second.advantage)
+    torch.testing.assert_close(first.advantage[batch.mask].mean(), torch.tensor(0.0), atol=1e-6, rtol=0)
 
 
 def test_ppos_penalty_adapts_to_its_target() -> None:
