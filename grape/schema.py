@@ -109,6 +109,11 @@ class Evaluate(Section):
 
 class Report(Section):
     samples: int = Field(ge=0)
+    unsure: float = Field(ge=0, le=1)
+    saturated: float = Field(ge=0, le=1)
+    redundant: float = Field(ge=0, le=1)
+    length: float = Field(ge=0, le=1)
+    missing: float = Field(ge=0, le=1)
 
 
 class Params(Section):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,11 +51,22 @@ class Greedy(Strict):
 
 
 class Item(Strict):
-    """One rubric item: mean score and confidence in [0, 1], share of missing scores."""
+    """One rubric item: mean score and confidence in [0, 1], share of missing scores, mean standard deviation of the scores of one
+    prompt's answers, correlation of score and length within prompts. None: there is no such number."""
 
     score: float | None
     confidence: float | None
     missing: float
+    spread: float | None
+    length_correlation: float | None
+
+
+class Overlap(Strict):
+    """Correlation of two items, `category/item` each, over the responses both were asked about; None where one is constant."""
+
+    a: str
+    b: str
+    correlation: float | None
 
 
 class Side(Scores):
@@ -67,6 +79,7 @@ class Side(Scores):
     pass_at: dict[str, float] = Field(default_factory=dict)
     categories: dict[str, Category]
     items: dict[str, Item]
+    overlap: list[Overlap]
 
 
 class WinRate(Interval):
@@ -190,10 +203,10 @@ def _lines(root: Path, path: Path, stage: str) -> list[dict[str, Any]]:
 
 
 def _records(root: Path, path: Path, stage: str) -> list[Record]:
-    """Training records; values that are not numbers (null for a metric a step does not have) are left out."""
+    """Training records; values that are not finite numbers (null for a metric a step does not have) are left out."""
     records = []
     for number, row in enumerate(_lines(root, path, stage), start=1):
-        record = {name: float(value) for name, value in row.items() if isinstance(value, (int, float))}
+        record = {name: float(value) for name, value in row.items() if isinstance(value, (int, float)) and isfinite(value)}
         if "step" not in record:
             raise _bad(root, path, stage, f"line {number} has no step")
         records.append(record)

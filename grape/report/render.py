@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import base64
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from grape.report import tables
+from grape.report import evolution, rubric, tables
+from grape.report.alarms import alarms
 from grape.report.data import Inputs, Interval
 from grape.report.summary import candidates
 from grape.track.registry import best
 
+if TYPE_CHECKING:
+    from grape.schema import Report
 
-def context(inputs: Inputs, level: float, count: int, figures: dict[str, bytes]) -> dict[str, Any]:
+
+def context(inputs: Inputs, level: float, knobs: Report, figures: dict[str, bytes]) -> dict[str, Any]:
     """Everything the templates show."""
     winner = best(candidates(inputs))
     champion = winner.name if winner else None
@@ -26,8 +30,9 @@ def context(inputs: Inputs, level: float, count: int, figures: dict[str, bytes])
         "prompts": first.prompts, "per_prompt": first.samples, "sft": first.sft.of(inputs.judge),
         "league": tables.league(inputs, champion),
         "pass_at": sorted(first.sft.pass_at, key=int),
-        "categories": tables.categories(inputs), "items": tables.items(inputs), "warnings": tables.warnings(inputs),
-        "samples": tables.samples(inputs, count, champion),
+        "categories": tables.categories(inputs), "items": tables.items(inputs),
+        "alarms": alarms(inputs, knobs.missing), "findings": rubric.findings(inputs, knobs),
+        "evolution": evolution.read(inputs), "samples": tables.samples(inputs, knobs.samples, champion),
         "figures": {name: base64.b64encode(png).decode() for name, png in figures.items()},
     }
 

@@ -1,4 +1,4 @@
-"""Conclusions: the numbers of metrics.json, the verdict per algorithm, hints of reward hacking, champion candidates."""
+"""Conclusions: the numbers of metrics.json, the verdict per algorithm, champion candidates."""
 
 from __future__ import annotations
 
@@ -68,29 +68,6 @@ def candidates(inputs: Inputs) -> list[Candidate]:
     """Every policy with its difference to SFT, for the champion alias."""
     differences = {run.name: run.difference.of(inputs.judge) for run in inputs.evaluations}
     return [Candidate(name, difference.mean, difference.low) for name, difference in differences.items()]
-
-
-def hints(run: Evaluation) -> list[str]:
-    """What looks like the reward being gamed rather than met, for one policy."""
-    found = []
-    proxy, gold = run.difference.proxy, run.difference.gold
-    if gold is not None and proxy.low > 0:
-        if gold.high < 0:
-            found.append("The proxy reward rose while gold fell: the policy is gaming the reward.")
-        elif gold.low <= 0:
-            found.append("The proxy reward rose while gold stayed flat: a sign of over-optimisation.")
-        elif gold.mean < proxy.mean / 2:
-            found.append("Less than half of the rise in proxy reward shows in gold.")
-    if run.policy.length > 1.5 * run.sft.length:
-        found.append(f"Answers grew from {run.sft.length:.1f} to {run.policy.length:.1f} tokens: check that length is "
-                     "not what is rewarded.")
-    if run.policy.finished < run.sft.finished - 0.05:
-        found.append(f"Finished answers fell from {run.sft.finished:.0%} to {run.policy.finished:.0%}: more are cut "
-                     "off.")
-    if run.policy.entropy < 0.2 * run.sft.entropy:
-        found.append(f"Entropy fell from {run.sft.entropy:.2f} to {run.policy.entropy:.2f} nats: little is explored "
-                     "any more.")
-    return found
 
 
 def metrics(inputs: Inputs, level: float) -> dict[str, Any]:

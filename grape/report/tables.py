@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from grape.report.data import Evaluation, Inputs, Interval, Item, Judge
-from grape.report.summary import cost, hints, over_seeds, verdict
+from grape.report.summary import cost, over_seeds, verdict
 
 Row = dict[str, Any]
 
@@ -91,7 +91,7 @@ def items(inputs: Inputs) -> list[Row]:
     """Every rubric item before and after, each algorithm averaged over its seeds."""
     rows = []
     for name, before in inputs.evaluations[0].sft.items.items():
-        category, _, item = name.partition("/")
+        category, _, item = name.rpartition("/")
         after = [_average([run.policy.items[name] for run in inputs.of(algorithm) if name in run.policy.items])
                  for algorithm in inputs.algorithms]
         rows.append({"category": category, "item": item, "sft": before, "algorithms": after})
@@ -99,17 +99,12 @@ def items(inputs: Inputs) -> list[Row]:
 
 
 def _average(values: Sequence[Item]) -> Item | None:
-    if not values:
-        return None
-    scores = [value.score for value in values if value.score is not None]
-    confidences = [value.confidence for value in values if value.confidence is not None]
-    return Item(score=fmean(scores) if scores else None, confidence=fmean(confidences) if confidences else None,
-                missing=fmean(value.missing for value in values))
+    """Number by number, the mean over those that have it."""
+    known = {name: [number for value in values if (number := getattr(value, name)) is not None]
+             for name in Item.model_fields}
+    return Item.model_validate({name: fmean(numbers) if numbers else None for name, numbers in known.items()}) \
+        if values else None
 
-
-def warnings(inputs: Inputs) -> list[tuple[str, str]]:
-    """(policy, hint) for whatever looks like the reward being gamed."""
-    return [(run.name, hint) for run in inputs.evaluations for hint in hints(run)]
 
 
 def samples(inputs: Inputs, count: int, best: str | None) -> list[tuple[str, list[Sample]]]:

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from grape.artifacts import read_prompts, write_json, write_jsonl
+from grape.artifacts import read_prompts, write_json, write_jsonl, write_text
+from grape.errors import GrapeError
 from grape.maths.advantage import weighted_reward
 from grape.models.encode import collate
 from grape.models.forward import batched_language, exact_kl
 from grape.models.load import device, load_language_model
 from grape.randomness import generator
+from grape.reward.items import describe_items, number, overlap
 from grape.sampling import response_rows, sample
 from grape.stages import Stage
 from grape.stages.judges import Gold, gold_judge, reward_source
 from grape.types import Prompt, Response, Scores
 
 RESAMPLES = 2000
+TABLE = "samples.json"  # its place among the artifacts of the MLflow run
+COLUMNS = ("policy", "category", "id", "prompt", "response", "gold", "proxy", "item", "score", "confidence", "reason")
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ def interval(values: np.ndarray, confidence: float, *keys: object) -> dict[str, 
 def run(stage: Stage) -> None:
     prompts = read_prompts(stage.root / "data/prompts/heldout.jsonl")
     stage.datasets("data/prompts", "rubrics", context="evaluation")
-    source, gold = reward_source(stage, prompts), gold_judge(stage)
+    source, gold = reward_source(stage, prompts, "data/prompts/heldout.jsonl"), gold_judge(stage)
     reference, tokenizer = load_language_model(str(stage.root / "models/sft"))
     policy, policy_tokenizer = load_language_model(str(stage.root / "models/policy" / stage.policy))
     reference.to(device())
@@ -58,7 +65,9 @@ def run(stage: Stage) -> None:
     result["kl"] = divergence(stage, policy, reference, policy_tokenizer, own.responses)
     folder = stage.root / "reports/evaluate" / stage.policy
     write_json(folder / "metrics.json", result)
-    write_jsonl(folder / "samples.jsonl", samples(prompts, sft, own, stage.params.evaluate.samples))
+    rows = samples(prompts, sft, own, stage.params.evaluate.samples)
+    write_jsonl(folder / "samples.jsonl", rows)
+    log_table(stage, rows)
     judged = "gold" if gold else "proxy"
     stage.run.headline(
         {
@@ -116,8 +125,6 @@ def _gold(gold: Gold, response: Response) -> float:
     """A truncated answer is judged by what there is of it; a judge's value outside [0, 1] is its author's mistake."""
     value = float(gold(response.prompt, response.text))
     if not 0 <= value <= 1 or math.isnan(value):
-        from grape.errors import GrapeError
-
         raise GrapeError(
             f"the gold judge gave {value} for prompt {response.prompt.id}",
             where="prepare.source, gold",
@@ -174,22 +181,12 @@ def describe(prompts: Sequence[Prompt], side: Side, over: Callable[..., dict[str
     gold = None if side.gold is None else side.gold.mean(1)
     names = np.array([p.category for p in prompts])
     best = side.gold if side.gold is not None else side.proxy
-    scores = side.scores
-    items = {}
-    for k, name in enumerate(scores.items):
-        asked = scores.weight[:, k] > 0
-        valid = asked & scores.valid[:, k]
-        if bool(asked.any()):
-            items[name] = {
-                "score": _number(scores.score[valid, k].mean()),
-                "confidence": _number(scores.confidence[valid, k].mean()),
-                "missing": _number(1 - valid.sum() / asked.sum()),
-            }
+    lengths = np.array([len(r.ids) for r in side.responses])
     return {
         "gold": None if gold is None else over(gold, "gold"),
         "proxy": over(proxy, "proxy"),
         "greedy": side.greedy,
-        "length": round(float(np.mean([len(r.ids) for r in side.responses])), 4),
+        "length": round(float(lengths.mean()), 4),
         "finished": round(float(np.mean([r.finished for r in side.responses])), 6),
         "entropy": side.entropy,
         "pass_at": {str(k): round(pass_at(best >= 0.999, k), 6) for k in sorted({1, best.shape[1]})},
@@ -201,12 +198,9 @@ def describe(prompts: Sequence[Prompt], side: Side, over: Callable[..., dict[str
             }
             for c in sorted(set(names.tolist()))
         },
-        "items": items,
+        "items": describe_items(side.scores, lengths, len(prompts)),
+        "overlap": overlap(side.scores),
     }
-
-
-def _number(value: torch.Tensor) -> float | None:
-    return round(float(value), 6) if bool(torch.isfinite(value)) else None
 
 
 def pass_at(solved: np.ndarray, k: int) -> float:
@@ -225,37 +219,52 @@ def divergence(
 
 
 def samples(prompts: Sequence[Prompt], sft: Side, own: Side, per_prompt: int) -> list[dict[str, Any]]:
-    """The first answer of both policies to every held-out prompt, with the policy's score item by item."""
+    """The first answer of both policies to every held-out prompt, with its score item by item."""
 
     def side(s: Side, p: int) -> dict[str, Any]:
-        proxy = float(s.proxy[p, 0])
-        return {
-            "text": s.responses[p * per_prompt].text,
-            "gold": None if s.gold is None else float(s.gold[p, 0]),
-            "proxy": None if math.isnan(proxy) else round(proxy, 6),
-        }
-
-    rows = []
-    for p, prompt in enumerate(prompts):
-        i = p * per_prompt
+        i, proxy = p * per_prompt, float(s.proxy[p, 0])
         items = [
             {
                 "item": name,
-                "score": _number(own.scores.score[i, k]) if own.scores.valid[i, k] else None,
-                "confidence": _number(own.scores.confidence[i, k]),
-                "reason": own.scores.reasons[i][k] if own.scores.reasons else "",
+                "score": number(s.scores.score[i, k]) if s.scores.valid[i, k] else None,
+                "confidence": number(s.scores.confidence[i, k]),
+                "reason": s.scores.reasons[i][k] if s.scores.reasons else "",
             }
-            for k, name in enumerate(own.scores.items)
-            if own.scores.weight[i, k] > 0
+            for k, name in enumerate(s.scores.items)
+            if s.scores.weight[i, k] > 0
         ]
-        rows.append(
-            {
-                "id": prompt.id,
-                "category": prompt.category,
-                "prompt": prompt.text,
-                "answer": prompt.answer,
-                "sft": side(sft, p),
-                "policy": {**side(own, p), "items": items},
-            }
-        )
-    return rows
+        return {
+            "text": s.responses[i].text,
+            "gold": None if s.gold is None else float(s.gold[p, 0]),
+            "proxy": None if math.isnan(proxy) else round(proxy, 6),
+            "items": items,
+        }
+
+    return [
+        {
+            "id": prompt.id,
+            "category": prompt.category,
+            "prompt": prompt.text,
+            "answer": prompt.answer,
+            "sft": side(sft, p),
+            "policy": side(own, p),
+        }
+        for p, prompt in enumerate(prompts)
+    ]
+
+
+def log_table(stage: Stage, rows: Sequence[dict[str, Any]]) -> None:
+    """The samples as a table in MLflow's UI, a row per item: the file and the tag that MlflowClient.log_table would leave."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / TABLE
+        write_text(path, json.dumps({"columns": COLUMNS, "data": list(_table(rows, stage.policy))}, allow_nan=False))
+        stage.run.artifact(path)
+    stage.run.tag({"mlflow.loggedArtifacts": json.dumps([{"path": TABLE, "type": "table"}])})
+
+
+def _table(rows: Sequence[dict[str, Any]], policy: str) -> Iterator[list[Any]]:
+    for row in rows:
+        for name, side in (("sft", row["sft"]), (policy, row["policy"])):
+            answer = [name, row["category"], row["id"], row["prompt"], side["text"], side["gold"], side["proxy"]]
+            for item in side["items"]:
+                yield [*answer, item["item"], item["score"], item["confidence"], item["reason"]]

@@ -1,6 +1,6 @@
 """Stage `report`: read the evaluations and training records, write metrics.json, report.md and index.html.
 
-Also moves the champion alias of the registered policy, and puts the plots and the page into MLflow.
+Also moves the champion alias of the registered policy, and puts the plots, the page and the alarms into MLflow.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from grape.report import data, plots, render, summary
+from grape.report import alarms, data, plots, render, rubric, summary
 
 if TYPE_CHECKING:
     from grape.stages import Stage
@@ -23,9 +23,10 @@ def run(stage: Stage) -> None:
     inputs = data.read(root, params.rl.algorithms, params.rl.seeds)
     level = params.evaluate.confidence
     figures = plots.draw(inputs)
-    values = render.context(inputs, level, params.report.samples, figures)
-    metrics = json.dumps(summary.metrics(inputs, level), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    files = {"metrics.json": metrics, "report.md": render.markdown(values), "index.html": render.html(values)}
+    values = render.context(inputs, level, params.report, figures)
+    metrics = {**summary.metrics(inputs, level), "rubric": rubric.numbers(inputs, params.report)}
+    files = {"metrics.json": json.dumps(metrics, indent=2, sort_keys=True, ensure_ascii=False) + "\n",
+             "report.md": render.markdown(values), "index.html": render.html(values)}
     for name, text in files.items():
         _write(root / "reports" / name, text)
 
@@ -38,7 +39,9 @@ def run(stage: Stage) -> None:
             path = Path(folder) / f"{name}.png"
             path.write_bytes(png)
             stage.run.artifact(path, "plots")
-    stage.run.headline(summary.headline(inputs, level))
+    found = alarms.alarms(inputs, params.report.missing)
+    stage.run.tag({"grape.alarms": alarms.text(found)})
+    stage.run.headline({**summary.headline(inputs, level), "alarms": float(len(found))})
     stage.run.champion(summary.candidates(inputs))
 
 

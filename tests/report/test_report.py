@@ -2,59 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from grape.errors import GrapeError
-from grape.project import Project
 from grape.report import data, render, summary, tables
-from grape.report.data import Interval
-from grape.stages import report
 from grape.track import Candidate
+from tests.report.driver import KNOBS, Page, read, write
 
 FILES = ("metrics.json", "report.md", "index.html")
-
-
-class Run:
-    """Keeps what the stage gives to its run."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, bytes] = {}
-        self.numbers: dict[str, float] = {}
-        self.inputs: list[str] = []
-        self.candidates: list[Candidate] = []
-
-    def artifact(self, path: Path, folder: str | None = None) -> None:
-        self.files[f"{folder}/{path.name}" if folder else path.name] = path.read_bytes()
-
-    def headline(self, metrics: dict[str, float]) -> None:
-        self.numbers |= metrics
-
-    def dataset(self, path: str, context: str) -> None:
-        self.inputs.append(path)
-
-    def champion(self, candidates: list[Candidate]) -> None:
-        self.candidates = candidates
-
-
-def write(root: Path, algorithms: list[str], seeds: list[int], samples: int = 6) -> Run:
-    """Run the stage on root/reports."""
-    run = Run()
-    params = SimpleNamespace(rl=SimpleNamespace(algorithms=algorithms, seeds=seeds),
-                             evaluate=SimpleNamespace(confidence=0.95), report=SimpleNamespace(samples=samples))
-    report.run(SimpleNamespace(params=params, project=Project(root), run=run))  # type: ignore[arg-type]
-    return run
-
-
-def read(root: Path) -> dict[str, Any]:
-    return dict(json.loads((root / "reports" / "metrics.json").read_text()))
 
 
 def test_metrics_hold_sft_every_policy_and_every_algorithm(make_reports: Callable[..., Path]) -> None:
@@ -71,11 +29,11 @@ def test_metrics_hold_sft_every_policy_and_every_algorithm(make_reports: Callabl
     # three seeds 0.01 apart: t(2, 0.975) = 4.302653 times 0.01 / sqrt(3)
     assert grpo["gold_high"] - grpo["gold"] == pytest.approx(4.302653 * 0.01 / 3**0.5, abs=2e-6)
     assert run.numbers == {"sft/gold": 0.55, "grpo/gold": 0.84, "grpo/gold_difference": 0.29,
-                           "reinforce/gold": 0.58, "reinforce/gold_difference": 0.03}
+                           "reinforce/gold": 0.58, "reinforce/gold_difference": 0.03, "alarms": 2.0}
     assert "reports/evaluate/grpo-0" in run.inputs
     assert max(run.candidates, key=lambda c: c.mean) == Candidate("grpo-2", pytest.approx(0.3), pytest.approx(0.27))
     assert set(FILES) <= run.files.keys()
-    assert {"plots/scores.png", "plots/learning.png", "plots/items.png", "plots/training.png"} <= run.files.keys()
+    assert {"plots/scores.png", "plots/learning.png", "plots/rewards.png", "plots/training.png"} <= run.files.keys()
 
 
 def test_equal_inputs_give_equal_bytes(make_reports: Callable[..., Path]) -> None:
@@ -134,31 +92,13 @@ def test_without_a_gold_judge_the_proxy_decides(make_reports: Callable[..., Path
         assert "no gold judge" in (root / "reports" / name).read_text()
 
 
-class Page(HTMLParser):
-    """Elements of a page, and its text."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.links: list[str] = []
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.links += [value or "" for name, value in attrs if name in ("src", "href")]
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
 def test_the_page_is_self_contained_and_hostile_text_stays_text(make_reports: Callable[..., Path]) -> None:
     root = make_reports(["grpo"], steps=5)
     metrics = root / "reports" / "evaluate" / "grpo-0" / "metrics.json"
     metrics.write_text(metrics.read_text().replace("courtesy", "a|b<img>"))
     write(root, ["grpo"], [0])
-    page = Page()
-    page.feed((root / "reports" / "index.html").read_text())
-    assert not {"script", "link", "iframe"} & set(page.tags) and page.tags.count("img") == 6
+    page = Page(root)
+    assert not {"script", "link", "iframe"} & set(page.tags) and page.tags.count("img") == 8
     assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
     assert "<script>alert('x')</script> & | `code` ```" in page.text
     markdown = (root / "reports" / "report.md").read_text()
@@ -171,36 +111,8 @@ def test_the_page_is_self_contained_and_hostile_text_stays_text(make_reports: Ca
 def test_one_step_no_curves_and_no_samples_still_make_a_page(make_reports: Callable[..., Path]) -> None:
     root = make_reports(steps=0, samples=1)
     write(root, ["grpo"], [0], samples=0)
-    page = Page()
-    page.feed((root / "reports" / "index.html").read_text())
-    assert page.tags.count("img") == 3
-
-
-def evaluation(make_reports: Callable[..., Path], **changes: Any) -> data.Evaluation:
-    root = make_reports(seeds=(0,), steps=1)
-    (run,) = data.read(root, ["grpo"], [0]).evaluations
-    shutil.rmtree(root / "reports")
-    return run.model_copy(update=changes)
-
-
-@pytest.mark.parametrize(("gold", "proxy", "hint"), [
-    ((-0.2, -0.1), (0.1, 0.2), "gaming"), ((-0.1, 0.1), (0.1, 0.2), "over-optimisation"),
-    ((0.01, 0.05), (0.2, 0.3), "Less than half"), ((0.2, 0.3), (0.2, 0.3), None), ((-0.2, -0.1), (-0.2, -0.1), None)])
-def test_proxy_up_without_gold_is_pointed_out(make_reports: Callable[..., Path], gold: tuple[float, float],
-                                              proxy: tuple[float, float], hint: str | None) -> None:
-    def interval(bounds: tuple[float, float]) -> Interval:
-        return Interval(mean=sum(bounds) / 2, low=bounds[0], high=bounds[1])
-
-    run = evaluation(make_reports, difference=data.Scores(gold=interval(gold), proxy=interval(proxy)))
-    found = summary.hints(run)
-    assert (hint in found[0] and len(found) == 1) if hint else not found
-
-
-def test_length_cut_off_answers_and_collapse_are_pointed_out(make_reports: Callable[..., Path]) -> None:
-    run = evaluation(make_reports)
-    worse = run.policy.model_copy(update={"length": 30.0, "finished": 0.5, "entropy": 0.01})
-    found = " ".join(summary.hints(run.model_copy(update={"policy": worse})))
-    assert "9.0 to 30.0 tokens" in found and "97% to 50%" in found and "0.90 to 0.01 nats" in found
+    page = Page(root)
+    assert page.tags.count("img") == 4
 
 
 @pytest.mark.parametrize(("algorithm", "outcome", "sentence", "title"), [
@@ -213,7 +125,7 @@ def test_the_verdict_counts_seeds(make_reports: Callable[..., Path], algorithm: 
     inputs = data.read(make_reports([algorithm], steps=1), [algorithm], [0, 1, 2])
     found = summary.verdict(inputs, algorithm, 0.95)
     assert (found.outcome, found.sentence) == (outcome, sentence)
-    assert render.context(inputs, 0.95, 1, {})["title"] == title
+    assert render.context(inputs, 0.95, KNOBS, {})["title"] == title
 
 
 def test_samples_show_gains_losses_and_the_middle(make_reports: Callable[..., Path]) -> None:

@@ -113,6 +113,14 @@ def test_the_whole_chain_on_every_architecture(project: Project, architecture: s
     result = json.loads((project.root / "reports/evaluate/grpo-0/metrics.json").read_text())
     assert result["prompts"] == 6 and 0 <= result["policy"]["gold"]["mean"] <= 1 and result["kl"]["token"] > 0
     assert result["sft"]["gold"]["low"] <= result["sft"]["gold"]["mean"] <= result["sft"]["gold"]["high"]
+    assert {"spread", "length_correlation"} <= result["policy"]["items"]["courtesy/polite"].keys() and result["sft"]["overlap"]
+    facts = json.loads(project.receipt("evaluate@grpo-0").read_text())["facts"]
+    assert json.loads(facts["mlflow.loggedArtifacts"]) == [{"path": "samples.json", "type": "table"}]
+    params_file.set_values(project.params, ["rl.algorithms=[grpo]"])
+    run(project, "report")
+    metrics = json.loads((project.root / "reports/metrics.json").read_text())
+    assert metrics["rubric"]["items"].keys() == result["sft"]["items"].keys()
+    assert headline(project, "report")["alarms"] >= 0 and "grape.alarms" in project.receipt("report").read_text()
     history = [json.loads(line) for line in (project.root / "reports/train/rl/grpo-0.jsonl").read_text().splitlines()]
     assert [row["step"] for row in history] == [1, 2, 3] and all(
         key in history[0] for key in ("reward", "entropy", "grad_norm", "num_tokens", "kl")
