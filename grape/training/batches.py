@@ -93,6 +93,7 @@ def online(
     old_needed = "old" in needs or params.epochs * params.mini_batches > 1
     sampler = Sampler(policy, actors.tokenizer, prompts, score, params, rollout, keys, critique)
 
+    @torch.no_grad()  # rewards and advantages are constants: no gradient runs through a judge or the value model's guess
     def source(update: int, state: State) -> Round:
         drawn = sampler.round(update)
         scores, batch = drawn.scores, drawn.batch(actors.tokenizer, rollout)

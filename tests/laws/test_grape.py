@@ -163,6 +163,19 @@ def test_bounds() -> None:
         assert float(advantage(scores(s, c), advantage="mean_std").abs().max()) <= 3 / math.sqrt(4) + 1e-9
 
 
+def test_the_first_step_is_reinforce_with_this_advantage() -> None:
+    """On-policy the clipped surrogate has the gradient of -1/N sum A log pi; tokens behind the end have none."""
+    mask = torch.ones(5, 2, dtype=torch.bool)
+    mask[1, 1] = False
+    credited = grape.credit(scores(S, C, W), batch(5).with_(mask=mask), params(), {}).batch
+    logp = random(7, 5, 2).log().requires_grad_()
+    found = grape.loss(Outputs(logp=logp, entropy=torch.zeros(5, 2)), credited, params())
+    ((found.value * found.weight).sum() / found.norm.sum()).backward()
+    expected = -(advantage(scores(S, C, W)).unsqueeze(1) * mask) / mask.sum()
+    assert logp.grad is not None and logp.grad[1, 1] == 0
+    torch.testing.assert_close(logp.grad, expected)
+
+
 def test_leave_one_out_splits_and_items_add_up() -> None:
     torch.testing.assert_close(
         advantage(scores(S, C, W), advantage="leave_one_out"), 5 / 4 * advantage(scores(S, C, W))

@@ -191,6 +191,16 @@ def test_any_online_algorithm_can_revise() -> None:
         round_of(grpo.GRPOParams(revise=0.25), said=None, algorithm=grpo)
 
 
+@pytest.mark.parametrize("module", [grape, grpo])
+def test_no_gradient_runs_through_a_judge(module: Any) -> None:
+    def learned(responses: Sequence[Response]) -> Scores:
+        given = score(responses)
+        return replace(given, score=given.score.requires_grad_(), confidence=given.confidence.clone().requires_grad_())
+
+    given = round_of(module.ALGORITHM.params(), judge=learned, algorithm=module)
+    assert given.batch is not None and given.batch.advantage is not None and not given.batch.advantage.requires_grad
+
+
 def test_a_prompt_drawn_twice_has_two_revision_prompts() -> None:
     x = Prompt("x", "any", ({"role": "user", "content": "a"},))
     assert ask(Response(x, 0, (1,), "b", True), "c", 3).id != ask(Response(x, 0, (1,), "b", True), "c", 7).id
