@@ -1,7 +1,7 @@
 """GRAPE in the default world: its variants, GRPO on the sum, and PPO with a learned reward model, at equal samples.
 
-    python -m benchmarks.grape_world /tmp/world                                    seeds 0..4, about an hour on two cores
-    python -m benchmarks.grape_world /tmp/world --write docs/grape.md --plot docs/img/grape_world.png
+    python -m benchmarks.grape_world ../world                                    seeds 0..4, about an hour on two cores
+    python -m benchmarks.grape_world ../world --write docs/grape.md --plot docs/img/grape_world.png
 
 Makes a project in an empty folder (`grape init`), or goes on with the one that is there, and runs in it
 
