@@ -15,7 +15,8 @@ _HEADLINES = ("difference", "gold", "agreement", "accuracy", "reward", "perplexi
 
 def headline(receipt: Mapping[str, Any] | None) -> str:
     values = (receipt or {}).get("headline") or {}
-    for name in (*_HEADLINES, *values):
+    gains = [name for name in values if name.endswith("_difference")]
+    for name in (*_HEADLINES, *gains, *values):
         if name in values:
             return f"{name} {values[name]:.4g}"
     return ""

@@ -8,7 +8,7 @@ import pytest
 
 from grape.dvc import Graph
 from grape.errors import GrapeError
-from grape.pipeline import machine, plan
+from grape.pipeline import machine, plan, summary
 
 DOT = '''strict digraph {
 "prepare";
@@ -112,3 +112,9 @@ def test_what_the_cache_has_lost_is_made_again() -> None:
 
 def test_a_change_dvc_has_no_words_for_still_runs() -> None:
     assert draw({"sft": [{"changed checksum": {"x": "y"}}]})["sft"][0] == "run"
+
+
+def test_the_number_shown_of_a_report_is_what_was_gained() -> None:
+    found = {"alarms": 0.0, "grape/gold": 0.527, "grape/gold_difference": 0.2243, "sft/gold": 0.303}
+    assert summary.headline({"headline": found}) == "grape/gold_difference 0.2243"
+    assert summary.headline({"headline": {"alarms": 1.0}}) == "alarms 1" and summary.headline(None) == ""
