@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
 from grape.errors import GrapeError
 from grape.reward.rubric import Item, Rubric
-from grape.reward.sandbox import box, places, tiers, verify
+from grape.reward.sandbox import box, canaries, places, tiers, verify
 from grape.reward.sandbox.box import HarnessError
 from grape.reward.sandbox.run import Answer, Run, run
 from grape.reward.source import RubricReward
@@ -60,6 +64,26 @@ def test_without_walls_the_canaries_get_through() -> None:
     except HarnessError as error:
         pytest.skip(f"not even limits alone: {error}")
     assert not held["read"] and not held["write"] and held["fork"] and held["daemonise"]
+
+
+def test_a_long_path_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket's address is shorter than a path may be: the canary must neither fail over it nor be held by it alone."""
+    name = tiers.tier().name
+    if name == "none":
+        pytest.skip("no sandbox can be had here")
+    deep = tmp_path / ("d" * 100) / ("e" * 60)
+    deep.mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    assert tiers.canaries(name) == tiers.tier().canaries
+    with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp, socket.socket(socket.AF_UNIX) as unix:
+        tcp.bind(("127.0.0.1", 0))
+        udp.bind(("127.0.0.1", 0))
+        tiers._bind(unix, deep / "socket")
+        tcp.listen()
+        unix.listen()
+        before = os.getcwd()
+        assert canaries.connect(tcp.getsockname()[1], udp.getsockname()[1], str(deep / "socket")) == ["tcp", "udp", "unix"]
+        assert os.getcwd() == before
 
 
 def weak(monkeypatch: pytest.MonkeyPatch, name: str) -> None:

@@ -52,10 +52,18 @@ def connect(tcp: int, udp: int, path: str) -> list[str]:
             made.connect(address)  # type: ignore[arg-type]
             made.send(b"reached")
 
+    def unix() -> None:
+        here = os.getcwd()
+        os.chdir(os.path.dirname(path))  # a socket's address holds some hundred characters, a path may have more
+        try:
+            reach(socket.AF_UNIX, socket.SOCK_STREAM, os.path.basename(path))
+        finally:
+            os.chdir(here)
+
     return _tried({
         "tcp": lambda: reach(socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", tcp)),
         "udp": lambda: reach(socket.AF_INET, socket.SOCK_DGRAM, ("127.0.0.1", udp)),
-        "unix": lambda: reach(socket.AF_UNIX, socket.SOCK_STREAM, path),
+        "unix": unix,
     })
 
 

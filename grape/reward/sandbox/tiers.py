@@ -91,8 +91,10 @@ def canaries(mechanism: str) -> dict[str, bool]:
         door.chmod(0o777)
         before = _state(folder)
         with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp, socket.socket(socket.AF_UNIX) as unix:
-            for each, address in ((tcp, ("127.0.0.1", 0)), (udp, ("127.0.0.1", 0)), (unix, str(door / "socket"))):
-                each.bind(address)
+            tcp.bind(("127.0.0.1", 0))
+            udp.bind(("127.0.0.1", 0))
+            _bind(unix, door / "socket")
+            for each in (tcp, udp, unix):
                 each.setblocking(False)
             (door / "socket").chmod(0o777)
             tcp.listen()
@@ -107,6 +109,18 @@ def canaries(mechanism: str) -> dict[str, bool]:
         (door / "socket").unlink(missing_ok=True)
         changed = _state(folder) != before
     return _judge(done, token, changed, reached)
+
+
+def _bind(unix: socket.socket, path: Path) -> None:
+    """A socket's address holds some hundred characters; the folder of a project, and so of what is temporary, may have more."""
+    if len(os.fsencode(path)) < 100:
+        unix.bind(str(path))
+        return
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        unix.bind(f"/proc/self/fd/{folder}/{path.name}")
+    finally:
+        os.close(folder)
 
 
 def _judge(done: Run, token: str, changed: bool, reached: bool) -> dict[str, bool]:
