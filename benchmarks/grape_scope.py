@@ -11,10 +11,9 @@ never does. So a right answer is worth more than a hedge as long as the critic's
     unsure of hedges   0.1 of a hedge, 0.9 of all else                              0.8 at the start, 0.9 where nobody hedges
     unsure of right    0.4 of a right answer, 1 of all else                         0.7 at the start, 0.4 where all are right
 
-In a group of two, of a right answer and a hedge, the second critic's mean is 0.5 and the hedge wins, though over the round it would
-be above 0.6: the group is where `scope: group` and the scopes `batch` and `ema` come apart. The third is the opposite: in
-such a pair its mean is 0.7 and the right answer wins, always; over the round it falls below 0.6 as right answers become many, and
-`batch` and `ema` should come to a halt where two thirds are right.
+The scopes come apart in a group of two, of a right answer and a hedge. There the second critic's mean is 0.5 and the hedge wins,
+though over the round the mean is above 0.6. The third is the opposite. In such a pair its mean is 0.7 and the right answer wins,
+always; over the round it falls below 0.6 once two answers in three are right, and from there on `batch` and `ema` pay for hedges.
 
 Groups of 2, 4 and 8 with 64 samples a round in all cases, and `advantage: leave_one_out`. Half of the start's answers are right and
 one in eight is a hedge. Measured: the shares of right answers and of hedges after 80 rounds.
