@@ -33,7 +33,7 @@ from scipy.special import stdtrit  # type: ignore[import-untyped]
 
 from benchmarks.results_table import write
 from grape.algorithms import sft
-from grape.models.encode import encode_chat
+from grape.models.chat import Chat, Row
 from grape.models.forward import language
 from grape.models.load import character_tokenizer, scratch
 from grape.report import plots
@@ -88,17 +88,20 @@ def scores(items: Sequence[str], rows: Sequence[Sequence[tuple[float, float]]], 
 
 
 @lru_cache
-def tokenizer() -> Any:
-    return character_tokenizer([LETTERS])
+def chat() -> Chat:
+    return Chat(character_tokenizer([LETTERS]))
+
+
+def answered(prompt: Prompt, text: str) -> Row:
+    return chat().conversation([*prompt.messages, {"role": "assistant", "content": text}]).row
 
 
 @lru_cache
 def start(seed: int, demonstrations: Sequence[str]) -> Any:
     """The policy that all cases of a seed begin from; copy it before training."""
-    model = scratch("llama", 2, 32, 2, 64, tokenizer(), seed).eval()
-    rows = [encode_chat(tokenizer(), p.messages, str(p.answer) if text == RIGHT else text)
-            for p in prompts() for text in demonstrations]
-    source = offline(rows, tokenizer().pad_token_id, 36, ("warm", seed), torch.device("cpu"))
+    model = scratch("llama", 2, 32, 2, 64, chat().tokenizer, seed).eval()
+    rows = [answered(p, str(p.answer) if text == RIGHT else text) for p in prompts() for text in demonstrations]
+    source = offline(rows, chat().pad, 36, ("warm", seed), torch.device("cpu"))
     adam = Adam(model, AdamParams(5e-3, 150))
     train(model, sft.ALGORITHM, sft.ALGORITHM.params(), source, language, adam, steps=150, track=lambda *_: None)
     return model
@@ -110,7 +113,7 @@ def curves(algorithm: Any, params: Any, judge: Judge, measures: Mapping[str, Mea
     found: Curves = {name: [] for name in measures}
 
     def measure() -> None:
-        fresh = sample(model, tokenizer(), prompts(), 32, temperature=1.0, max_new_tokens=4, positions=64, keys=("held out", seed))
+        fresh = sample(model, chat(), prompts(), 32, temperature=1.0, max_new_tokens=4, positions=64, keys=("held out", seed))
         for name, value in measures.items():
             found[name].append(fmean(map(value, fresh)))
 
@@ -121,7 +124,7 @@ def curves(algorithm: Any, params: Any, judge: Judge, measures: Mapping[str, Mea
     groups = ROUND // plan.samples
     asked = prompts(groups // len(LETTERS))
     rollout = Rollout(groups, plan.samples, 1.0, 4, 64, 8192, 0.0)
-    source = online(Actors(model, tokenizer()), asked, judge, algorithm.ALGORITHM, params, rollout, ("train", seed))
+    source = online(Actors(model, chat()), asked, judge, algorithm.ALGORITHM, params, rollout, ("train", seed))
     measure()
     adam = Adam(model, AdamParams(5e-4, plan.rounds))
     train(model, algorithm.ALGORITHM, params, source, partial(language, temperature=1.0), adam, steps=plan.rounds, track=track)

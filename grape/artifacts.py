@@ -1,30 +1,84 @@
-"""Typed reading and writing of every tracked data file. Writes are atomic: a file is complete or not there."""
+"""Every tracked data file as typed records: what a row may say, how rows are checked, and how they are written.
+
+The columns of a file are those of its record type, never those of some row; what is written is what was validated.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from grape.errors import GrapeError, first_problem
+from grape.files import read_lines, write_lines
 from grape.types import Prompt
 
-Row = Mapping[str, Any]
+
+def _text_of(value: Any) -> Any:
+    """A whole number stands for its digits; any other number does not say how it was written (0.10 is not 0.1)."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float):
+        raise ValueError(f"a number ({value!r}): write it as text, in quotes, as it is to be read")
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_text_of)]
 
 
 class Record(BaseModel):
-    """One line of a dataset. Columns that grape does not read are kept out, not refused: datasets carry more than we need."""
+    """One line of a dataset. Columns that grape does not read are left out, not refused: datasets carry more than we need."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Turn(Record):
-    role: Literal["system", "user", "assistant"]
-    content: str
+    """One turn of a conversation. What else a turn can carry is kept for templates that know it; an unknown key is refused, since
+    leaving it out would change what is said."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str = ""
+    reasoning_content: str | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, given: Any) -> Any:
+        """Tables write null where a row has no such key."""
+        return {k: v for k, v in given.items() if v is not None} if isinstance(given, Mapping) else given
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Turn:
+        if self.tool_calls is not None and self.role != "assistant":
+            raise ValueError(f"tool_calls in a turn of the {self.role}: only the assistant calls tools")
+        if not self.content.strip() and not self.tool_calls:
+            raise ValueError(f"the {self.role}'s content is empty")
+        return self
+
+    def message(self) -> dict[str, Any]:
+        """As chat templates take it."""
+        return self.model_dump(exclude_none=True)
+
+
+def _begins(turns: Sequence[Turn], what: str) -> None:
+    """
+    Raises:
+        ValueError: it is no prompt: the model would not be next to speak.
+    """
+    if turns[-1].role not in ("user", "tool"):
+        raise ValueError(f"the last message of {what} must be the user's (or a tool's), it is the {turns[-1].role}'s")
+
+
+def _ends(turns: Sequence[Turn], what: str) -> None:
+    if turns[-1].role != "assistant":
+        raise ValueError(f"the last message of {what} must be the assistant's, it is the {turns[-1].role}'s")
 
 
 class Document(Record):
@@ -34,119 +88,147 @@ class Document(Record):
 class Demonstration(Record):
     """A conversation whose last turn is the assistant's."""
 
-    id: str
-    category: str
+    id: Text = Field(min_length=1)
+    category: Text = Field(min_length=1)
     messages: list[Turn] = Field(min_length=2)
 
     @model_validator(mode="after")
     def _ends_with_the_assistant(self) -> Demonstration:
-        if self.messages[-1].role != "assistant" or not self.messages[-1].content:
-            raise ValueError("the last message must be a non-empty one of the assistant")
+        _ends(self.messages, "a demonstration")
+        if self.messages[0].role == "assistant":
+            raise ValueError("a demonstration begins with the assistant: there is nothing it answers")
         return self
 
 
 class Question(Record):
     """A prompt, with the reference answer verifiers compare with (null if there is none)."""
 
-    id: str
-    category: str
+    id: Text = Field(min_length=1)
+    category: Text = Field(min_length=1)
     prompt: list[Turn] = Field(min_length=1)
-    answer: str | None = None
+    answer: Text | None = None
 
     @model_validator(mode="after")
     def _ends_with_the_user(self) -> Question:
-        if self.prompt[-1].role != "user":
-            raise ValueError("the last message of a prompt must be the user's")
+        _begins(self.prompt, "a prompt")
         return self
 
     def value(self) -> Prompt:
-        return Prompt(self.id, self.category, tuple(turn.model_dump() for turn in self.prompt), self.answer)
+        return Prompt(self.id, self.category, tuple(turn.message() for turn in self.prompt), self.answer)
 
 
 class Judgement(Record):
     """A person's yes (1) or no (0) to a rubric item's question about a response."""
 
-    id: str
-    category: str
-    item: str
+    id: Text = Field(min_length=1)
+    category: Text = Field(min_length=1)
+    item: str = Field(min_length=1)
     prompt: list[Turn] = Field(min_length=1)
     response: str
     label: int = Field(ge=0, le=1)
 
+    @model_validator(mode="after")
+    def _ends_with_the_user(self) -> Judgement:
+        _begins(self.prompt, "a prompt")
+        return self
+
 
 class Preference(Record):
-    """Which of two answers to a prompt was preferred, and who says so."""
+    """Which of two answers to a prompt was preferred, and who says so. An answer may go on over several turns."""
 
-    id: str
-    category: str
+    id: Text = Field(min_length=1)
+    category: Text = Field(min_length=1)
     prompt: list[Turn] = Field(min_length=1)
     chosen: list[Turn] = Field(min_length=1)
     rejected: list[Turn] = Field(min_length=1)
     source: str = "people"
-    chosen_score: float | None = None
-    rejected_score: float | None = None
+    chosen_score: float | None = Field(None, allow_inf_nan=False)
+    rejected_score: float | None = Field(None, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _two_answers_to_one_prompt(self) -> Preference:
+        _begins(self.prompt, "a prompt")
+        for name in ("chosen", "rejected"):
+            turns = getattr(self, name)
+            if turns[0].role != "assistant":
+                raise ValueError(f"{name} begins with a turn of the {turns[0].role}: what both answers follow belongs into prompt")
+            _ends(turns, name)
+        if self.chosen == self.rejected:
+            raise ValueError("chosen and rejected are the same, so there is nothing to prefer")
+        return self
 
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
+def checked(rows: Iterable[tuple[str, Mapping[str, Any]]], kind: type[AnyRecord], mend: str = "") -> list[AnyRecord]:
+    """Rows as records, each with the place it stands at, for messages. A row without an id gets one from its content, so that
+    adding or
+    moving rows changes no other's.
+
+    Raises:
+        GrapeError: a missing or wrong column; an id that stands for two different rows: ids key what is drawn and kept.
+    """
+    records: list[AnyRecord] = []
+    seen: dict[str, tuple[AnyRecord, str]] = {}
+    named = "id" in kind.model_fields
+    for where, row in rows:
+        given = {**row, "id": "made"} if named and row.get("id") is None else row
+        try:
+            record = kind.model_validate(given)
+        except ValidationError as error:
+            raise _refused(error, where, kind, mend) from error
+        if named:
+            if given is not row:
+                record = record.model_copy(update={"id": _content_id(record)})
+            name = record.id  # type: ignore[attr-defined]
+            other, place = seen.setdefault(name, (record, where))
+            if other != record:
+                raise GrapeError(
+                    f"the id {name!r} already stands at {place}, for another row", where=where,
+                    mend="give every row its own id, or leave the column out: ids are then made from the content",
+                )  # fmt: skip
+        records.append(record)
+    return records
+
+
+def _refused(error: ValidationError, where: str, kind: type[Record], mend: str) -> GrapeError:
+    column, what = first_problem(error)
+    if error.errors()[0]["type"] == "extra_forbidden":
+        known = ", ".join(Turn.model_fields)
+        mend = f"known in a turn: {known}; remove the others"
+        return GrapeError(f"column {column}: a turn has no such key", where=where, mend=mend)
+    mend = mend or f"every row has the columns {', '.join(kind.model_fields)}"
+    return GrapeError(f"column {column}: {what}" if column else what, where=where, mend=mend)
+
+
+def _content_id(record: Record) -> str:
+    text = json.dumps(as_row(record) | {"id": ""}, sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def as_row(record: Record) -> dict[str, Any]:
+    """Every column of the record's type; in a turn only what it says."""
+    row: dict[str, Any] = {}
+    for name in type(record).model_fields:
+        value = getattr(record, name)
+        turns = isinstance(value, list) and value and isinstance(value[0], Turn)
+        row[name] = [turn.message() for turn in value] if turns else value
+    return row
 
 
 def read_rows(path: Path, kind: type[AnyRecord], mend: str = "") -> list[AnyRecord]:
     """The records of a JSON-lines file.
 
     Raises:
-        GrapeError: with file and line: no file, not JSON, a missing or wrong column.
+        GrapeError: with file and line: no file, not JSON, a missing or wrong column, an id for two rows.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise GrapeError(
-            f"cannot be read: {error.strerror if isinstance(error, OSError) else error}",
-            where=str(path),
-            mend=mend or None,
-        ) from error
-    records = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            records.append(kind.model_validate_json(line))
-        except ValidationError as error:
-            column, what = first_problem(error)
-            raise GrapeError(
-                f"column {column}: {what}" if column else what,
-                where=f"{path}:{number}",
-                mend=mend or f"every line is one JSON object with the columns {', '.join(kind.model_fields)}",
-            ) from error
-    return records
+    return checked(((f"{path}:{number}", row) for number, row in read_lines(path, mend or None)), kind, mend)
 
 
-def write_dataset(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows with Hugging Face `datasets` as JSON lines: readable by people, `load_dataset("json", ...)` and by DVC's diff."""
-    from datasets import Dataset, disable_progress_bars
-
-    disable_progress_bars()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".partial")
-    if rows:
-        Dataset.from_list([dict(row) for row in rows]).to_json(str(beside), lines=True, force_ascii=False)
-    else:
-        beside.write_text("")
-    os.replace(beside, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".partial")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+def write_rows(path: Path, records: Sequence[Record]) -> None:
+    """Write validated records as JSON lines: readable by people, `load_dataset("json", ...)` and by DVC's diff."""
+    write_lines(path, (as_row(record) for record in records))
 
 
 def read_prompts(path: Path) -> list[Prompt]:

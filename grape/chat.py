@@ -6,10 +6,13 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from grape.errors import GrapeError
 from grape.project import Project
+
+if TYPE_CHECKING:
+    from grape.models.chat import Template
 
 HELP = "type a question; /reset forgets the conversation, /quit (or Ctrl-D) leaves"
 
@@ -49,14 +52,18 @@ def best_policy(project: Project) -> str:
     return f"rl@{max(there, key=score)}" if there else "sft"
 
 
-def answers(folder: Path, questions: Iterator[str], max_new_tokens: int, positions: int) -> Iterator[str]:
+def answers(
+    folder: Path, questions: Iterator[str], max_new_tokens: int, positions: int, template: Template | None = None
+) -> Iterator[str]:
     """One greedy answer per question; earlier turns stay in the conversation until /reset, or until they no longer fit."""
+    from grape.models.chat import Chat
     from grape.models.load import device, load_language_model
     from grape.sampling import sample
     from grape.types import Prompt
 
     model, tokenizer = load_language_model(str(folder))
     model.to(device())
+    chat = Chat(tokenizer, template, model)
     turns: list[dict[str, str]] = []
     for question in questions:
         if question == "/reset":
@@ -67,7 +74,7 @@ def answers(folder: Path, questions: Iterator[str], max_new_tokens: int, positio
             try:
                 given = sample(
                     model,
-                    tokenizer,
+                    chat,
                     [Prompt("chat", "chat", tuple(turns))],
                     1,
                     temperature=0.0,
@@ -110,5 +117,5 @@ def chat(project: Project, stage: str | None) -> None:
     if sys.stdin.isatty():
         print(f"{folder.relative_to(project.root)}: {HELP}")
     name = "model> " if sys.stdin.isatty() else ""
-    for answer in answers(folder, _typed(), params.rl.max_new_tokens, params.model.positions):
+    for answer in answers(folder, _typed(), params.rl.max_new_tokens, params.model.positions, params.model.template):
         print(f"{name}{answer}", flush=True)

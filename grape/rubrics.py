@@ -45,6 +45,7 @@ def attempt(project: Project, category: str, prompt: str, response: str, answer:
     import torch
 
     from grape.maths.advantage import weighted_reward
+    from grape.params import load
     from grape.reward.critics.settings import load_critic
     from grape.reward.learned import LearnedReward
     from grape.reward.source import RubricReward
@@ -54,14 +55,18 @@ def attempt(project: Project, category: str, prompt: str, response: str, answer:
     critic, learned = project.root / "models" / "critic", project.root / "models" / "reward"
     kinds = {item.kind for item in rubric.items}
     there = {"verify"} | ({"critic"} if critic.is_dir() else set()) | ({"reward_model"} if learned.is_dir() else set())
+    template = load(project.params).model.template
+    reward_model = LearnedReward(learned, template=template) if "reward_model" in kinds & there else None
     judge = RubricReward(
         {category: rubric},
-        load_critic(critic, project.root) if "critic" in kinds & there else None,
-        LearnedReward(learned) if "reward_model" in kinds & there else None,
+        load_critic(critic, project.root, template=template) if "critic" in kinds & there else None,
+        reward_model,
         frozenset(kinds & there),
     )
     asked = Prompt("typed", category, ({"role": "user", "content": prompt},), answer)
-    scores = judge([Response(asked, 0, (), response, True)])
+    turns = [*asked.messages, {"role": "assistant", "content": response}]
+    ids = tuple(reward_model.chat.conversation(turns, "typed").row.response) if reward_model else ()
+    scores = judge([Response(asked, 0, ids, response, True)])
     value, known = weighted_reward(scores.score, scores.valid, scores.weight, torch.zeros(1, dtype=torch.long))
     items: dict[str, dict[str, Any]] = {
         item.id: {"score": None, "confidence": None, "reason": f"not asked: run the stage that makes the {item.kind}"}

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grape.models.encode import encode_prompt, stop_ids
+from grape.models.chat import Chat, Row
 from grape.models.forward import Dtype, autocast
 from grape.randomness import generator
 from grape.types import Prompt, Response
@@ -36,9 +36,11 @@ def choose(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
     if temperature == 0:
         return logits.argmax(-1)
     probability = torch.softmax(logits.float() / temperature, -1)
-    cumulated = probability.cumsum(-1, dtype=torch.float64)
+    # Sums over a vocabulary in float32 err by some 1e-6, so float64 where the device has it (Apple's has not).
+    exact = torch.float32 if logits.device.type == "mps" else torch.float64
+    cumulated = probability.cumsum(-1, dtype=exact)
     # Scale by the last entry: rounding may leave it just below 1, and a uniform number above it would fall off the end.
-    drawn = torch.searchsorted(cumulated, (uniform.double() * cumulated[:, -1]).unsqueeze(1), right=True)
+    drawn = torch.searchsorted(cumulated, (uniform.to(exact) * cumulated[:, -1]).unsqueeze(1), right=True)
     return drawn.squeeze(1).clamp(max=logits.shape[-1] - 1)
 
 
@@ -122,7 +124,7 @@ def _generate(
 
 def sample(
     model: Any,
-    tokenizer: Any,
+    chat: Chat,
     prompts: Sequence[Prompt],
     samples: int,
     *,
@@ -143,8 +145,7 @@ def sample(
     """
     if temperature == 0 and samples != 1:
         raise ValueError("greedy decoding gives one response per prompt")
-    stops, pad = stop_ids(model, tokenizer), tokenizer.pad_token_id
-    encoded = [encode_prompt(tokenizer, prompt.messages) for prompt in prompts]
+    encoded = [chat.prompt(prompt.messages, prompt.id) for prompt in prompts]
     responses: list[Response] = []
     per_chunk = max(1, rows_at_once // samples)
     for start in range(0, len(prompts), per_chunk):
@@ -155,18 +156,14 @@ def sample(
                 f"prompt {chunk[limits.index(min(limits))].id} leaves no room for a response within {positions} positions"
             )
         uniform = uniforms(chunk, samples, max(limits), keys)
-        drawn = _generate(model, rows, uniform, samples, temperature, limits, stops, pad, dtype)
+        drawn = _generate(model, rows, uniform, samples, temperature, limits, chat.stops, chat.pad, dtype)
         for i, ids in enumerate(drawn):
-            finished = bool(ids) and ids[-1] in stops
-            text = tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=True)
-            responses.append(Response(chunk[i // samples], i % samples, tuple(ids), text, finished))
+            text, raw = chat.read(ids)
+            finished = bool(ids) and ids[-1] in chat.stops
+            responses.append(Response(chunk[i // samples], i % samples, tuple(ids), text, finished, "" if raw == text else raw))
     return responses
 
 
-def response_rows(tokenizer: Any, responses: Sequence[Response]) -> list[tuple[list[int], list[int]]]:
+def response_rows(chat: Chat, responses: Sequence[Response]) -> list[Row]:
     """Rows for `collate`: the sampled ids themselves, never a re-encoding of their text."""
-    cache: dict[str, list[int]] = {}
-    for response in responses:
-        if response.prompt.id not in cache:
-            cache[response.prompt.id] = encode_prompt(tokenizer, response.prompt.messages)
-    return [(cache[r.prompt.id], list(r.ids)) for r in responses]
+    return [Row(chat.prompt(r.prompt.messages, r.prompt.id), list(r.ids)) for r in responses]

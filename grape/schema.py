@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from grape import slot
 from grape.algorithms import base as algorithm_base
+from grape.models.chat import Template
 from grape.reward.critics.settings import Judge
 
 
@@ -26,6 +27,8 @@ class Model(Section):
     heads: int = Field(ge=1, le=64)
     micro_batch_tokens: int = Field(ge=1)
     positions: int = Field(ge=16, le=131072)
+    too_long: Literal["drop", "refuse"]
+    template: Template
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Model:
@@ -51,6 +54,10 @@ class Optimisation(Section):
     warmup_steps: int = Field(ge=0)
     weight_decay: float = Field(ge=0, le=1)
     max_grad_norm: float = Field(gt=0)
+
+
+class SFT(Optimisation):
+    turns: Literal["all", "last"]
 
 
 class Critic(Optimisation):
@@ -123,7 +130,7 @@ class Params(Section):
     model: Model
     prepare: Prepare
     base: Optimisation
-    sft: Optimisation
+    sft: SFT
     critic: Critic
     preferences: Preferences
     reward: Reward
@@ -131,6 +138,15 @@ class Params(Section):
     evaluate: Evaluate
     report: Report
     algorithms: dict[str, dict[str, Any] | None]
+
+    @model_validator(mode="after")
+    def _room_for_an_answer(self) -> Params:
+        if self.rl.max_new_tokens >= self.model.positions:
+            raise ValueError(
+                f"rl.max_new_tokens {self.rl.max_new_tokens} leaves no room for a prompt within "
+                f"model.positions {self.model.positions}"
+            )
+        return self
 
     def algorithm(self, name: str) -> algorithm_base.Params:
         """The knobs of algorithm `name`, defaults filled in."""

@@ -7,8 +7,10 @@ comes from recorded lengths, never from `ids == pad`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,28 +21,54 @@ Track = Callable[[int, Metrics], None]
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question x. `messages` are chat turns (role, content), the last one the user's; `answer` is what verifiers compare with."""
+    """A question x. `messages` are chat turns (role, content, ..), the last one the user's; `answer` is what verifiers compare
+    with."""
 
     id: str
     category: str
-    messages: tuple[Mapping[str, str], ...]
+    messages: tuple[Mapping[str, Any], ...]
     answer: str | None = None
 
     @property
     def text(self) -> str:
-        """The last user turn, for people and judges to read."""
-        return self.messages[-1]["content"]
+        """The last turn's content."""
+        return str(self.messages[-1]["content"])
+
+    @property
+    def conversation(self) -> str:
+        """All of it, for people and judges to read."""
+        return transcript(self.messages)
+
+
+def transcript(messages: Sequence[Mapping[str, Any]]) -> str:
+    """A conversation as a text: the content of a single user turn as it stands, else a paragraph a turn that says who speaks."""
+    if len(messages) == 1 and messages[0]["role"] == "user":
+        return str(messages[0]["content"])
+    lines = []
+    for m in messages:
+        called = "".join(f"\n[calls {json.dumps(call, ensure_ascii=False)}]" for call in m.get("tool_calls") or ())
+        lines.append(f"{str(m['role']).capitalize()}: {m.get('content', '')}{called}")
+    return "\n\n".join(lines)
 
 
 @dataclass(frozen=True)
 class Response:
-    """A sampled answer y to `prompt`. `ids` include EOS when `finished`; a truncated response has no EOS."""
+    """A sampled answer y to `prompt`. `ids` include EOS when `finished`; a truncated response has no EOS.
+
+    `text` is what verifiers and judges read; `raw` is all that was written, thinking and special tokens included ("": the same).
+    """
 
     prompt: Prompt
     index: int
     ids: tuple[int, ...]
     text: str
     finished: bool
+    raw: str = ""
+
+    @property
+    def written(self) -> str:
+        """All of it, as it is to be learned or kept."""
+        return self.raw or self.text
 
 
 @dataclass(frozen=True)
@@ -108,7 +136,7 @@ def added(a: Mapping[str, tuple[float, float]], b: Mapping[str, tuple[float, flo
 
 
 # The (B, T) and the (B,) fields of Batch.
-PER_TOKEN = ("mask", "logp_old", "logp_ref", "advantage", "value_old", "returns")
+PER_TOKEN = ("mask", "given", "logp_old", "logp_ref", "advantage", "value_old", "returns")
 PER_ROW = ("group", "finished", "revises", "bootstrap", "beta", "length", "margin")
 
 
@@ -120,7 +148,9 @@ class Batch:
         prompt: (B, S) token ids, left-padded.
         prompt_mask: (B, S) bool.
         response: (B, T) token ids, right-padded.
-        mask: (B, T) bool, 1 on response tokens including EOS.
+        mask: (B, T) bool, 1 on response tokens including EOS: those the model wrote, or is to learn to write.
+        given: (B, T) bool, tokens between them that others wrote (turns of a longer conversation): read, not learned from; None:
+            none.
         unit: rows that belong together and are never split: 1, or 2 for pairs (chosen in even rows, rejected in odd ones).
         group: (B,) index of the row's prompt, rollouts only.
         finished: (B,) bool, the response ended with EOS, rollouts only.
@@ -141,6 +171,7 @@ class Batch:
     prompt_mask: Tensor
     response: Tensor
     mask: Tensor
+    given: Tensor | None = None
     unit: int = 1
     group: Tensor | None = None
     finished: Tensor | None = None
@@ -176,9 +207,14 @@ class Batch:
         return self.response.shape[0]
 
     @property
+    def present(self) -> Tensor:
+        """(B, T) bool: the tokens that are there, padding aside; a model attends to them."""
+        return self.mask if self.given is None else self.mask | self.given
+
+    @property
     def tokens(self) -> int:
         """Real (not padded) tokens of prompts and responses."""
-        return int(self.prompt_mask.sum() + self.mask.sum())
+        return int(self.prompt_mask.sum() + self.present.sum())
 
     def with_(self, **changes: object) -> Batch:
         return replace(self, **changes)  # type: ignore[arg-type]
@@ -189,8 +225,8 @@ class Batch:
         for place in fields(self):
             value = getattr(self, place.name)
             chosen[place.name] = value[index] if isinstance(value, Tensor) else value
-        prompt_mask, mask = chosen["prompt_mask"], chosen["mask"]
-        assert isinstance(prompt_mask, Tensor) and isinstance(mask, Tensor)
+        prompt_mask, mask = chosen["prompt_mask"], self.present[index]
+        assert isinstance(prompt_mask, Tensor)
         start = prompt_mask.shape[1] - max(int(prompt_mask.sum(1).max()), 1) if len(prompt_mask) else 0
         end = max(int(mask.sum(1).max()), 1) if len(mask) else 1
         for name in ("prompt", "prompt_mask"):

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from grape.models.chat import Chat, Row
 from grape.models.encode import collate
 from grape.models.load import character_tokenizer, scratch
 from grape.types import Batch, Prompt
@@ -15,6 +16,15 @@ ARCHITECTURES = ("gpt2", "llama", "qwen3")
 
 def tokenizer() -> Any:
     return character_tokenizer(["abc"])
+
+
+def chat() -> Chat:
+    return Chat(tokenizer())
+
+
+def answered(prompt: Prompt, text: str) -> Row:
+    """A prompt and an answer as a row to learn from."""
+    return chat().conversation([*prompt.messages, {"role": "assistant", "content": text}]).row
 
 
 def model(architecture: str = "llama", seed: int = 0, width: int = 32, positions: int = 64) -> Any:

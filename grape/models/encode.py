@@ -1,104 +1,123 @@
-"""From text to padded token rows. A conversation becomes ids once, split at the response; after that, ids in and ids out."""
+"""From records to padded token rows. A conversation becomes ids once (`grape.models.chat`), split at the response; after that, ids
+in and
+ids out. What does not fit is left out whole and counted: cutting would remove EOS or the answer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from grape.errors import GrapeError
-from grape.types import Batch
+from grape.models.chat import Chat, Encoded, Row
+from grape.types import Batch, Prompt
 
-Row = tuple[list[int], list[int]]  # prompt ids, response ids
-
-
-def stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Every token that ends a response: the tokenizer's EOS and the generation config's, which may be a list."""
-    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ids = named if isinstance(named, (list, tuple)) else [named]
-    return frozenset(int(i) for i in (*ids, tokenizer.eos_token_id) if i is not None)
+__all__ = ["Row", "Rows", "collate", "encode_documents", "encode_pairs", "encode_turns", "fitting_prompts"]
 
 
-def prompt_text(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> str:
-    text = tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, add_generation_prompt=True)
-    assert isinstance(text, str)
-    return text
+@dataclass
+class Rows:
+    """Rows to learn from, and what became of the others.
+
+    Attributes:
+        rows: those that fit, `unit` of them for each record.
+        kept: places of the records they come from.
+        counts: `dropped/REASON` -> records left out; `spelled_tokens`, `encoded_apart` -> records whose text holds a control
+            token, or
+            whose answer the tokenizer would join with the prompt.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    kept: list[int] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
 
 
-def encode_prompt(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:
-    """Ids of the conversation up to where the model speaks. The template writes BOS itself if there is one to write."""
-    return list(tokenizer(prompt_text(tokenizer, messages), add_special_tokens=False)["input_ids"])
+def _fitting(encoded: Iterable[Sequence[Encoded]], positions: int) -> Rows:
+    """The records whose rows all fit into `positions` tokens."""
+    made = Rows()
+    made.counts["dropped/too_long"] = 0
+    for i, parts in enumerate(encoded):
+        made.counts["spelled_tokens"] += any(part.spelled for part in parts)
+        made.counts["encoded_apart"] += any(part.apart for part in parts)
+        if any(part.row.tokens > positions for part in parts):
+            made.counts["dropped/too_long"] += 1
+            continue
+        made.rows += [part.row for part in parts]
+        made.kept.append(i)
+    return made
 
 
-def encode_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]], response: str, where: str = "") -> Row:
-    """(prompt ids, response ids incl. EOS): the template's own text for the whole conversation, split at its generation prompt.
+def encode_turns(chat: Chat, demonstrations: Sequence[Any], positions: int, where: str, turns: str = "last") -> Rows:
+    """Demonstrations, loss on all of the assistant's turns or on the last one."""
+
+    def encoded(record: Any) -> list[Encoded]:
+        messages = [turn.message() for turn in record.messages]
+        learned = [i for i, m in enumerate(messages) if m["role"] == "assistant"] if turns == "all" else None
+        return [chat.conversation(messages, f"{where}, {record.id}", learned)]
+
+    return _fitting(map(encoded, demonstrations), positions)
+
+
+def encode_pairs(chat: Chat, pairs: Sequence[Any], positions: int, where: str) -> Rows:
+    """Rows chosen, rejected, chosen, .. of preference pairs; an answer of several turns counts with all that the assistant says in
+    it."""
+
+    def encoded(pair: Any) -> list[Encoded]:
+        prompt = [turn.message() for turn in pair.prompt]
+        both = []
+        for side in (pair.chosen, pair.rejected):
+            messages = [*prompt, *(turn.message() for turn in side)]
+            learned = [i for i, m in enumerate(messages) if i >= len(prompt) and m["role"] == "assistant"]
+            both.append(chat.conversation(messages, f"{where}, {pair.id}", learned))
+        return both
+
+    return _fitting(map(encoded, pairs), positions)
+
+
+def encode_documents(chat: Chat, texts: Sequence[str], positions: int) -> Rows:
+    """Pre-training documents: an empty prompt (BOS, or EOS where a tokenizer has no BOS) and the text with EOS."""
+    start, end = chat.tokenizer.bos_token_id, chat.tokenizer.eos_token_id
+
+    def encoded(text: str) -> list[Encoded]:
+        ids, spelled = chat.plain(text)
+        return [Encoded(Row([end if start is None else start], [*ids, end]), spelled)]
+
+    return _fitting(map(encoded, texts), positions)
+
+
+def fitting_prompts(
+    chat: Chat, prompts: Sequence[Prompt], room: int, where: str
+) -> tuple[list[Prompt], list[int]]:
+    """The prompts of at most `room` tokens, and the places of the others.
 
     Raises:
-        GrapeError: the template's text of the whole does not begin with its text of the prompt, so that training would see
-            another prefix than sampling does.
+        GrapeError: the template refuses a prompt.
     """
-    head = prompt_text(tokenizer, messages)
-    whole = tokenizer.apply_chat_template(
-        [*(dict(m) for m in messages), {"role": "assistant", "content": response}], tokenize=False
-    )
-    if not whole.startswith(head):
-        raise GrapeError(
-            "the chat template is not prefix-stable: the conversation with its answer does not begin with the prompt the "
-            "model is sampled from",
-            where=where or None,
-            mend="use a chat template whose generation prompt is a prefix of the answer's text",
-        )
-    prompt = list(tokenizer(head, add_special_tokens=False)["input_ids"])
-    rest = list(tokenizer(whole[len(head) :], add_special_tokens=False)["input_ids"])
-    eos = tokenizer.eos_token_id
-    # Templates put a newline or the like behind EOS; sampling stops at EOS, so training does too.
-    rest = rest[: rest.index(eos) + 1] if eos in rest else [*rest, eos]
-    return prompt, rest
-
-
-def encode_document(tokenizer: Any, text: str) -> Row:
-    """A pre-training document: an empty prompt (BOS, or EOS where a tokenizer has no BOS) and the text with EOS."""
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    return [start], [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-
-
-def fitting(rows: Sequence[Row], positions: int) -> tuple[list[Row], list[int]]:
-    """The rows that fit into `positions` tokens, and the indices of those that do not: cutting would remove EOS or the answer."""
     kept, dropped = [], []
-    for i, row in enumerate(rows):
-        if len(row[0]) + len(row[1]) <= positions and row[1]:
-            kept.append(row)
+    for i, prompt in enumerate(prompts):
+        if len(chat.prompt(prompt.messages, f"{where}, {prompt.id}")) <= room:
+            kept.append(prompt)
         else:
             dropped.append(i)
     return kept, dropped
 
 
-def fitting_pairs(tokenizer: Any, pairs: Sequence[Any], positions: int) -> tuple[list[Row], list[int]]:
-    """Rows chosen, rejected, chosen, .. of the preference pairs that fit into `positions` tokens, and the indices of the others."""
-    rows: list[Row] = []
-    dropped = []
-    for i, pair in enumerate(pairs):
-        turns = [turn.model_dump() for turn in pair.prompt]
-        both = [encode_chat(tokenizer, turns, side[-1].content, pair.id) for side in (pair.chosen, pair.rejected)]
-        if len(fitting(both, positions)[0]) == 2:
-            rows += both
-        else:
-            dropped.append(i)
-    return rows, dropped
-
-
-def collate(rows: Sequence[Row], pad_id: int, unit: int = 1) -> Batch:
+def collate(rows: Sequence[Row | tuple[list[int], list[int]]], pad_id: int, unit: int = 1) -> Batch:
     """Left-padded prompts and right-padded responses with masks from the recorded lengths."""
-    width = max(len(p) for p, _ in rows)
-    length = max(max(len(r) for _, r in rows), 1)
-    prompt = torch.full((len(rows), width), pad_id, dtype=torch.long)
-    response = torch.full((len(rows), length), pad_id, dtype=torch.long)
-    prompt_mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    mask = torch.zeros(len(rows), length, dtype=torch.bool)
-    for i, (p, r) in enumerate(rows):
-        prompt[i, width - len(p) :] = torch.tensor(p, dtype=torch.long)
-        prompt_mask[i, width - len(p) :] = True
-        response[i, : len(r)] = torch.tensor(r, dtype=torch.long)
-        mask[i, : len(r)] = True
-    return Batch(prompt, prompt_mask, response, mask, unit=unit)
+    made = [Row(*row) for row in rows]
+    width = max(len(row.prompt) for row in made)
+    length = max(max(len(row.response) for row in made), 1)
+    prompt = torch.full((len(made), width), pad_id, dtype=torch.long)
+    response = torch.full((len(made), length), pad_id, dtype=torch.long)
+    prompt_mask = torch.zeros(len(made), width, dtype=torch.bool)
+    present = torch.zeros(len(made), length, dtype=torch.bool)
+    given = torch.zeros(len(made), length, dtype=torch.bool)
+    for i, row in enumerate(made):
+        prompt[i, width - len(row.prompt) :] = torch.tensor(row.prompt, dtype=torch.long)
+        prompt_mask[i, width - len(row.prompt) :] = True
+        response[i, : len(row.response)] = torch.tensor(row.response, dtype=torch.long)
+        present[i, : len(row.response)] = True
+        given[i, : len(row.given)] = torch.tensor(row.given, dtype=torch.bool)
+    return Batch(prompt, prompt_mask, response, present & ~given, given=given if bool(given.any()) else None, unit=unit)

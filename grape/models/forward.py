@@ -21,7 +21,7 @@ def inputs(batch: Batch) -> dict[str, Tensor]:
     Without explicit positions a left-padded row would begin at its padding's position: wrong for learned positions (GPT-2).
     """
     ids = torch.cat([batch.prompt, batch.response], 1)
-    attention = torch.cat([batch.prompt_mask, batch.mask], 1).long()
+    attention = torch.cat([batch.prompt_mask, batch.present], 1).long()
     return {"input_ids": ids, "attention_mask": attention, "position_ids": (attention.cumsum(1) - 1).clamp(min=0)}
 
 
@@ -54,7 +54,7 @@ def language(
 
 def scalar(model: Any, batch: Batch, dtype: Dtype = "float32") -> Outputs:
     """r(x, y) of a scalar model, read at the last real token of each row (from the mask, not from a pad id)."""
-    last = batch.prompt.shape[1] + batch.mask.sum(1) - 1
+    last = batch.prompt.shape[1] + batch.present.sum(1) - 1
     with autocast(dtype, batch.prompt.device):
         hidden = model.base_model(**inputs(batch), use_cache=False).last_hidden_state
         score = model.score(hidden[torch.arange(batch.rows, device=last.device), last])
@@ -63,7 +63,7 @@ def scalar(model: Any, batch: Batch, dtype: Dtype = "float32") -> Outputs:
 
 def micro_batches(batch: Batch, max_tokens: int) -> Iterator[Tensor]:
     """Row indices of micro-batches of at most `max_tokens` padded tokens (at least one unit each), rows of like length together."""
-    lengths = batch.prompt_mask.sum(1) + batch.mask.sum(1)
+    lengths = batch.prompt_mask.sum(1) + batch.present.sum(1)
     units = lengths.view(-1, batch.unit).amax(1)
     order = torch.argsort(units, descending=True, stable=True)
     offsets = torch.arange(batch.unit, device=order.device)

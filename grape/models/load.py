@@ -21,12 +21,20 @@ from transformers import (
 
 from grape.errors import GrapeError
 
-# How a model trained from scratch is told who speaks. It lives in the tokenizer: no other code knows the delimiters.
+# How a model whose tokenizer has no chat template is told who speaks. It lives in the tokenizer: no other code knows the
+# delimiters.
+# The prompt ends with a line feed, not with a space: byte-pair tokenizers join a space with the word behind it, so that a prompt
+# that ends
+# in one asks for tokens the model has never seen.
 CHAT_TEMPLATE = (
-    "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ 'Model: ' + m['content'] + eos_token }}"
-    "{% else %}{{ ('User: ' if m['role'] == 'user' else '') + m['content'] + '\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Model: ' }}{% endif %}"
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ 'Model:\n' + m['content'] + eos_token }}"
+    "{% elif m['role'] == 'user' %}{{ 'User: ' + m['content'] + '\n' }}"
+    "{% elif m['role'] == 'system' %}{{ m['content'] + '\n' }}"
+    "{% else %}{{ raise_exception('no turns of a ' + m['role']) }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Model:\n' }}{% endif %}"
 )
+# With a token for each character nothing is ever joined; a space it is there, as in the world's documents.
+CHARACTER_TEMPLATE = CHAT_TEMPLATE.replace("Model:\n", "Model: ")
 SPECIAL = {"pad_token": "<|pad|>", "bos_token": "<|begin|>", "eos_token": "<|end|>", "unk_token": "<|unknown|>"}
 
 # Stages report what they load themselves; a head that is new on purpose needs no report.
@@ -67,7 +75,7 @@ def character_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **SPECIAL)
-    fast.chat_template = CHAT_TEMPLATE
+    fast.chat_template = CHARACTER_TEMPLATE
     return fast
 
 
@@ -165,6 +173,12 @@ def _dequantised(model: Any) -> Any:
 
 def checked_tokenizer(tokenizer: Any, where: str) -> Any:
     """The tokenizer with a pad token (EOS if it has none: masks never read it) and a chat template."""
+    if not tokenizer.is_fast:
+        raise GrapeError(
+            "the tokenizer has no tokenizer.json, and text could not be kept from becoming control tokens without it",
+            where=where,
+            mend="convert it: AutoTokenizer.from_pretrained(...).save_pretrained(...) with `sentencepiece` or `tiktoken` installed",
+        )
     if tokenizer.eos_token_id is None:
         raise GrapeError(
             "the tokenizer has no end-of-sequence token, so no model could learn to stop",
@@ -174,8 +188,21 @@ def checked_tokenizer(tokenizer: Any, where: str) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if not tokenizer.chat_template:
-        tokenizer.chat_template = CHAT_TEMPLATE
+        # A template writes BOS itself; ours does where the tokenizer puts one before every text.
+        begins = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+        tokenizer.chat_template = ("{{ bos_token }}" if begins else "") + CHAT_TEMPLATE
     return tokenizer
+
+
+def is_plain(tokenizer: Any) -> bool:
+    """Whether its template is one of grape's plain ones: the model comes without a chat template of its own."""
+    return str(tokenizer.chat_template).endswith((CHAT_TEMPLATE, CHARACTER_TEMPLATE))
+
+
+def positions(model: Any) -> int:
+    """The longest row this model takes, tokens."""
+    config = model.config.get_text_config()
+    return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1 << 30)
 
 
 def load_scalar_model(path: str, from_language_model: bool = False) -> tuple[Any, Any]:

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from grape.errors import GrapeError
-from grape.models.encode import collate, encode_chat
+from grape.models.chat import Chat, Row, Template
+from grape.models.encode import collate
 from grape.models.forward import Dtype, batched_scores
-from grape.models.load import device, load_scalar_model
+from grape.models.load import device, load_scalar_model, positions
 from grape.types import Response, Scores
 
 STATISTICS = "reward_statistics.json"
@@ -40,26 +41,29 @@ def statistics(folder: Path) -> tuple[float, float]:
 
 
 class LearnedReward:
-    """Responses -> Scores with K = 1, confidence 1: (r - mean) / std."""
+    """Responses -> Scores with K = 1, confidence 1: (r - mean) / std.
 
-    def __init__(self, folder: Path, dtype: Dtype = "float32", max_tokens: int = 16384) -> None:
-        model, self.tokenizer = load_scalar_model(str(folder))
+    It reads the very tokens that were sampled (it comes from the same SFT model as the policy), so that a truncated answer, which
+    has no
+    EOS, is not read as if it had ended there.
+    """
+
+    def __init__(
+        self, folder: Path, dtype: Dtype = "float32", max_tokens: int = 16384, template: Template | None = None
+    ) -> None:
+        model, tokenizer = load_scalar_model(str(folder))
+        self.chat = Chat(tokenizer, template)
         self.model, self.dtype, self.max_tokens = model.to(device()), dtype, max_tokens
         self.mean, self.std = statistics(folder)
 
     def __call__(self, responses: Sequence[Response]) -> Scores:
-        rows, fits = [], []
-        limit = getattr(self.model.config, "max_position_embeddings", 1 << 30)
-        for response in responses:
-            prompt, ids = encode_chat(self.tokenizer, response.prompt.messages, response.text, response.prompt.id)
-            # A truncated answer has no EOS: the model must not read it as if it had ended there.
-            ids = ids if response.finished or len(ids) < 2 else ids[:-1]
-            fits.append(len(prompt) + len(ids) <= limit)
-            rows.append((prompt, ids))
+        rows = [Row(self.chat.prompt(r.prompt.messages, r.prompt.id), list(r.ids)) for r in responses]
+        limit = positions(self.model)
+        fits = [row.tokens <= limit and bool(row.response) for row in rows]
         valid = torch.tensor(fits)
         score = torch.zeros(len(rows))
         if any(fits):
-            batch = collate([row for row, fit in zip(rows, fits, strict=True) if fit], self.tokenizer.pad_token_id)
+            batch = collate([row for row, fit in zip(rows, fits, strict=True) if fit], self.chat.pad)
             score[valid] = (
                 batched_scores(self.model, batch.to(self.model.device), self.max_tokens, self.dtype).cpu() - self.mean
             ) / self.std

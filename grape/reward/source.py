@@ -178,7 +178,7 @@ class RubricReward:
     ) -> None:
         assert self.critic is not None
         questions = [
-            self.rubrics[self.columns[k][0]].ask(self.columns[k][1], responses[b].prompt.text, responses[b].text)
+            self.rubrics[self.columns[k][0]].ask(self.columns[k][1], responses[b].prompt.conversation, responses[b].text)
             for b, k in asked
         ]
         verdicts = self.critic.judge([self.names[k] for _, k in asked], questions)

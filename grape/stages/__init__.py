@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grape.project import Project
 
 if TYPE_CHECKING:
+    from grape.models.chat import Chat
     from grape.params import Optimisation, Params
     from grape.track import StageRun
     from grape.training.adam import AdamParams
@@ -29,6 +30,7 @@ class Stage:
     run: StageRun
     algorithm: str | None = None
     seed: int | None = None
+    left: dict[str, float] = field(default_factory=dict)  # what `left_out` has counted
 
     @property
     def root(self) -> Path:
@@ -42,6 +44,55 @@ class Stage:
         """Note the tracked inputs of this stage in its run."""
         for path in paths:
             self.run.dataset(path, context)
+
+    def chat(self, tokenizer: Any, model: Any = None) -> Chat:
+        """The tokenizer with its chat template, told what `model.template` says."""
+        from grape.models.chat import Chat
+
+        chat = Chat(tokenizer, self.params.model.template, model)
+        if chat.dated:
+            print(
+                f"{self.name}: the chat template asks for today's date and is told {chat.settings.date} (model.template.date)",
+                flush=True,
+            )
+        return chat
+
+    def left_out(self, counts: Mapping[str, float], kept: int, what: str, longest: str) -> None:
+        """Note what became of a stage's rows: in the receipt, on the screen, in reports/train and so in the report.
+
+        Args:
+            counts: `dropped/REASON` and other counts. kept: rows that stay. what: they are. longest: what they had to fit into.
+
+        Raises:
+            GrapeError: `model.too_long` says that nothing may be left out, or nothing is left.
+        """
+        from grape.errors import GrapeError
+
+        dropped = int(counts.get("dropped/too_long", 0))
+        if dropped and (not kept or self.params.model.too_long == "refuse"):
+            raise GrapeError(
+                f"{dropped} of {kept + dropped} {what} are longer than {longest}",
+                where=f"stage {self.name}",
+                mend="raise model.positions in params.yaml or shorten the data"
+                + (", or let them be left out (model.too_long: drop)" if kept else ""),
+            )
+        if dropped:
+            print(f"{self.name}: {dropped} of {kept + dropped} {what} left out: longer than {longest}", flush=True)
+        for name, count in {**counts, "rows/kept": kept}.items():
+            self.left[name] = self.left.get(name, 0.0) + float(count)
+        self.run.headline({n: c for n, c in self.left.items() if c or n == "dropped/too_long"})
+
+    def write_history(self, history: Sequence[Mapping[str, float]]) -> None:
+        """Write reports/train: the metrics of every step; before them, as step 0, what was left out, if anything was. A number
+        that is not
+        finite is null."""
+        from math import isfinite
+
+        from grape.files import write_lines
+
+        left = [{"step": 0, **self.left}] if any(c for n, c in self.left.items() if n.startswith("dropped/")) else []
+        rows = [{k: v if isfinite(v) else None for k, v in row.items()} for row in [*left, *history]]
+        write_lines(self.history(), rows)
 
     def adam(self, section: Optimisation, schedule: str = "cosine") -> AdamParams:
         from grape.training.adam import AdamParams
@@ -72,7 +123,7 @@ class Stage:
 def train_stage(
     stage: Stage,
     model: Any,
-    tokenizer: Any,
+    chat: Chat,
     algorithm: Any,
     params: Any,
     rows: Sequence[Any],
@@ -84,9 +135,8 @@ def train_stage(
     """Train on fixed rows with the one loop: metrics to MLflow, the screen and reports/train, checkpoints for a killed run.
 
     Raises:
-        GrapeError: no row fits into the model's positions.
+        GrapeError: there is no row.
     """
-    from grape.artifacts import write_jsonl
     from grape.errors import GrapeError
     from grape.progress import Progress
     from grape.training.adam import Adam
@@ -95,9 +145,9 @@ def train_stage(
 
     if not rows and section.steps > 0:
         raise GrapeError(
-            "no training row is left: every one is longer than model.positions, or the dataset is empty",
+            "there is no row to train on: the dataset is empty",
             where=f"stage {stage.name}",
-            mend="raise model.positions in params.yaml, or shorten the data",
+            mend=f"add data, or set {stage.kind}.steps to 0",
         )
     progress = Progress(stage.name, section.steps)
 
@@ -106,7 +156,7 @@ def train_stage(
         progress(step, metrics)
 
     keys = (stage.params.seed, stage.kind)
-    source = offline(rows, tokenizer.pad_token_id, section.batch_size, keys, model.device, unit, extra)
+    source = offline(rows, chat.pad, section.batch_size, keys, model.device, unit, extra)
     checkpoints = stage.checkpoints(every=100)
     history = train(
         model,
@@ -120,5 +170,5 @@ def train_stage(
         checkpoints=checkpoints,
         keys=keys,
     )
-    write_jsonl(stage.history(), history)
+    stage.write_history(history)
     return history

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from grape.algorithms.sft import ALGORITHM
 from grape.artifacts import Document, read_rows
 from grape.errors import GrapeError
-from grape.models.encode import encode_document, fitting
+from grape.models.encode import Rows, encode_documents
 from grape.models.forward import language
-from grape.models.load import character_tokenizer, device, load_language_model, save_model, scratch
+from grape.models.load import character_tokenizer, device, load_language_model, positions, save_model, scratch
 from grape.randomness import key
 from grape.stages import Stage, train_stage
 
@@ -38,20 +39,34 @@ def run(stage: Stage) -> None:
         model, tokenizer = load_language_model(base, params.revision)
         # A model that comes trained is taken as it is, unless there is a corpus to go on with.
         steps = stage.params.base.steps if documents and stage.params.base.steps else 0
+        if params.positions > positions(model):
+            raise GrapeError(
+                f"model.positions is {params.positions}, and {params.base} knows {positions(model)}",
+                where="params.yaml, model.positions",
+                mend=f"set it to {positions(model)} or less",
+            )
+    chat = stage.chat(tokenizer, model)
+    if missing := chat.stops - _named_ends(model):
+        # So that every program that loads what grape saves stops where grape does.
+        model.generation_config.eos_token_id = sorted(_named_ends(model) | missing)
     model.to(device())
     section = stage.params.base.model_copy(update={"steps": steps})
-    rows, dropped = (
-        fitting([encode_document(tokenizer, text) for text in documents], params.positions) if steps else ([], [])
-    )
+    rows = encode_documents(chat, documents, params.positions) if steps else Rows()
+    stage.left_out(rows.counts, len(rows.kept), "documents", f"model.positions = {params.positions} tokens")
     history = train_stage(
-        stage, model, tokenizer, ALGORITHM, ALGORITHM.params(), rows, section, partial(language, dtype=params.dtype)
+        stage, model, chat, ALGORITHM, ALGORITHM.params(), rows.rows, section, partial(language, dtype=params.dtype)
     )
     save_model(model, tokenizer, stage.root / "models/base")
     stage.run.model("models/base", "base")
     stage.run.headline(
         {
             "parameters": float(sum(p.numel() for p in model.parameters())),
-            "dropped/too_long": float(len(dropped)),
             **({"loss": history[-1]["loss"]} if history else {}),
         }
     )
+
+
+def _named_ends(model: Any) -> set[int]:
+    """The ids that the generation config says end a response."""
+    named = model.generation_config.eos_token_id
+    return set(named if isinstance(named, list) else [] if named is None else [named])

@@ -13,9 +13,9 @@ from functools import partial
 import torch
 
 from grape.algorithms.sft import ALGORITHM
-from grape.artifacts import Judgement, read_rows
+from grape.artifacts import Demonstration, Judgement, Turn, read_rows
 from grape.errors import GrapeError
-from grape.models.encode import encode_chat, fitting
+from grape.models.encode import Rows, encode_turns
 from grape.models.forward import language
 from grape.models.load import device, load_language_model, save_model
 from grape.randomness import permutation
@@ -25,6 +25,7 @@ from grape.reward.critics.settings import make_critic
 from grape.reward.critics.trained import NO, YES, TrainedCritic
 from grape.reward.rubric import Rubric, load_rubrics
 from grape.stages import Stage, train_stage
+from grape.types import transcript
 
 
 def run(stage: Stage) -> None:
@@ -40,12 +41,11 @@ def run(stage: Stage) -> None:
     folder = stage.root / "models/critic"
     headline = {"judgements": float(len(judgements))}
     if params.judge.backend == "trained":
-        critic, headline["dropped/too_long"] = _trained(stage, judgements, questions, order[count:])
+        critic = _trained(stage, judgements, questions, order[count:])
     else:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        stage.history().parent.mkdir(parents=True, exist_ok=True)
-        stage.history().write_text("")
+        stage.write_history([])
         how = (stage.params.model.dtype, stage.params.model.micro_batch_tokens)
         critic = make_critic(params.judge, Calibration({}), folder, stage.root, *how)
     names = [f"{j.category}/{j.item}" for j in judgements]
@@ -65,28 +65,26 @@ def run(stage: Stage) -> None:
 
 def _trained(
     stage: Stage, judgements: list[Judgement], questions: list[Question], training: list[int]
-) -> tuple[Critic, float]:
-    """The critic trained on these judgements and saved, and how many of them were too long to train on."""
+) -> Critic:
+    """The critic trained on these judgements and saved."""
     params, common = stage.params.critic, stage.params.model
     model, tokenizer = load_language_model(str(stage.root / "models/base"))
-    rows, dropped = fitting(
-        [
-            encode_chat(
-                tokenizer,
-                [{"role": "user", "content": questions[i].text}],
-                YES if judgements[i].label else NO,
-                judgements[i].id,
-            )
-            for i in training
-        ],
-        common.positions,
-    )
-    section = params if rows else params.model_copy(update={"steps": 0})
+    chat, rows = stage.chat(tokenizer, model), Rows()
+    if training and params.steps:
+        asked = [_lesson(judgements[i], questions[i]) for i in training]
+        rows = encode_turns(chat, asked, common.positions, "data/judgements")
+    stage.left_out(rows.counts, len(rows.kept), "judgements", f"model.positions = {common.positions} tokens")
+    section = params if rows.rows else params.model_copy(update={"steps": 0})
     forward = partial(language, dtype=common.dtype)
-    train_stage(stage, model.to(device()), tokenizer, ALGORITHM, ALGORITHM.params(), rows, section, forward)
+    train_stage(stage, model.to(device()), chat, ALGORITHM, ALGORITHM.params(), rows.rows, section, forward)
     save_model(model, tokenizer, stage.root / "models/critic")
-    critic = TrainedCritic(model, tokenizer, Calibration({}), common.micro_batch_tokens, common.dtype)
-    return critic, float(len(dropped))
+    return TrainedCritic(model, chat, Calibration({}), common.micro_batch_tokens, common.dtype)
+
+
+def _lesson(judgement: Judgement, question: Question) -> Demonstration:
+    """A judgement as a question and its answer, in the very words it will be asked in during RL."""
+    turns = [Turn(role="user", content=question.text), Turn(role="assistant", content=YES if judgement.label else NO)]
+    return Demonstration(id=judgement.id, category=judgement.category, messages=turns)
 
 
 def question(rubrics: dict[str, Rubric], judgement: Judgement) -> Question:
@@ -106,4 +104,4 @@ def question(rubrics: dict[str, Rubric], judgement: Judgement) -> Question:
             where=where,
             mend=f"its items: {', '.join(i.id for i in rubric.items)}",
         )
-    return rubric.ask(item, judgement.prompt[-1].content, judgement.response)
+    return rubric.ask(item, transcript([turn.message() for turn in judgement.prompt]), judgement.response)

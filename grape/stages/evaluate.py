@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from grape.artifacts import read_prompts, write_json, write_jsonl, write_text
+from grape.artifacts import read_prompts
 from grape.errors import GrapeError
+from grape.files import write_json, write_lines, write_text
 from grape.maths.advantage import weighted_reward
-from grape.models.encode import collate
+from grape.models.chat import Chat
+from grape.models.encode import collate, fitting_prompts
 from grape.models.forward import batched_language, exact_kl
 from grape.models.load import device, load_language_model
 from grape.randomness import generator
@@ -57,16 +59,19 @@ def run(stage: Stage) -> None:
     source, gold = reward_source(stage, prompts, "data/prompts/heldout.jsonl"), gold_judge(stage)
     reference, tokenizer = load_language_model(str(stage.root / "models/sft"))
     policy, policy_tokenizer = load_language_model(str(stage.root / "models/policy" / stage.policy))
-    reference.to(device())
-    policy.to(device())
-    sft = answer(stage, reference, tokenizer, prompts, source, gold)
-    own = answer(stage, policy, policy_tokenizer, prompts, source, gold)
-    result = compare(stage, prompts, sft, own)
-    result["kl"] = divergence(stage, policy, reference, policy_tokenizer, own.responses)
+    chat, own_chat = stage.chat(tokenizer, reference), stage.chat(policy_tokenizer, policy)
+    room = stage.params.model.positions - stage.params.rl.max_new_tokens
+    prompts, dropped = fitting_prompts(chat, prompts, room, "data/prompts")
+    longest = f"model.positions - rl.max_new_tokens = {room} tokens"
+    stage.left_out({"dropped/too_long": len(dropped)}, len(prompts), "held-out prompts", longest)
+    sft = answer(stage, reference.to(device()), chat, prompts, source, gold)
+    own = answer(stage, policy.to(device()), own_chat, prompts, source, gold)
+    result = compare(stage, prompts, sft, own) | {"dropped": {"too_long": len(dropped)}}
+    result["kl"] = divergence(stage, policy, reference, own_chat, own.responses)
     folder = stage.root / "reports/evaluate" / stage.policy
     write_json(folder / "metrics.json", result)
     rows = samples(prompts, sft, own, stage.params.evaluate.samples)
-    write_jsonl(folder / "samples.jsonl", rows)
+    write_lines(folder / "samples.jsonl", rows)
     log_table(stage, rows)
     judged = "gold" if gold else "proxy"
     stage.run.headline(
@@ -85,7 +90,7 @@ def run(stage: Stage) -> None:
 def answer(
     stage: Stage,
     model: Any,
-    tokenizer: Any,
+    chat: Chat,
     prompts: Sequence[Prompt],
     source: Callable[[Sequence[Response]], Scores],
     gold: Gold | None,
@@ -98,12 +103,12 @@ def answer(
         "keys": (stage.params.seed, "evaluate"),
         "dtype": stage.params.model.dtype,
     }
-    responses = sample(model, tokenizer, prompts, params.samples, temperature=params.temperature, **common)
+    responses = sample(model, chat, prompts, params.samples, temperature=params.temperature, **common)
     scores = source(responses)
     proxy = _rewards(scores, len(prompts))
-    greedy = sample(model, tokenizer, prompts, 1, temperature=0.0, **common)
+    greedy = sample(model, chat, prompts, 1, temperature=0.0, **common)
     golds = None if gold is None else np.array([_gold(gold, r) for r in responses]).reshape(len(prompts), -1)
-    batch = collate(response_rows(tokenizer, responses), tokenizer.pad_token_id).to(device())
+    batch = collate(response_rows(chat, responses), chat.pad).to(device())
     out = batched_language(
         model, batch, params.temperature, stage.params.model.micro_batch_tokens, stage.params.model.dtype
     )
@@ -210,10 +215,10 @@ def pass_at(solved: np.ndarray, k: int) -> float:
 
 
 def divergence(
-    stage: Stage, policy: Any, reference: Any, tokenizer: Any, responses: Sequence[Response]
+    stage: Stage, policy: Any, reference: Any, chat: Chat, responses: Sequence[Response]
 ) -> dict[str, float]:
     """Exact KL(policy || SFT) over the vocabulary on the policy's samples: mean per token, and mean sum per response, nats."""
-    batch = collate(response_rows(tokenizer, responses), tokenizer.pad_token_id).to(device())
+    batch = collate(response_rows(chat, responses), chat.pad).to(device())
     kl, _ = exact_kl(policy, reference, batch, stage.params.evaluate.temperature, stage.params.model.micro_batch_tokens)
     return {"token": round(float(kl.sum() / batch.mask.sum()), 6), "sequence": round(float(kl.sum(1).mean()), 6)}
 
@@ -235,6 +240,7 @@ def samples(prompts: Sequence[Prompt], sft: Side, own: Side, per_prompt: int) ->
         ]
         return {
             "text": s.responses[i].text,
+            **({"raw": s.responses[i].raw} if s.responses[i].raw else {}),
             "gold": None if s.gold is None else float(s.gold[p, 0]),
             "proxy": None if math.isnan(proxy) else round(proxy, 6),
             "items": items,
@@ -244,7 +250,7 @@ def samples(prompts: Sequence[Prompt], sft: Side, own: Side, per_prompt: int) ->
         {
             "id": prompt.id,
             "category": prompt.category,
-            "prompt": prompt.text,
+            "prompt": prompt.conversation,
             "answer": prompt.answer,
             "sft": side(sft, p),
             "policy": side(own, p),

@@ -48,12 +48,13 @@ def reward_source(
 ) -> RewardSource:
     """The source `which` names (rubric, reward_model; None: what rl.reward says), checked against the prompts, lines of `file`."""
     how = (stage.params.model.dtype, stage.params.model.micro_batch_tokens)
+    template = stage.params.model.template
     if (which or stage.params.rl.reward) == "reward_model":
-        return LearnedReward(stage.root / "models/reward", *how)
+        return LearnedReward(stage.root / "models/reward", *how, template)
     rubrics = load_rubrics(stage.root / "rubrics")
     kinds = {item.kind for rubric in rubrics.values() for item in rubric.items}
-    critic = load_critic(stage.root / "models/critic", stage.root, *how) if "critic" in kinds else None
-    learned = LearnedReward(stage.root / "models/reward", *how) if "reward_model" in kinds else None
+    critic = load_critic(stage.root / "models/critic", stage.root, *how, template) if "critic" in kinds else None
+    learned = LearnedReward(stage.root / "models/reward", *how, template) if "reward_model" in kinds else None
     source = RubricReward(rubrics, critic, learned)
     source.check(prompts, file)
     if any(item.verifier in SANDBOXED for rubric in rubrics.values() for item in rubric.items):

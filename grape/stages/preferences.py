@@ -4,13 +4,14 @@ or import pairs that people have labelled. Every pair says where its label comes
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
-from grape.artifacts import Preference, read_prompts, read_rows, write_dataset
+from grape.artifacts import Preference, Question, Turn, read_prompts, read_rows, write_rows
 from grape.errors import GrapeError
+from grape.files import write_lines
 from grape.maths.advantage import weighted_reward
+from grape.models.encode import fitting_prompts
 from grape.models.load import device, load_language_model
 from grape.randomness import generator, permutation
 from grape.reward.critics.settings import load_critic
@@ -18,9 +19,8 @@ from grape.reward.rubric import load_rubrics
 from grape.reward.source import RubricReward
 from grape.sampling import sample
 from grape.stages import Stage
+from grape.stages.prepare import holds, turns_of
 from grape.types import Response
-
-COLUMNS = ("id", "category", "prompt", "chosen", "rejected", "source", "chosen_score", "rejected_score")
 
 
 def run(stage: Stage) -> None:
@@ -28,30 +28,34 @@ def run(stage: Stage) -> None:
     params = stage.params.preferences
     counts: dict[str, float] = {}
     if params.source.endswith(".jsonl"):
-        rows = imported(stage)
+        rows, counts = imported(stage)
     else:
         rows, counts = collected(stage)
     if not rows:
         raise GrapeError(
-            "not one pair was found: every group of responses is a tie",
+            "not one pair was found: every group of responses is a tie"
+            if not counts.get("dropped/leakage") else "every pair holds a held-out question",
             where="stage preferences",
             mend="raise preferences.samples or preferences.prompts, or lower preferences.margin",
         )
-    write_dataset(stage.root / "data/preferences/train.jsonl", rows)
+    write_rows(stage.root / "data/preferences/train.jsonl", rows)
+    left = {**stage.left, **{k: v for k, v in counts.items() if k.startswith("dropped/")}}
+    write_lines(stage.root / "reports/train/preferences.jsonl", [{"step": 0, **left}])
     stage.run.headline({"pairs": float(len(rows)), **counts})
 
 
-def imported(stage: Stage) -> list[dict[str, Any]]:
-    """Pairs labelled by people, checked row by row; identical answers teach nothing and are refused."""
+def imported(stage: Stage) -> tuple[list[Preference], dict[str, float]]:
+    """Pairs labelled by people, checked row by row, without those that hold a held-out question."""
     path = stage.root / stage.params.preferences.source
     records = read_rows(path, Preference, mend=f"every line has the columns {', '.join(Preference.model_fields)}")
-    for number, record in enumerate(records, 1):
-        if record.chosen == record.rejected:
-            raise GrapeError("chosen and rejected are the same", where=f"{path}:{number}", mend="remove the row")
-    return [record.model_dump() for record in records]
+    leaks = holds(read_rows(stage.root / "data/prompts/heldout.jsonl", Question, mend="run it again: grape run prepare"))
+    kept = [record for record in records if not leaks(turns_of(record))]
+    if len(kept) < len(records):
+        print(f"{stage.name}: {len(records) - len(kept)} pairs left out: they hold a held-out question", flush=True)
+    return kept, {"dropped/leakage": float(len(records) - len(kept))}
 
 
-def collected(stage: Stage) -> tuple[list[dict[str, Any]], dict[str, float]]:
+def collected(stage: Stage) -> tuple[list[Preference], dict[str, float]]:
     params = stage.params.preferences
     if params.source not in ("rubric", "critic"):
         raise GrapeError(
@@ -64,7 +68,8 @@ def collected(stage: Stage) -> tuple[list[dict[str, Any]], dict[str, float]]:
     judge = RubricReward(
         rubrics,
         load_critic(
-            stage.root / "models/critic", stage.root, stage.params.model.dtype, stage.params.model.micro_batch_tokens
+            stage.root / "models/critic", stage.root, stage.params.model.dtype, stage.params.model.micro_batch_tokens,
+            stage.params.model.template,
         ),
         kinds=kinds,
     )
@@ -73,13 +78,18 @@ def collected(stage: Stage) -> tuple[list[dict[str, Any]], dict[str, float]]:
     chosen = [prompts[int(i)] for i in order]
     judge.check(chosen)
     model, tokenizer = load_language_model(str(stage.root / "models/sft"))
+    chat, length = stage.chat(tokenizer, model), stage.params.rl.max_new_tokens
+    room = stage.params.model.positions - length
+    chosen, dropped = fitting_prompts(chat, chosen, room, "data/prompts")
+    longest = f"model.positions - rl.max_new_tokens = {room} tokens"
+    stage.left_out({"dropped/too_long": len(dropped)}, len(chosen), "prompts", longest)
     responses = sample(
         model.to(device()),
-        tokenizer,
+        chat,
         chosen,
         params.samples,
         temperature=params.temperature,
-        max_new_tokens=stage.params.rl.max_new_tokens,
+        max_new_tokens=length,
         positions=stage.params.model.positions,
         keys=(stage.params.seed, "preferences"),
         dtype=stage.params.model.dtype,
@@ -100,13 +110,14 @@ def pairs(
     margin: float,
     source: str,
     seed: int,
-) -> tuple[list[dict[str, Any]], dict[str, float]]:
+) -> tuple[list[Preference], dict[str, float]]:
     """The best against the worst answer of every group: duplicates once, equal scores by a counted draw, near ties left out."""
-    rows, ties = [], 0
+    rows: list[Preference] = []
+    ties = 0
     for start in range(0, len(responses), samples):
         # An answer that was cut short is no answer to prefer; as the rejected one it would only teach length.
         group = {
-            r.text: (reward[i], r)
+            r.written: (reward[i], r)
             for i, r in enumerate(responses[start : start + samples], start)
             if known[i] and r.finished and r.text.strip()
         }
@@ -127,15 +138,15 @@ def pairs(
             continue
         (low, worst), (high, best) = ranked[0], ranked[-1]
         rows.append(
-            {
-                "id": prompt.id,
-                "category": prompt.category,
-                "prompt": [dict(m) for m in prompt.messages],
-                "chosen": [{"role": "assistant", "content": best.text}],
-                "rejected": [{"role": "assistant", "content": worst.text}],
-                "source": source,
-                "chosen_score": round(high, 6),
-                "rejected_score": round(low, 6),
-            }
+            Preference(
+                id=prompt.id,
+                category=prompt.category,
+                prompt=[Turn(**m) for m in prompt.messages],
+                chosen=[Turn(role="assistant", content=best.written)],
+                rejected=[Turn(role="assistant", content=worst.written)],
+                source=source,
+                chosen_score=round(high, 6),
+                rejected_score=round(low, 6),
+            )
         )
     return rows, {"ties": float(ties), "finished": sum(r.finished for r in responses) / max(len(responses), 1)}

@@ -1,22 +1,27 @@
 """prepare: build or import the datasets, check every row, split without leakage.
 
-Writes data/corpus, data/sft, data/prompts (train, heldout) and data/judgements as JSON lines in the field's formats.
+Writes data/corpus, data/sft, data/prompts (train, heldout) and data/judgements as JSON lines in the field's formats. What is
+written is what
+was validated; every row left out is counted by reason.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grape.artifacts import Demonstration, Document, Judgement, Question, Record, write_dataset
-from grape.errors import GrapeError, first_problem
+from grape.artifacts import Demonstration, Document, Judgement, Preference, Question, Record, Turn, checked, read_rows, write_rows
+from grape.errors import GrapeError
+from grape.files import write_lines
 from grape.stages import Stage
 from grape.stages.judges import load_module
 
-Rows = list[dict[str, Any]]
+Tables = dict[str, list[Any]]
 DATASETS: dict[str, tuple[str, type[Record]]] = {
     "corpus": ("data/corpus/train.jsonl", Document),
     "sft": ("data/sft/train.jsonl", Demonstration),
@@ -32,121 +37,144 @@ FILES = {
     "heldout": "heldout.jsonl",
     "judgements": "judgements.jsonl",
 }
+Said = tuple[str, str]  # (role, what was said) with white space folded
 
 
 def run(stage: Stage) -> None:
-    given = read_source(stage.root / stage.params.prepare.source, stage)
-    rows = with_ids(given)
-    rows["heldout"] = rows["heldout"] or take_heldout(rows["train"], stage.params.prepare.heldout)
-    rows, dropped = without_leakage(rows)
+    source = stage.root / stage.params.prepare.source
+    given = built(source, stage) if source.suffix == ".py" else imported(source, stage)
+    given["heldout"] = given["heldout"] or take_heldout(given["train"], stage.params.prepare.heldout)
+    tables, dropped = without_leakage(given)
     for name, (path, _) in DATASETS.items():
-        write_dataset(stage.root / path, rows[name])
-    stage.run.headline(
-        {**{f"rows/{name}": float(len(rows[name])) for name in DATASETS}, "dropped/leakage": float(dropped)}
-    )
+        write_rows(stage.root / path, tables[name])
+    rows = {f"rows/{name}": float(len(tables[name])) for name in DATASETS}
+    counts = {f"dropped/{reason}": float(count) for reason, count in dropped.items()}
+    kept = float(sum(len(tables[name]) for name in DATASETS))
+    write_lines(stage.root / "reports/train/prepare.jsonl", [{"step": 0, "rows/kept": kept, **counts}])
+    for reason, count in dropped.items():
+        if count:
+            print(f"prepare: {count} rows left out: {REASONS[reason]}", flush=True)
+    stage.run.headline(rows | counts)
 
 
-def read_source(source: Path, stage: Stage) -> dict[str, Rows]:
-    """The raw datasets: a world's `build`, or the JSON-lines files of a directory.
+REASONS = {
+    "leakage": "they hold a held-out question",
+    "duplicate": "training prompts that stand in the data more than once",
+}
+
+
+def built(source: Path, stage: Stage) -> Tables:
+    """The datasets that a world's `build` makes.
 
     Raises:
-        GrapeError: no such source, a required file is missing, or a row is wrong (file and line).
+        GrapeError: there is no such file, it raises, or a row of it is wrong.
     """
-    if source.suffix == ".py":
-        try:
-            built: dict[str, Rows] = load_module(source).build(stage.params.prepare, stage.params.seed)
-        except ValueError as error:
-            raise GrapeError(
-                str(error), where=str(source), mend="change the numbers under `prepare` in params.yaml"
-            ) from error
-        made = with_ids({name: list(built.get(name, [])) for name in DATASETS})
-        for name, table in made.items():
-            for number, row in enumerate(table, 1):
-                _check(DATASETS[name][1], row, Path(f"{source.name}, {name}"), number)
-        return made
-    if not source.is_dir():
+    module = load_module(source)
+    try:
+        made = module.build(stage.params.prepare, stage.params.seed)
+        tables = {name: list(made.get(name, [])) for name in DATASETS}
+    except Exception as error:  # a world is somebody's program
+        line = next((f.lineno for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == str(source)), None)
+        raise GrapeError(
+            str(error) if isinstance(error, ValueError) else f"`build` raised {type(error).__name__}: {error}",
+            where=f"{source}:{line}" if line else str(source),
+            mend="change the numbers under `prepare` in params.yaml, or mend the file",
+        ) from error
+    where = {name: f"{source.name}, {name} " for name in DATASETS}
+    for name, rows in tables.items():
+        for number, row in enumerate(rows, 1):
+            if not isinstance(row, Mapping):
+                what = f"a row is a {type(row).__name__}, not a mapping"
+                raise GrapeError(what, where=f"{where[name]}{number}", mend="mend `build`")
+    return {n: checked(((f"{where[n]}{i}", r) for i, r in enumerate(rows, 1)), DATASETS[n][1]) for n, rows in tables.items()}
+
+
+def imported(folder: Path, stage: Stage) -> Tables:
+    """The datasets in a directory of JSON-lines files.
+
+    Raises:
+        GrapeError: no such directory, a required file is missing, or a row is wrong (file and line).
+    """
+    if not folder.is_dir():
         raise GrapeError(
             f"no such directory or Python file: {stage.params.prepare.source}",
             where="params.yaml, prepare.source",
             mend="give a world's .py file or a directory with sft.jsonl and prompts.jsonl",
         )
-    rows: dict[str, Rows] = {}
+    tables: Tables = {}
     for name, file in FILES.items():
-        path = source / file
-        if not path.is_file():
-            if name not in OPTIONAL:
-                raise GrapeError(
-                    "this file is missing",
-                    where=str(path),
-                    mend=f'add it: {", ".join(DATASETS[name][1].model_fields)} (README, "Your own data")',
-                )
-            rows[name] = []
-            continue
-        raw = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if _is_json(line, path)]
-        rows[name] = raw
-        checked = with_ids({name: raw})[name]
-        for number, row in enumerate(checked, 1):
-            _check(DATASETS[name][1], row, path, number)
-    return rows
+        path, kind = folder / file, DATASETS[name][1]
+        if not path.is_file() and name not in OPTIONAL:
+            columns = ", ".join(kind.model_fields)
+            raise GrapeError("this file is missing", where=str(path), mend=f'add it: {columns} (README, "Your own data")')
+        tables[name] = read_rows(path, kind) if path.is_file() else []
+    return tables
 
 
-def _is_json(line: str, path: Path) -> bool:
-    if not line.strip():
-        return False
-    try:
-        if not isinstance(json.loads(line), dict):
-            raise ValueError("not a JSON object")
-    except ValueError as error:
-        raise GrapeError(
-            f"a line is not a JSON object: {error}", where=f"{path}: {line[:60]}", mend="write one JSON object a line"
-        ) from error
-    return True
+def said(turns: Iterable[Turn]) -> tuple[Said, ...]:
+    """A conversation as what was said in it, whatever the white space; system turns are instructions, no part of a question."""
+    return tuple((t.role, " ".join(t.content.split())) for t in turns if t.role != "system")
 
 
-def _check(kind: type[Record], row: Mapping[str, Any], path: Path, number: int) -> None:
-    from pydantic import ValidationError
-
-    try:
-        kind.model_validate(row)
-    except ValidationError as error:
-        column, what = first_problem(error)
-        raise GrapeError(
-            f"column {column}: {what}" if column else what,
-            where=f"{path}:{number}",
-            mend=f"columns: {', '.join(kind.model_fields)}",
-        ) from error
+def content(record: Any) -> str:
+    """What makes a prompt the same prompt: its category and all turns up to the answer."""
+    turns = record.messages[:-1] if isinstance(record, Demonstration) else record.prompt
+    return json.dumps([record.category, *([t.role, " ".join(t.content.split())] for t in turns)])
 
 
-def with_ids(rows: Mapping[str, Rows]) -> dict[str, Rows]:
-    """Rows without an id get one from their place; a corpus needs none."""
-    return {name: [{"id": f"{name}-{i:06d}", **row} for i, row in enumerate(table)] for name, table in rows.items()}
+def _once(rows: Iterable[Any]) -> dict[str, Any]:
+    """The first row of each content."""
+    found: dict[str, Any] = {}
+    for row in rows:
+        found.setdefault(content(row), row)
+    return found
 
 
-def content(row: Mapping[str, Any]) -> str:
-    """What makes a prompt the same prompt: the text of its turns up to the question."""
-    turns = row["prompt"] if "prompt" in row else row["messages"][:-1]
-    return json.dumps([[t["role"], " ".join(t["content"].split())] for t in turns])
-
-
-def take_heldout(train: Rows, count: int) -> Rows:
+def take_heldout(train: Sequence[Question], count: int) -> list[Question]:
     """`count` prompts for evaluation, chosen by the hash of their content, so that adding rows moves no other row across."""
-    if count >= len({content(row) for row in train}):
+    different = _once(train)
+    if count >= len(different):
         raise GrapeError(
-            f"{count} held-out prompts asked of {len(train)} prompts",
+            f"{count} held-out prompts asked of {len(different)} different prompts",
             where="params.yaml, prepare.heldout",
             mend="lower prepare.heldout, or give a heldout.jsonl",
         )
-    ranked = sorted(
-        {content(row): row for row in train}.items(), key=lambda pair: hashlib.sha256(pair[0].encode()).hexdigest()
-    )
+    ranked = sorted(different.items(), key=lambda pair: hashlib.sha256(pair[0].encode()).hexdigest())
     return [row for _, row in ranked[:count]]
 
 
-def without_leakage(rows: Mapping[str, Rows]) -> tuple[dict[str, Rows], int]:
-    """Rows of every training set whose prompt is a held-out one removed, repeated training prompts kept once; and how many went."""
-    heldout = {content(row) for row in rows["heldout"]}
-    kept = dict(rows)
+def holds(heldout: Iterable[Question]) -> Callable[[Iterable[Turn]], bool]:
+    """Whether a conversation holds a held-out question: all that was said in a held-out prompt, turn by turn, anywhere within
+    it."""
+    asked = {said(row.prompt) for row in heldout}
+    lengths = {len(turns) for turns in asked}
+
+    def found(turns: Iterable[Turn]) -> bool:
+        whole = said(turns)
+        return any(whole[i : i + n] in asked for n in lengths for i in range(len(whole) - n + 1))
+
+    return found
+
+
+def turns_of(record: Any) -> list[Turn]:
+    """Everything that was said in a row."""
+    if isinstance(record, Demonstration):
+        return record.messages
+    if isinstance(record, Preference):
+        return [*record.prompt, *record.chosen, *record.prompt, *record.rejected]
+    turns: list[Turn] = record.prompt
+    return turns
+
+
+def without_leakage(tables: Mapping[str, list[Any]]) -> tuple[Tables, Counter[str]]:
+    """Every training table without the rows that hold a held-out question, training prompts once each; and how many went, by
+    reason."""
+    leaks = holds(tables["heldout"])
+    kept, dropped = dict(tables), Counter({"leakage": 0, "duplicate": 0})
     for name in ("sft", "train", "judgements"):
-        kept[name] = [row for row in rows[name] if content(row) not in heldout]
-    kept["train"] = list({content(row): row for row in kept["train"]}.values())
-    return kept, sum(len(rows[name]) - len(kept[name]) for name in kept)
+        kept[name] = [row for row in tables[name] if not leaks(turns_of(row))]
+        dropped["leakage"] += len(tables[name]) - len(kept[name])
+    once = list(_once(kept["train"]).values())
+    dropped["duplicate"] = len(kept["train"]) - len(once)
+    kept["train"] = once
+    return kept, dropped

@@ -7,8 +7,10 @@ from functools import partial
 import torch
 
 from grape.algorithms.reward_model import ALGORITHM
-from grape.artifacts import Preference, read_rows, write_json
-from grape.models.encode import Row, collate, fitting_pairs
+from grape.artifacts import Preference, read_rows
+from grape.files import write_json
+from grape.models.chat import Row
+from grape.models.encode import collate, encode_pairs
 from grape.models.forward import batched_scores, scalar
 from grape.models.load import device, load_scalar_model, save_model
 from grape.randomness import permutation
@@ -24,8 +26,10 @@ def run(stage: Stage) -> None:
     preferences = read_rows(
         stage.root / "data/preferences/train.jsonl", Preference, mend="run it again: grape run preferences"
     )
-    pairs, dropped = fitting_pairs(tokenizer, preferences, stage.params.model.positions)
-    scores = [p for i, p in enumerate(preferences) if i not in set(dropped)]
+    chat, positions = stage.chat(tokenizer), stage.params.model.positions
+    encoded = encode_pairs(chat, preferences, positions, "data/preferences")
+    stage.left_out(encoded.counts, len(encoded.kept), "pairs", f"model.positions = {positions} tokens")
+    pairs, scores = encoded.rows, [preferences[i] for i in encoded.kept]
     order = [int(i) for i in permutation(len(scores), stage.params.seed, "reward", "split")]
     count = int(len(scores) * params.heldout)
     rows: list[Row] = [row for i in order[count:] for row in pairs[2 * i : 2 * i + 2]]
@@ -34,13 +38,13 @@ def run(stage: Stage) -> None:
     knobs = ALGORITHM.params.model_validate({"centring": params.centring, "margin": params.margin})
     forward = partial(scalar, dtype=stage.params.model.dtype)
     extra = {"margin": margins}
-    train_stage(stage, model.to(device()), tokenizer, ALGORITHM, knobs, rows, params, forward, 2, extra)
+    train_stage(stage, model.to(device()), chat, ALGORITHM, knobs, rows, params, forward, 2, extra)
     save_model(model, tokenizer, stage.root / "models/reward")
     statistics = _statistics(model, tokenizer, heldout or rows, stage)
     write_json(stage.root / "models/reward" / STATISTICS, {"mean": statistics["mean"], "std": statistics["std"]})
     stage.run.model("models/reward", "reward")
     stage.run.headline(
-        {"pairs": float(len(scores)), "dropped/too_long": float(len(dropped)), **statistics}
+        {"pairs": float(len(scores)), **statistics}
     )
 
 
@@ -56,7 +60,7 @@ def _statistics(model: object, tokenizer: object, rows: list[Row], stage: Stage)
     batch = collate(rows, tokenizer.pad_token_id, unit=2).to(device())  # type: ignore[attr-defined]
     score = batched_scores(model, batch, stage.params.model.micro_batch_tokens, stage.params.model.dtype).cpu()
     margin = score[0::2] - score[1::2]
-    length = batch.mask.sum(1).cpu()
+    length = batch.present.sum(1).cpu()
     shorter = length[0::2] < length[1::2]
     values = {
         "accuracy": float((margin > 0).float().mean()),

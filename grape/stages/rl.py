@@ -7,9 +7,10 @@ from functools import partial
 from typing import Any
 
 from grape.algorithms.base import Algorithm, OnlineParams, SlotParams
-from grape.artifacts import Preference, read_prompts, read_rows, write_jsonl
+from grape.artifacts import Preference, read_prompts, read_rows
 from grape.errors import GrapeError
-from grape.models.encode import fitting_pairs
+from grape.models.chat import Chat
+from grape.models.encode import encode_pairs, fitting_prompts
 from grape.models.forward import language
 from grape.models.load import device, load_language_model, load_scalar_model, save_model
 from grape.models.lora import adapt, merge
@@ -18,7 +19,7 @@ from grape.progress import Progress
 from grape.reward.source import RubricReward
 from grape.stages import Stage
 from grape.stages.judges import reward_source
-from grape.stages.slot_checks import refuse
+from grape.stages.slot_checks import check_round, refuse
 from grape.track.identity import peak_memory_mb
 from grape.training.adam import Adam, AdamParams
 from grape.training.batches import Actors, Rollout, Source, offline, online
@@ -39,15 +40,16 @@ def run(stage: Stage) -> None:
     if params.lora_rank:
         adapt(policy, params.lora_rank, stage.params.seed)
     policy.to(device())
+    chat = stage.chat(tokenizer, policy)
     model, critic = policy, None
     if "value" in algorithm.needs(knobs):
         model = critic = ActorCritic(policy, _value_model(stage, knobs))
     if algorithm.data == "pairs":
-        steps, source = params.steps, _pairs(stage, tokenizer)
+        steps, source = params.steps, _pairs(stage, chat)
     else:
         assert isinstance(knobs, OnlineParams)
         steps = knobs.rounds or params.steps
-        source = _rollouts(stage, algorithm, knobs, Actors(policy, tokenizer, critic=critic), prompts, steps)
+        source = _rollouts(stage, algorithm, knobs, Actors(policy, chat, critic=critic), prompts, steps)
     optimiser = _update(stage, algorithm, knobs, model, steps)
     progress = Progress(stage.name, steps)
 
@@ -67,7 +69,7 @@ def run(stage: Stage) -> None:
         checkpoints=stage.checkpoints(params.checkpoint_every),
         keys=_keys(stage),
     )
-    write_jsonl(stage.history(), [*history[:-1], {**history[-1], "memory/peak_mb": peak_memory_mb()}])
+    stage.write_history([*history[:-1], {**history[-1], "memory/peak_mb": peak_memory_mb()}])
     folder = f"models/policy/{stage.policy}"
     save_model(merge(policy), tokenizer, stage.root / folder)
     stage.run.model(folder, "policy", register="grape-policy")
@@ -82,7 +84,9 @@ def run(stage: Stage) -> None:
 
 
 def _keys(stage: Stage) -> tuple[object, ...]:
-    return (stage.params.seed, stage.name)
+    """What the draws are for. Not the algorithm's name: algorithms see the same prompts and uniform numbers, so that they can be
+    compared."""
+    return (stage.params.seed, "rl", stage.seed)
 
 
 def _value_model(stage: Stage, knobs: SlotParams) -> Any | None:
@@ -124,6 +128,11 @@ def _rollouts(
     """Sampled batches; fewer rounds than rl.steps are larger ones, so that every algorithm gets the same P x G x steps."""
     params = stage.params.rl
     stage.datasets("data/prompts", "rubrics")
+    room = stage.params.model.positions - params.max_new_tokens
+    prompts, dropped = fitting_prompts(actors.chat, prompts, room, "data/prompts")
+    longest = f"model.positions - rl.max_new_tokens = {room} tokens"
+    stage.left_out({"dropped/too_long": len(dropped)}, len(prompts), "prompts", longest)
+    check_round(stage, knobs, len(prompts))
     if "reference" in algorithm.needs(knobs) or params.kl_every:
         actors = replace(actors, reference=load_language_model(str(stage.root / "models/sft"))[0].to(device()))
     rollout = Rollout(
@@ -142,17 +151,20 @@ def _rollouts(
     return online(actors, prompts, source, algorithm, knobs, rollout, _keys(stage), critique)
 
 
-def _pairs(stage: Stage, tokenizer: Any) -> Source:
+def _pairs(stage: Stage, chat: Chat) -> Source:
     """Batches of preference pairs with as many rows as a round of rollouts has, and the reference's log-probabilities."""
     params = stage.params.rl
     stage.datasets("data/preferences")
     records = read_rows(stage.root / "data/preferences/train.jsonl", Preference, mend="run it again: grape run preferences")
-    rows, dropped = fitting_pairs(tokenizer, records, stage.params.model.positions)
+    positions = stage.params.model.positions
+    encoded = encode_pairs(chat, records, positions, "data/preferences")
+    stage.left_out(encoded.counts, len(encoded.kept), "pairs", f"model.positions = {positions} tokens")
+    rows = encoded.rows
     if not rows:
         raise GrapeError(
-            f"no preference pair is left to learn from ({len(dropped)} are longer than model.positions)",
+            "there is no preference pair to learn from",
             where="data/preferences/train.jsonl",
-            mend="raise preferences.prompts, lower preferences.margin, or raise model.positions",
+            mend="raise preferences.prompts or lower preferences.margin",
         )
     reference = load_language_model(str(stage.root / "models/sft"))[0].to(device())
     from grape.track import digest
@@ -160,8 +172,8 @@ def _pairs(stage: Stage, tokenizer: Any) -> Source:
     identity = digest.tracked(stage.project, "models/sft")
     micro, dtype = stage.params.model.micro_batch_tokens, stage.params.model.dtype
     logp = reference_logp(
-        reference, identity, rows, tokenizer.pad_token_id, stage.project.state / "reference", micro, dtype
+        reference, identity, rows, chat.pad, stage.project.state / "reference", micro, dtype
     )
     size = max(1, params.prompts * params.samples // 2)
     keys = (*_keys(stage), "pairs")
-    return offline(rows, tokenizer.pad_token_id, size, keys, device(), 2, {"logp_ref": logp})
+    return offline(rows, chat.pad, size, keys, device(), 2, {"logp_ref": logp})

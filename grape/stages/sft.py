@@ -1,4 +1,4 @@
-"""sft: instruction tuning on the demonstrations, loss on the responses only."""
+"""sft: instruction tuning on the demonstrations, loss on what the assistant says alone: all of its turns, or the last."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from functools import partial
 
 from grape.algorithms.sft import ALGORITHM
 from grape.artifacts import Demonstration, read_rows
-from grape.models.encode import encode_chat, fitting
+from grape.models.encode import Rows, encode_turns
 from grape.models.forward import language
 from grape.models.load import device, load_language_model, save_model
 from grape.stages import Stage, train_stage
@@ -18,17 +18,13 @@ def run(stage: Stage) -> None:
     demonstrations = read_rows(
         stage.root / "data/sft/train.jsonl", Demonstration, mend="run the prepare stage again: grape run prepare"
     )
-    rows, dropped = fitting(
-        [
-            encode_chat(tokenizer, [t.model_dump() for t in d.messages[:-1]], d.messages[-1].content, d.id)
-            for d in demonstrations
-        ],
-        stage.params.model.positions,
-    )
+    chat, positions = stage.chat(tokenizer, model), stage.params.model.positions
+    rows = encode_turns(chat, demonstrations, positions, "data/sft", stage.params.sft.turns) if stage.params.sft.steps else Rows()
+    stage.left_out(rows.counts, len(rows.kept), "demonstrations", f"model.positions = {positions} tokens")
     forward = partial(language, dtype=stage.params.model.dtype)
     history = train_stage(
-        stage, model.to(device()), tokenizer, ALGORITHM, ALGORITHM.params(), rows, stage.params.sft, forward
+        stage, model.to(device()), chat, ALGORITHM, ALGORITHM.params(), rows.rows, stage.params.sft, forward
     )
     save_model(model, tokenizer, stage.root / "models/sft")
     stage.run.model("models/sft", "sft")
-    stage.run.headline({"dropped/too_long": float(len(dropped)), **({"loss": history[-1]["loss"]} if history else {})})
+    stage.run.headline({"loss": history[-1]["loss"]} if history else {})

@@ -22,7 +22,7 @@ def refuse(stage: Stage, algorithm: Algorithm, knobs: SlotParams, prompts: Seque
     """
     needs = algorithm.needs(knobs)
     if isinstance(knobs, OnlineParams):
-        _round(stage, knobs, len(prompts))
+        check_round(stage, knobs, len(prompts))
     learned = getattr(knobs, "value", "") == "model" and getattr(knobs, "value_init", "") == "reward_model"
     if "value" in needs and learned:
         _there(stage, "models/reward", "reward", f"algorithms.{stage.algorithm}.value_init")
@@ -41,7 +41,8 @@ def _key(stage: Stage, name: str) -> str:
     return f"params.yaml, algorithms.{stage.algorithm}.{name}"
 
 
-def _round(stage: Stage, knobs: OnlineParams, count: int) -> None:
+def check_round(stage: Stage, knobs: OnlineParams, count: int) -> None:
+    """Raises GrapeError if rounds of these `count` prompts cannot be made."""
     params = stage.params.rl
     rounds = knobs.rounds or params.steps
     if params.steps % rounds:
@@ -53,7 +54,7 @@ def _round(stage: Stage, knobs: OnlineParams, count: int) -> None:
     prompts = params.prompts * params.steps // rounds
     if prompts > count:
         raise GrapeError(
-            f"a round takes {prompts} prompts, but data/prompts has {count}",
+            f"a round takes {prompts} prompts, but there are {count} in data/prompts that fit",
             where="params.yaml, rl.prompts" if rounds == params.steps else _key(stage, "rounds"),
             mend="lower rl.prompts, take more rounds, or raise prepare.prompts",
         )

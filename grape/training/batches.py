@@ -14,7 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 from grape.algorithms.base import Algorithm, OnlineParams, State
 from grape.maths.kl import kl_estimate
 from grape.maths.masked import metric
-from grape.models.encode import Row, collate
+from grape.models.chat import Chat, Row
+from grape.models.encode import collate
 from grape.models.forward import batched_language
 from grape.models.value import ActorCritic, batched_values
 from grape.training.rollout_metrics import Sums, describe
@@ -67,7 +68,7 @@ class Actors:
     """The models of an online algorithm. `policy` samples; `critic` is policy and value model in one, where there is one."""
 
     policy: Any
-    tokenizer: Any
+    chat: Chat
     reference: Any | None = None
     critic: ActorCritic | None = None
 
@@ -91,12 +92,12 @@ def online(
     credit, needs = algorithm.credit, algorithm.needs(params)
     policy = actors.policy
     old_needed = "old" in needs or params.epochs * params.mini_batches > 1
-    sampler = Sampler(policy, actors.tokenizer, prompts, score, params, rollout, keys, critique)
+    sampler = Sampler(policy, actors.chat, prompts, score, params, rollout, keys, critique)
 
     @torch.no_grad()  # rewards and advantages are constants: no gradient runs through a judge or the value model's guess
     def source(update: int, state: State) -> Round:
         drawn = sampler.round(update)
-        scores, batch = drawn.scores, drawn.batch(actors.tokenizer, rollout)
+        scores, batch = drawn.scores, drawn.batch(actors.chat, rollout)
         metrics = describe(batch, scores, rollout.max_missing, drawn.plain) | drawn.metrics
         batch = batch.to(policy.device)
 

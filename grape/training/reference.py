@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from grape.models.encode import Row, collate
+from grape.models.chat import Row
+from grape.models.encode import collate
 from grape.models.forward import Dtype, batched_language
 
 
 def row_key(row: Row) -> str:
-    text = ",".join(map(str, row[0])) + "|" + ",".join(map(str, row[1]))
+    text = "|".join(",".join(map(str, part)) for part in row)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -50,8 +50,3 @@ def reference_logp(
         save_file(known, str(beside))
         os.replace(beside, path)
     return [known[key] for key in keys]
-
-
-def padded(values: Sequence[Tensor]) -> Tensor:
-    """(N, T) from ragged rows, 0 behind each."""
-    return torch.nn.utils.rnn.pad_sequence(list(values), batch_first=True)

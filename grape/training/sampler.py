@@ -10,7 +10,8 @@ import torch
 
 from grape.algorithms.base import OnlineParams
 from grape.maths.advantage import constant_groups, weighted_reward
-from grape.models.encode import collate, encode_prompt
+from grape.models.chat import Chat
+from grape.models.encode import collate
 from grape.models.forward import Dtype
 from grape.randomness import permutation
 from grape.sampling import response_rows, sample
@@ -60,8 +61,8 @@ class Drawn:
     revises: list[int] | None = None
     metrics: Sums = field(default_factory=dict)
 
-    def batch(self, tokenizer: Any, rollout: Rollout) -> Batch:
-        batch = collate(response_rows(tokenizer, self.responses), tokenizer.pad_token_id)
+    def batch(self, chat: Chat, rollout: Rollout) -> Batch:
+        batch = collate(response_rows(chat, self.responses), chat.pad)
         group = torch.arange(rollout.prompts).repeat_interleave(rollout.samples)
         finished = torch.tensor([response.finished for response in self.responses])
         revises = None if self.revises is None else torch.tensor(self.revises)
@@ -73,7 +74,7 @@ class Sampler:
     """Draws rounds. `critique`: the turn that asks the policy to mend an answer, "" where there is nothing to mend."""
 
     policy: Any
-    tokenizer: Any
+    chat: Chat
     prompts: Sequence[Prompt]
     score: Score
     params: OnlineParams
@@ -95,7 +96,7 @@ class Sampler:
         rollout = self.rollout
         return sample(
             self.policy,
-            self.tokenizer,
+            self.chat,
             chosen,
             rollout.samples,
             temperature=rollout.temperature,
@@ -140,7 +141,7 @@ class Sampler:
         return Drawn(responses + (plainly if distils else fresh), scores, plain, revises, metrics)
 
     def _fits(self, prompt: Prompt) -> bool:
-        return len(encode_prompt(self.tokenizer, prompt.messages)) + self.rollout.max_new_tokens <= self.rollout.positions
+        return len(self.chat.prompt(prompt.messages, prompt.id)) + self.rollout.max_new_tokens <= self.rollout.positions
 
 
 def _flat_groups(scores: Scores, samples: int) -> list[int]:

@@ -10,7 +10,6 @@ import torch
 
 from grape.algorithms import ALGORITHMS, dpo, grape, grpo, ppo, reinforce, rejection, sft, trpo
 from grape.algorithms.base import OnlineParams
-from grape.models.encode import encode_chat
 from grape.models.forward import language
 from grape.models.lora import adapt, merge
 from grape.models.value import ActorCritic, actor_critic
@@ -77,24 +76,22 @@ def critique(responses: list[Response], scores: Scores) -> list[str]:
 
 def start(steps: int = 120) -> Any:
     """A model as noisy SFT leaves it: it knows the right answer, and gives it about a third of the time."""
-    model, tokenizer = tiny.model(seed=2), tiny.tokenizer()
-    rows = [
-        encode_chat(tokenizer, p.messages, text) for p in PROMPTS for text in (p.text, p.text, p.text, "a", "b", "cd", "dc", "ab")
-    ]
+    model = tiny.model(seed=2)
+    rows = [tiny.answered(p, text) for p in PROMPTS for text in (p.text, p.text, p.text, "a", "b", "cd", "dc", "ab")]
     source = offline(rows, 0, 32, ("warm",), torch.device("cpu"))
     adam = Adam(model, AdamParams(3e-3, steps))
     train(model, sft.ALGORITHM, sft.ALGORITHM.params(), source, language, adam, steps=steps, track=lambda *_: None)
     return model
 
 
-def pairs(model: Any, tokenizer: Any) -> list[Any]:
+def pairs(model: Any) -> list[Any]:
     """The model's own answers, the best of sixteen against the worst."""
-    responses = sample(model, tokenizer, PROMPTS * 16, 16, temperature=1.0, max_new_tokens=4, positions=64, keys=("pairs",))
+    responses = sample(model, tiny.chat(), PROMPTS * 16, 16, temperature=1.0, max_new_tokens=4, positions=64, keys=("pairs",))
     rows = []
     for i in range(0, len(responses), 16):
         group = sorted((r for r in responses[i : i + 16] if r.finished), key=value)
         if value(group[-1]) > value(group[0]):
-            rows += [encode_chat(tokenizer, r.prompt.messages, r.text) for r in (group[-1], group[0])]
+            rows += [tiny.answered(r.prompt, r.text) for r in (group[-1], group[0])]
     return rows
 
 
@@ -102,20 +99,20 @@ def learn(name: str, model: Any, folder: Any, rounds: int = 0) -> list[dict[str,
     """The algorithm as the rl stage runs it."""
     rounds, rate = rounds or OWN_ROUNDS.get(name, ROUNDS), OWN_RATE.get(name, RATE)
     module, params = VARIANTS[name]
-    algorithm, tokenizer, reference = module.ALGORITHM, tiny.tokenizer(), tiny.model()
+    algorithm, chat, reference = module.ALGORITHM, tiny.chat(), tiny.model()
     reference.load_state_dict(model.state_dict())
     trained, forward = model, partial(language, temperature=1.0, distribution=algorithm.update != "adam")
-    actors = Actors(model, tokenizer, reference)
+    actors = Actors(model, chat, reference)
     if "value" in algorithm.needs(params):
         own = tiny.scalar_model(model) if params.value == "model" else None
         trained = ActorCritic(model, own)
-        actors = Actors(model, tokenizer, reference, trained)
+        actors = Actors(model, chat, reference, trained)
         forward = partial(actor_critic, entropy_gradient=params.entropy > 0)
     if isinstance(params, OnlineParams):
         rollout = Rollout(4, 16, 1.0, 4, 64, 4096, 0.0)
         source = online(actors, PROMPTS, score, algorithm, params, rollout, (name,), critique)
     else:
-        rows = pairs(model, tokenizer)
+        rows = pairs(model)
         logp = reference_logp(reference, "it", rows, 0, folder, 4096)
         source = offline(rows, 0, 16, (name,), torch.device("cpu"), 2, {"logp_ref": logp})
     families = None if trained is model else [(part, rate) for part in trained.families()]
@@ -126,7 +123,7 @@ def learn(name: str, model: Any, folder: Any, rounds: int = 0) -> list[dict[str,
 
 
 def measured(model: Any, prompts: list[Prompt]) -> float:
-    responses = sample(model, tiny.tokenizer(), prompts, 64, temperature=1.0, max_new_tokens=4, positions=64, keys=("held out",))
+    responses = sample(model, tiny.chat(), prompts, 64, temperature=1.0, max_new_tokens=4, positions=64, keys=("held out",))
     return sum(map(value, responses)) / len(responses)
 
 
@@ -155,7 +152,7 @@ def test_reward_rises_with_adapters_alone(name: str, tmp_path: Any) -> None:
     module = VARIANTS[name][0]
     params = trpo.TRPOParams(parameters="adapters", delta=0.02) if name == "trpo" else VARIANTS[name][1]
     rollout = Rollout(4, 16, 1.0, 4, 64, 4096, 0.0)
-    actors = Actors(model, tiny.tokenizer(), reference)
+    actors = Actors(model, tiny.chat(), reference)
     source = online(actors, PROMPTS, score, module.ALGORITHM, params, rollout, (name,))
     optimiser: Any = NaturalGradient(model, params, 4096) if name == "trpo" else Adam(model, AdamParams(1e-2, ROUNDS))
     rounds = OWN_ROUNDS.get(name, ROUNDS)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from grape.maths.logprob import token_logp
-from grape.models.encode import collate, encode_chat, encode_prompt, fitting, stop_ids
+from grape.models.encode import collate
 from grape.models.forward import batched_language, exact_kl, language, micro_batches
 from grape.sampling import choose, response_rows, sample
 from tests import tiny
@@ -45,11 +44,11 @@ def test_an_impossible_token_gives_no_nan_outside_the_mask() -> None:
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 def test_greedy_sampling_is_transformers_greedy_generation(architecture: str) -> None:
-    model, tokenizer = tiny.model(architecture), tiny.tokenizer()
+    model, chat = tiny.model(architecture), tiny.chat()
     prompts = [tiny.prompt(text) for text in ("a", "hello there", "3 + 5?")]
-    ours = sample(model, tokenizer, prompts, 1, temperature=0.0, max_new_tokens=12, positions=64, keys=("x",))
+    ours = sample(model, chat, prompts, 1, temperature=0.0, max_new_tokens=12, positions=64, keys=("x",))
     for prompt, response in zip(prompts, ours, strict=True):
-        ids = torch.tensor([encode_prompt(tokenizer, prompt.messages)])
+        ids = torch.tensor([chat.prompt(prompt.messages)])
         theirs = model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, pad_token_id=0
         )
@@ -57,26 +56,26 @@ def test_greedy_sampling_is_transformers_greedy_generation(architecture: str) ->
 
 
 def test_a_sample_is_the_same_whatever_else_is_sampled_with_it() -> None:
-    model, tokenizer = tiny.model(), tiny.tokenizer()
+    model, chat = tiny.model(), tiny.chat()
     prompts = [tiny.prompt(text) for text in ("a", "bcd", "a longer question than that")]
     common: dict[str, Any] = {"temperature": 1.0, "max_new_tokens": 16, "positions": 64, "keys": (0, "rollout", 3)}
-    together = sample(model, tokenizer, prompts, 4, **common)
-    alone = sample(model, tokenizer, prompts[1:2], 4, **common)
-    chunked = sample(model, tokenizer, prompts, 4, rows_at_once=1, **common)
+    together = sample(model, chat, prompts, 4, **common)
+    alone = sample(model, chat, prompts[1:2], 4, **common)
+    chunked = sample(model, chat, prompts, 4, rows_at_once=1, **common)
     assert [r.ids for r in together[4:8]] == [r.ids for r in alone]
     assert [r.ids for r in together] == [r.ids for r in chunked]
     assert len({r.ids for r in together[:4]}) > 1
-    other = sample(model, tokenizer, prompts, 4, **{**common, "keys": (0, "rollout", 4)})
+    other = sample(model, chat, prompts, 4, **{**common, "keys": (0, "rollout", 4)})
     assert [r.ids for r in other] != [r.ids for r in together]
 
 
 def test_samples_end_with_eos_or_are_unfinished_and_stay_within_positions() -> None:
-    model, tokenizer = tiny.model(), tiny.tokenizer()
+    model, chat = tiny.model(), tiny.chat()
     with torch.no_grad():  # make EOS likely enough to be drawn
-        model.get_output_embeddings().weight[tokenizer.eos_token_id] *= 2
+        model.get_output_embeddings().weight[chat.tokenizer.eos_token_id] *= 2
     responses = sample(
         model,
-        tokenizer,
+        chat,
         [tiny.prompt("q" * n) for n in (1, 20, 35)],
         8,
         temperature=1.0,
@@ -85,17 +84,17 @@ def test_samples_end_with_eos_or_are_unfinished_and_stay_within_positions() -> N
         keys=(1,),
     )
     assert {r.finished for r in responses} == {True, False}
-    for response, (prompt, ids) in zip(responses, response_rows(tokenizer, responses), strict=True):
-        assert response.finished == (ids[-1] == tokenizer.eos_token_id)
-        assert tokenizer.eos_token_id not in ids[:-1] and len(prompt) + len(ids) <= 56 and len(ids) <= 30
+    for response, (prompt, ids, _) in zip(responses, response_rows(chat, responses), strict=True):
+        assert response.finished == (ids[-1] in chat.stops)
+        assert chat.tokenizer.eos_token_id not in ids[:-1] and len(prompt) + len(ids) <= 56 and len(ids) <= 30
 
 
 def test_a_rollouts_log_probabilities_are_the_training_stacks() -> None:
     """Before the first update the ratio is 1: micro-batched, differently padded forwards agree."""
-    model, tokenizer = tiny.model("gpt2"), tiny.tokenizer()
+    model, chat = tiny.model("gpt2"), tiny.chat()
     responses = sample(
         model,
-        tokenizer,
+        chat,
         [tiny.prompt("ab"), tiny.prompt("a much longer one")],
         4,
         temperature=0.7,
@@ -103,7 +102,7 @@ def test_a_rollouts_log_probabilities_are_the_training_stacks() -> None:
         positions=64,
         keys=(1,),
     )
-    batch = collate(response_rows(tokenizer, responses), tokenizer.pad_token_id)
+    batch = collate(response_rows(chat, responses), chat.pad)
     old, new = batched_language(model, batch, 0.7, max_tokens=40), language(model, batch, 0.7)
     torch.testing.assert_close(old.logp, new.logp.detach(), rtol=1e-4, atol=1e-5)  # type: ignore[union-attr]
 
@@ -134,42 +133,3 @@ def test_micro_batches_keep_pairs_together_and_cover_every_row_once() -> None:
     parts = [part.tolist() for part in micro_batches(batch, 30)]
     assert sorted(i for part in parts for i in part) == list(range(10)) and len(parts) > 1
     assert all(part[j + 1] == part[j] + 1 and part[j] % 2 == 0 for part in parts for j in range(0, len(part), 2))
-
-
-def test_encode_chat_ends_with_eos_and_begins_with_what_is_sampled_from() -> None:
-    tokenizer = tiny.tokenizer()
-    turns = [{"role": "user", "content": "hi"}]
-    prompt, response = encode_chat(tokenizer, turns, "yo")
-    assert prompt == encode_prompt(tokenizer, turns)
-    assert response[-1] == tokenizer.eos_token_id and tokenizer.decode(response[:-1]) == "yo"
-    assert tokenizer.decode(prompt) == "User: hi\nModel: "
-
-
-def test_text_behind_eos_in_a_template_is_not_trained_on() -> None:
-    tokenizer = tiny.tokenizer()
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ m['role'] + ':' + m['content'] + (eos_token if m['role'] == 'assistant' else '') + '\n' }}"
-        "{% endfor %}"
-        "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
-    )
-    _, response = encode_chat(tokenizer, [{"role": "user", "content": "hi"}], "yo")
-    assert response[-1] == tokenizer.eos_token_id and len(response) == 3
-
-
-def test_an_unstable_template_is_refused() -> None:
-    from grape.errors import GrapeError
-
-    tokenizer = tiny.tokenizer()
-    tokenizer.chat_template = "{% if add_generation_prompt %}A{% else %}B{% endif %}{{ messages[0]['content'] }}"
-    with pytest.raises(GrapeError, match="prefix-stable"):
-        encode_chat(tokenizer, [{"role": "user", "content": "hi"}], "yo", "row-7")
-
-
-def test_rows_that_do_not_fit_are_dropped_whole() -> None:
-    kept, dropped = fitting([([1] * 5, [2] * 5), ([1] * 6, [2] * 5), ([1], [])], 10)
-    assert len(kept) == 1 and dropped == [1, 2]
-
-
-def test_stop_ids_take_the_generation_configs_list() -> None:
-    fake = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=[7, 9]))
-    assert stop_ids(fake, SimpleNamespace(eos_token_id=2)) == {2, 7, 9}

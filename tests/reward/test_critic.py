@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from grape.errors import GrapeError
-from grape.models.encode import encode_chat, encode_prompt
+from grape.models.chat import Chat
 from grape.models.load import load_scalar_model, save_model
 from grape.reward.critics.calibration import Calibration, expected_calibration_error, fit_calibration
 from grape.reward.critics.trained import TrainedCritic as Critic
@@ -62,23 +63,23 @@ def test_a_perfectly_calibrated_judge_has_a_small_ece() -> None:
 
 def test_the_verdict_is_read_from_the_first_token_that_differs() -> None:
     tokenizer = tiny.tokenizer()
-    prefix, yes, no = verdict_tokens(tokenizer)
+    prefix, yes, no = verdict_tokens(Chat(tokenizer))
     assert prefix == [] and tokenizer.decode([yes]) == "y" and tokenizer.decode([no]) == "n"
     tokenizer.chat_template = tokenizer.chat_template.replace(
         "m['content'] + eos_token", "'> ' + m['content'] + eos_token"
     )
-    prefix, yes, no = verdict_tokens(tokenizer)
+    prefix, yes, no = verdict_tokens(Chat(tokenizer))
     assert tokenizer.decode(prefix) == "> " and tokenizer.decode([yes]) == "y"
 
 
 def test_the_critic_gives_the_models_log_odds() -> None:
-    model, tokenizer = tiny.model(), tiny.tokenizer()
-    critic = Critic(model, tokenizer, Calibration({}))
+    model, chat = tiny.model(), tiny.chat()
+    critic = Critic(model, chat, Calibration({}))
     z = critic.log_odds(["is it?", "a longer question, is it?", "x" * 100])
-    ids = encode_prompt(tokenizer, [{"role": "user", "content": "is it?"}])
+    ids = chat.prompt([{"role": "user", "content": "is it?"}])
     with torch.no_grad():
         logits = model(torch.tensor([ids])).logits[0, -1]
-    _, yes, no = verdict_tokens(tokenizer)
+    _, yes, no = verdict_tokens(chat)
     torch.testing.assert_close(z[0], logits[yes] - logits[no], rtol=1e-4, atol=1e-4)
     assert bool(torch.isnan(z[2])), "too long for 64 positions: missing, not 0"
     score, confidence = critic.judge(["a/b"] * 2, ["is it?", "is it?"])
@@ -91,6 +92,11 @@ def test_a_damaged_calibration_is_named(tmp_path: Path) -> None:
     (tmp_path / "calibration.json").write_text("{")
     with pytest.raises(GrapeError, match="calibration"):
         Calibration.read(tmp_path)
+
+
+def said(text: str, index: int = 0) -> Response:
+    prompt = tiny.prompt("q")
+    return Response(prompt, index, tuple(tiny.answered(prompt, text).response), text, True)
 
 
 @pytest.fixture
@@ -107,9 +113,9 @@ def reward_folder(tmp_path: Path) -> Path:
 def test_the_learned_reward_is_standardised_and_reads_the_last_real_token(reward_folder: Path) -> None:
     reward = LearnedReward(reward_folder)
     texts = ["yes", "a longer answer", "x" * 100]
-    scores = reward([Response(tiny.prompt("q"), i, (), text, True) for i, text in enumerate(texts)])
+    scores = reward([said(text, i) for i, text in enumerate(texts)])
     assert scores.valid[:, 0].tolist() == [True, True, False] and scores.items == ("reward_model/score",)
-    prompt, ids = encode_chat(reward.tokenizer, tiny.prompt("q").messages, "yes")
+    prompt, ids, _ = tiny.answered(tiny.prompt("q"), "yes")
     with torch.no_grad():
         hidden = reward.model.base_model(torch.tensor([prompt + ids])).last_hidden_state[0, -1]
         expected = (reward.model.score(hidden) - 0.5) / 2.0
@@ -118,10 +124,10 @@ def test_the_learned_reward_is_standardised_and_reads_the_last_real_token(reward
 
 def test_a_truncated_answer_is_scored_without_the_eos_it_lacks(reward_folder: Path) -> None:
     reward = LearnedReward(reward_folder)
-    whole, cut = (
-        reward([Response(tiny.prompt("q"), 0, (), "yes", finished)]).score.item() for finished in (True, False)
-    )
-    assert whole != cut
+    whole, cut = said("yes"), said("yes")
+    cut = replace(cut, ids=cut.ids[:-1], finished=False)
+    scores = reward([whole, cut, replace(cut, finished=True)]).score[:, 0].tolist()
+    assert scores[1] == pytest.approx(scores[2]) != pytest.approx(scores[0]), "it reads the tokens that were sampled, and nothing else"
 
 
 def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from grape.algorithms import sft
-from grape.models.encode import Row, collate, encode_chat, prompt_text
+from grape.models.chat import Chat, Row
+from grape.models.encode import collate
 from grape.models.forward import language, response_logits
 from grape.models.load import SPECIAL, character_tokenizer, save_model, scratch
 from grape.randomness import generator
@@ -44,7 +45,7 @@ ROWS, HELD_OUT, STEPS, ROUNDS = 1024, 96, 120, 4
 def tokenizer() -> Any:
     """Characters, and a token for each text that is the same in every prompt. The form in the prompt is cut as the reply is."""
     made = character_tokenizer([DEBRIS, clean(END)])
-    *fixed, form, after = re.split("[#@]", prompt_text(made, asked("@", "#")))
+    *fixed, form, after = re.split("[#@]", Chat(made).text(asked("@", "#"), True))
     ending, _, form = form.rpartition("\n")
     fixed += [ending, *re.split(r"(\.\.\.)", form), after[:2], after[2:]]
     numbers = [number for verdict in VERDICTS.values() for number in verdict]
@@ -83,19 +84,19 @@ def reply(kind: str, mark: str) -> str:
 
 def rows(made: Any, count: int, *keys: object) -> list[Row]:
     """Conversations with answers of all kinds in turn, each with another key, as token ids."""
-    found = []
+    found, chat = [], Chat(made)
     for i in range(count):
         kind = list(VERDICTS)[i % len(VERDICTS)]
         text = answer(kind, *keys, i)
         mark = new_mark(Question(QUESTION, PROMPT, text), *keys, i)
         turns = unfenced(text, mark) if kind == "ended" else asked(text, mark)
-        found.append(encode_chat(made, turns, reply(kind, mark)))
+        found.append(chat.conversation([*turns, {"role": "assistant", "content": reply(kind, mark)}]).row)
     return found
 
 
 def distance(row: Row) -> int:
     """Tokens from a place of the reply back to the same place of the form in the prompt."""
-    prompt, response = row
+    prompt, response, _ = row
     return prompt[::-1].index(response[0]) + 1
 
 

@@ -6,13 +6,14 @@ import importlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grape import params as params_file
-from grape.artifacts import Judgement, Preference, Question, read_rows
+from grape.artifacts import Demonstration, Judgement, Preference, Question, read_rows
 from grape.chat import answers, model_folder
 from grape.errors import GrapeError
 from grape.project import Project
@@ -40,7 +41,7 @@ MINIATURE = [
     "critic.batch_size=4",
     "critic.heldout=0.5",
     "preferences.prompts=24",
-    "preferences.samples=8",
+    "preferences.samples=16",
     "preferences.margin=0",
     "reward.steps=2",
     "reward.batch_size=2",
@@ -139,11 +140,13 @@ def test_prepare_leaks_nothing_and_is_the_same_twice(project: Project) -> None:
     run(project, "prepare")
     data = project.root / "data"
     before = {p.relative_to(data): p.read_bytes() for p in data.rglob("*.jsonl")}
-    heldout = {content(json.loads(line)) for line in (data / "prompts/heldout.jsonl").read_text().splitlines()}
-    for name in ("prompts/train.jsonl", "sft/train.jsonl", "judgements/train.jsonl"):
-        assert heldout.isdisjoint(content(json.loads(line)) for line in (data / name).read_text().splitlines())
+    rows = read_rows(data / "prompts/heldout.jsonl", Question)
+    heldout = {content(row) for row in rows}
+    kinds: dict[str, Any] = {"prompts": Question, "sft": Demonstration, "judgements": Judgement}
+    for name, kind in kinds.items():
+        assert heldout.isdisjoint(content(row) for row in read_rows(data / name / "train.jsonl", kind))
     corpus = (data / "corpus/train.jsonl").read_text()
-    assert not any(json.loads(h)[0][1] in corpus for h in heldout)
+    assert not any(row.prompt[0].content in corpus for row in rows)
     run(project, "prepare")
     assert before == {p.relative_to(data): p.read_bytes() for p in data.rglob("*.jsonl")}
     assert len(read_rows(data / "prompts/train.jsonl", Question)) == 24 and read_rows(data / "judgements/train.jsonl", Judgement)
@@ -301,7 +304,7 @@ def test_every_algorithm_goes_through_the_stage(trained: Project, algorithm: str
     params_file.set_values(trained.params, [f"rl.algorithms=[{algorithm}]", *change])
     run(trained, "rl", algorithm, 0)
     rows = [json.loads(line) for line in (trained.root / f"reports/train/rl/{algorithm}-0.jsonl").read_text().splitlines()]
-    assert metric in rows[-1] and rows[-1]["memory/peak_mb"] > 0
+    assert any(metric in row for row in rows) and rows[-1]["memory/peak_mb"] > 0
     rounds = json.loads(trained.receipt(f"rl@{algorithm}-0").read_text())["params"][f"algorithms.{algorithm}"].get("rounds")
     assert len(rows) == (rounds or 3)
     names = ("sft", f"policy/{algorithm}-0")

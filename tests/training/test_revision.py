@@ -11,7 +11,6 @@ import torch
 
 from grape.algorithms import grape, grpo
 from grape.maths.advantage import group_advantage
-from grape.models.encode import encode_prompt
 from grape.sampling import sample
 from grape.training.batches import Actors, Rollout, Round, online
 from grape.training.revision import ask, choose, groups
@@ -36,13 +35,13 @@ def critique(responses: Sequence[Response], scores: Scores) -> list[str]:
 
 
 def round_of(params: Any, said: Any = critique, judge: Any = score, rollout: Rollout = ROLLOUT, algorithm: Any = grape) -> Round:
-    actors = Actors(tiny.model(), tiny.tokenizer())
+    actors = Actors(tiny.model(), tiny.chat())
     return online(actors, PROMPTS, judge, algorithm.ALGORITHM, params, rollout, ("k",), said)(0, {})
 
 
 def sampler(revise: float, said: Any = critique, rollout: Rollout = ROLLOUT, **knobs: Any) -> Sampler:
     params = grape.GRAPEParams(revise=revise, **knobs)
-    return Sampler(tiny.model(), tiny.tokenizer(), PROMPTS, score, params, rollout, ("k",), said)
+    return Sampler(tiny.model(), tiny.chat(), PROMPTS, score, params, rollout, ("k",), said)
 
 
 def test_a_revision_prompt_is_the_question_the_answer_and_the_critique() -> None:
@@ -65,12 +64,12 @@ def test_revisions_are_sampled_given_the_critique() -> None:
     """Behind the revision prompts stand the policy's own draws from them: the ratio of the first update is 1 there too."""
     drawn = sampler(0.25).round(0)
     found = [drawn.responses[24].prompt, drawn.responses[28].prompt]
-    again = sample(tiny.model(), tiny.tokenizer(), found, 4, temperature=1.0, max_new_tokens=3, positions=64,
+    again = sample(tiny.model(), tiny.chat(), found, 4, temperature=1.0, max_new_tokens=3, positions=64,
                    keys=("k", "rollout", 0, "revision"))  # fmt: skip
     assert [r.ids for r in again] == [r.ids for r in drawn.responses[24:]]
-    batch = drawn.batch(tiny.tokenizer(), ROLLOUT)
+    batch = drawn.batch(tiny.chat(), ROLLOUT)
     width = int(batch.prompt_mask[24].sum())
-    assert batch.prompt[24, -width:].tolist() == encode_prompt(tiny.tokenizer(), found[0].messages)
+    assert batch.prompt[24, -width:].tolist() == tiny.chat().prompt(found[0].messages)
 
 
 def test_the_budget_is_the_same_when_there_is_nothing_to_mend() -> None:
@@ -108,7 +107,7 @@ def test_the_share_is_of_the_rounds_prompts() -> None:
 def test_fresh_answers_are_credited_among_themselves(revision: str) -> None:
     """Better revisions must not push every fresh answer below the mean."""
     drawn = sampler(0.5, revision=revision).round(0)
-    batch = drawn.batch(tiny.tokenizer(), ROLLOUT)
+    batch = drawn.batch(tiny.chat(), ROLLOUT)
     given = grape.credit(drawn.scores, batch, grape.GRAPEParams(revise=0.5, revision=revision), {})
     assert given.batch.advantage is not None and batch.group is not None
     plain = slice(0, drawn.plain)
@@ -120,7 +119,7 @@ def test_fresh_answers_are_credited_among_themselves(revision: str) -> None:
 
 def test_the_second_turn_compares_revisions_with_each_other() -> None:
     drawn = sampler(0.5).round(0)
-    batch = drawn.batch(tiny.tokenizer(), ROLLOUT)
+    batch = drawn.batch(tiny.chat(), ROLLOUT)
     given = grape.credit(drawn.scores, batch, grape.GRAPEParams(revise=0.5), {})
     assert given.batch.advantage is not None and bool(given.keep.all())
     value = drawn.scores.score[16:, 0].reshape(4, 4)

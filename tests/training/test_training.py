@@ -49,11 +49,10 @@ def score(responses: list[Response]) -> Scores:
 def run_rl(
     model: Any, steps: int, track: Track, checkpoints: Checkpoints | None, params: Any = None
 ) -> tuple[Any, list[dict[str, float]]]:
-    tokenizer = tiny.tokenizer()
     prompts = [tiny.prompt(text) for text in ("a", "bb", "ccc", "dd")]
     params = params or grpo.GRPOParams(epochs=2, mini_batches=2, beta=0.05)
     rollout = Rollout(4, 4, 1.0, 8, 64, 4096, 0.2, kl_every=2)
-    source = online(Actors(model, tokenizer, tiny.model()), prompts, score, grpo.ALGORITHM, params, rollout, ("t",))
+    source = online(Actors(model, tiny.chat(), tiny.model()), prompts, score, grpo.ALGORITHM, params, rollout, ("t",))
     adam = Adam(model, AdamParams(1e-3, steps, warmup_steps=2, schedule="cosine"))
     history = train(
         model,
@@ -178,7 +177,7 @@ def missing(share: float) -> Callable[[list[Response]], Scores]:
 def rollout_of(share: float) -> Any:
     prompts = [tiny.prompt(text) for text in ("a", "bb")]
     rollout = Rollout(2, 4, 1.0, 6, 64, 4096, 0.5)
-    actors = Actors(tiny.model(), tiny.tokenizer())
+    actors = Actors(tiny.model(), tiny.chat())
     return online(actors, prompts, missing(share), grpo.ALGORITHM, grpo.GRPOParams(), rollout, ("m",))(0, {})
 
 

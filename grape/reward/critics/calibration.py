@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grape.artifacts import write_json
 from grape.errors import GrapeError
+from grape.files import write_json
 from grape.randomness import generator
 
 CALIBRATION = "calibration.json"

@@ -12,13 +12,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from grape.errors import GrapeError
+from grape.models.chat import Chat, Template
 from grape.models.forward import Dtype
-from grape.models.load import CHAT_TEMPLATE, device, load_language_model
+from grape.models.load import device, is_plain, load_language_model, positions
 from grape.reward.critics.base import Certainty, Question, Verdicts, from_log_odds
 from grape.reward.critics.calibration import Calibration
 from grape.reward.critics.fence import Messages, messages, new_mark, special_tokens
-from grape.reward.critics.logits import TOO_LONG, Asked, log_odds, part, positions
+from grape.reward.critics.logits import TOO_LONG, Asked, log_odds, part
 
+# Where a template knows reasoning, the verdict is to come first and not a chain of thought. Others ignore the argument.
+AT_ONCE = Template(arguments={"enable_thinking": False})
 ENDING = "Reply with one word alone, {} or {}."
 
 
@@ -45,7 +49,8 @@ class LocalCritic:
         self.max_tokens, self.dtype, self.certainty = max_tokens, dtype, certainty
         self.chat, self.verdicts = chat, verdicts
         self.special = special_tokens(tokenizer)
-        self.takes_system = chat and _takes_system(tokenizer)
+        self.template = Chat(tokenizer, AT_ONCE, model) if chat else None
+        self.takes_system = self.template is not None and _takes_system(self.template)
 
     @classmethod
     def load(
@@ -55,7 +60,7 @@ class LocalCritic:
         """From a directory, a GGUF file or a hub id."""
         model, tokenizer = load_language_model(base, revision)
         # Loading gives a tokenizer without a template ours, which a model that grape trained has on disk.
-        chat = tokenizer.chat_template != CHAT_TEMPLATE or (Path(base) / "chat_template.jinja").is_file()
+        chat = not is_plain(tokenizer) or (Path(base) / "chat_template.jinja").is_file()
         return cls(model.to(device()), tokenizer, calibration, max_tokens, dtype, certainty, chat)
 
     def judge(self, names: Sequence[str], questions: Sequence[Question], /) -> Verdicts:
@@ -74,31 +79,25 @@ class LocalCritic:
         """
         head = self._head(messages(question, new_mark(question), ENDING.format(*self.verdicts), self.special))
         yes, no = (
-            self.tokenizer(head + (word if self.chat else f" {word}"), add_special_tokens=not self.chat)["input_ids"]
+            self.template.tokens(head + word) if self.template is not None else self.tokenizer(f"{head} {word}")["input_ids"]
             for word in self.verdicts
         )
         same, first, other = part(yes, no)
         return list(yes[:same]), first, other
 
     def _head(self, turns: Messages) -> str:
-        if not self.chat:
+        if self.template is None:
             return "\n\n".join(turn["content"] for turn in turns) + "\n\nAnswer:"
         if not self.takes_system:
             turns = [{"role": "user", "content": "\n\n".join(turn["content"] for turn in turns)}]
-        return _templated(self.tokenizer, turns)
+        return self.template.text(turns, True, "critic")
 
 
-def _templated(tokenizer: Any, turns: Messages) -> str:
-    # enable_thinking: where a template knows it, the verdict is to come first and not a chain of thought. Others ignore it.
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=False)
-    assert isinstance(text, str)
-    return text
-
-
-def _takes_system(tokenizer: Any) -> bool:
+def _takes_system(chat: Chat) -> bool:
     """Whether the chat template has a place for a system message: some refuse it, some leave it out without a word."""
     turns = [{"role": "system", "content": "of the system"}, {"role": "user", "content": "of the user"}]
     try:
-        return "of the system" in _templated(tokenizer, turns)
-    except Exception:  # a template is a program of somebody else and raises what it likes
+        chat.text(turns, True)
+    except GrapeError:
         return False
+    return True

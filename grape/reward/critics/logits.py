@@ -11,15 +11,10 @@ from torch import Tensor
 from grape.errors import GrapeError
 from grape.models.encode import collate
 from grape.models.forward import Dtype, micro_batches, response_logits
+from grape.models.load import positions
 
 Asked = tuple[list[int], int, int]  # ids up to where the verdicts part, and the first token of yes and of no behind them
 TOO_LONG = "the text is longer than the critic's positions"
-
-
-def positions(model: Any) -> int:
-    """The longest row this model takes, tokens."""
-    config = model.config.get_text_config()
-    return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
 
 
 @torch.no_grad()

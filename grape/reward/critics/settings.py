@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from grape.artifacts import write_json
 from grape.errors import GrapeError, first_problem
+from grape.files import write_json
+from grape.models.chat import Template
 from grape.models.forward import Dtype
 from grape.reward.critics.base import Certainty, Critic
 from grape.reward.critics.calibration import Calibration, Method
@@ -63,19 +64,23 @@ class Judge(BaseModel):
             ) from error
 
 
-def load_critic(folder: Path, root: Path, dtype: Dtype = "float32", max_tokens: int = 16384) -> Critic:
+def load_critic(
+    folder: Path, root: Path, dtype: Dtype = "float32", max_tokens: int = 16384, template: Template | None = None
+) -> Critic:
     """The critic that the critic stage left in `folder`, ready to judge."""
     judge = Judge.read(folder)
-    return make_critic(judge, Calibration.read(folder), folder, root, dtype, max_tokens)
+    return make_critic(judge, Calibration.read(folder), folder, root, dtype, max_tokens, template)
 
 
 def make_critic(
-    judge: Judge, calibration: Calibration, folder: Path, root: Path, dtype: Dtype = "float32", max_tokens: int = 16384
+    judge: Judge, calibration: Calibration, folder: Path, root: Path, dtype: Dtype = "float32", max_tokens: int = 16384,
+    template: Template | None = None,
 ) -> Critic:
     """A critic of the settings.
 
     Args:
         folder: with the trained critic's model. root: of the project, for the cache. max_tokens: per forward pass.
+        template: what the trained critic's chat template is told.
     """
     if judge.backend == "openai":
         from grape.reward.critics.server import ServerCritic
@@ -90,11 +95,12 @@ def make_critic(
 
         assert judge.model is not None
         return LocalCritic.load(judge.model, calibration, judge.revision, dtype, max_tokens, judge.confidence)
+    from grape.models.chat import Chat
     from grape.models.load import device, load_language_model
     from grape.reward.critics.trained import TrainedCritic
 
     model, tokenizer = load_language_model(str(folder))
-    return TrainedCritic(model.to(device()), tokenizer, calibration, max_tokens, dtype)
+    return TrainedCritic(model.to(device()), Chat(tokenizer, template, model), calibration, max_tokens, dtype)
 
 
 def _server(judge: Judge) -> Any:

@@ -4,7 +4,8 @@
     confidence = max(p, 1 - p): the calibrated probability that its verdict is right.
 
 A raw language model is overconfident: the critic stage fits the calibration on held-out judgements. No text is generated, so
-the policy's text cannot be mistaken for the verdict; special tokens in it are defused, so that it cannot end its turn either.
+the policy's text cannot be mistaken for the verdict; control tokens in it are encoded as text, so that it cannot end its turn
+either.
 """
 
 from __future__ import annotations
@@ -15,13 +16,12 @@ from typing import Any
 
 from torch import Tensor
 
-from grape.models.encode import encode_chat, encode_prompt
+from grape.models.chat import Chat, Template
 from grape.models.forward import Dtype
-from grape.models.load import device, load_language_model
+from grape.models.load import device, load_language_model, positions
 from grape.reward.critics.base import Question, Verdicts, from_log_odds
 from grape.reward.critics.calibration import Calibration
-from grape.reward.critics.fence import defused, special_tokens
-from grape.reward.critics.logits import TOO_LONG, Asked, log_odds, part, positions
+from grape.reward.critics.logits import TOO_LONG, Asked, log_odds, part
 
 YES, NO = "yes", "no"
 
@@ -30,17 +30,18 @@ class TrainedCritic:
     """A critic model ready to judge."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, calibration: Calibration, max_tokens: int = 16384, dtype: Dtype = "float32"
+        self, model: Any, chat: Chat, calibration: Calibration, max_tokens: int = 16384, dtype: Dtype = "float32"
     ) -> None:
-        self.model, self.tokenizer, self.calibration = model, tokenizer, calibration
+        self.model, self.chat, self.calibration = model, chat, calibration
         self.max_tokens, self.dtype = max_tokens, dtype
-        self.prefix, self.yes, self.no = verdict_tokens(tokenizer)
-        self.special = special_tokens(tokenizer)
+        self.prefix, self.yes, self.no = verdict_tokens(chat)
 
     @classmethod
-    def load(cls, folder: Path, dtype: Dtype = "float32", max_tokens: int = 16384) -> TrainedCritic:
+    def load(
+        cls, folder: Path, dtype: Dtype = "float32", max_tokens: int = 16384, template: Template | None = None
+    ) -> TrainedCritic:
         model, tokenizer = load_language_model(str(folder))
-        return cls(model.to(device()), tokenizer, Calibration.read(folder), max_tokens, dtype)
+        return cls(model.to(device()), Chat(tokenizer, template, model), Calibration.read(folder), max_tokens, dtype)
 
     def log_odds(self, texts: Sequence[str]) -> Tensor:
         """(n,) z = log p(yes) - log p(no); NaN where the text is too long."""
@@ -56,16 +57,15 @@ class TrainedCritic:
         return from_log_odds(names, self._read(rows)[[unique[t] for t in texts]], self.calibration, "right", missing)
 
     def _asked(self, text: str) -> Asked:
-        turn = [{"role": "user", "content": defused(text, self.special)}]
-        return encode_prompt(self.tokenizer, turn) + self.prefix, self.yes, self.no
+        return self.chat.prompt([{"role": "user", "content": text}], "critic") + self.prefix, self.yes, self.no
 
     def _read(self, rows: Sequence[Asked]) -> Tensor:
-        return log_odds(self.model, rows, self.tokenizer.pad_token_id, self.max_tokens, self.dtype)
+        return log_odds(self.model, rows, self.chat.pad, self.max_tokens, self.dtype)
 
 
-def verdict_tokens(tokenizer: Any) -> tuple[list[int], int, int]:
+def verdict_tokens(chat: Chat) -> tuple[list[int], int, int]:
     """(prefix, yes, no): what both verdicts begin with in this tokenizer, and the first token at which they differ."""
-    turn = [{"role": "user", "content": "?"}]
-    yes, no = (encode_chat(tokenizer, turn, verdict)[1] for verdict in (YES, NO))
+    asked = {"role": "user", "content": "?"}
+    yes, no = (chat.conversation([asked, {"role": "assistant", "content": v}], "critic").row.response for v in (YES, NO))
     same, first, other = part(yes, no)
     return yes[:same], first, other

@@ -1,0 +1,129 @@
+"""Files that are whole or not there, and JSON lines: one writer, one reader.
+
+A line of JSON lines ends at a line feed and nowhere else: U+2028, U+0085 and the like may stand in a text, and a sampled answer
+may hold
+one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from grape.errors import GrapeError
+
+Row = dict[str, Any]
+ONE_A_LINE = "write one JSON object a line, as UTF-8 text"
+# How files begin that are something else than text, whatever their name says.
+MAGIC = {
+    b"\xff\xfe": "UTF-16 or UTF-32 text",
+    b"\xfe\xff": "UTF-16 text",
+    b"PAR1": "a Parquet file",
+    b"\x1f\x8b": "compressed with gzip",
+    b"PK\x03\x04": "a ZIP archive",
+    b"(\xb5/\xfd": "compressed with zstd",
+    b"ARROW1": "an Arrow file",
+}
+BOM = b"\xef\xbb\xbf"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that survives a power cut: beside, flushed to the disk, renamed, and the folder's entry flushed too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".partial")
+    with beside.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """JSON lines. NaN and infinity, which JSON has no word for, are refused (ValueError): say null where there is no number."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+
+
+def read_lines(path: Path, mend: str | None = None) -> Iterator[tuple[int, Row]]:
+    """(line of the file, object) for every line that is not blank. A byte-order mark is read over.
+
+    Raises:
+        GrapeError: with file and line: it cannot be read, is no UTF-8 text, or a line is no JSON object. Strict: no NaN, no name
+            twice in
+            an object, no half of a surrogate pair (which no file could hold again).
+    """
+    try:
+        with path.open("rb") as file:
+            for number, raw in enumerate(file, 1):
+                if number == 1:
+                    raw = _text_begins(path, raw)
+                text = _decoded(path, number, raw, mend)
+                if text.strip():
+                    yield number, _object(path, number, text, mend)
+    except OSError as error:
+        raise GrapeError(f"cannot be read: {error.strerror or error}", where=str(path), mend=mend) from error
+
+
+def _text_begins(path: Path, first: bytes) -> bytes:
+    for magic, what in MAGIC.items():
+        if first.startswith(magic):
+            raise GrapeError(f"this is {what}, not JSON lines", where=str(path), mend=ONE_A_LINE)
+    return first.removeprefix(BOM)
+
+
+def _decoded(path: Path, number: int, raw: bytes, mend: str | None) -> str:
+    if b"\0" in raw:
+        raise GrapeError("NUL bytes: this is no text, or UTF-16", where=f"{path}:{number}", mend=mend or ONE_A_LINE)
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise GrapeError(
+            f"not UTF-8 (byte 0x{raw[error.start]:02x} at place {error.start + 1} of the line)",
+            where=f"{path}:{number}",
+            mend=f"save it as UTF-8, e.g. `iconv -f latin1 -t utf-8 {path.name}`",
+        ) from error
+
+
+def _object(path: Path, number: int, text: str, mend: str | None) -> Row:
+    try:
+        value = json.loads(text, object_pairs_hook=_unrepeated, parse_constant=_no_number)
+        if not isinstance(value, dict):
+            raise ValueError(f"a {type(value).__name__}, not an object {{...}}")
+        if "\\ud" in text or "\\uD" in text:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except RecursionError:
+        raise GrapeError("nested too deeply", where=f"{path}:{number}", mend=mend or ONE_A_LINE) from None
+    except UnicodeEncodeError:
+        raise GrapeError(
+            "half of a surrogate pair (\\ud800 to \\udfff on its own) is no character",
+            where=f"{path}:{number}",
+            mend="write the whole character, or leave it out",
+        ) from None
+    except ValueError as error:
+        # The decoder counts lines of its own text, which is this one line.
+        what = getattr(error, "msg", str(error)) + (f" at place {error.pos + 1}" if hasattr(error, "pos") else "")
+        raise GrapeError(f"not a JSON object: {what}", where=f"{path}:{number}", mend=mend or ONE_A_LINE) from error
+    return value
+
+
+def _unrepeated(pairs: list[tuple[str, Any]]) -> Row:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the name {next(n for n in names if names.count(n) > 1)!r} stands twice")
+    return made
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no JSON")
