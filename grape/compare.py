@@ -60,21 +60,19 @@ def read(project: Project) -> dict[str, Any]:
 def rows(metrics: dict[str, Any]) -> list[tuple[str, ...]]:
     """The league table of reports/metrics.json: the header, then an algorithm a row, the best first. Intervals as evaluate says.
 
-    A mean over several seeds has a t interval over them, a single seed its own over prompts.
+    A mean over several seeds has a t interval over them; one seed has none, since it says nothing about others.
     """
     judge = metrics["judge"]
     table: list[tuple[str, ...]] = [COLUMNS]
     for name, row in sorted(metrics["algorithms"].items(), key=lambda item: -item[1][judge]):
         low, high = row["difference_low"], row["difference_high"]
-        if low is None:
-            own = next(p for p in metrics["policies"].values() if p["algorithm"] == name)["difference"]
-            low, high = own[f"{judge}_low"], own[f"{judge}_high"]
+        interval = "" if low is None else f" [{low:+.3f}, {high:+.3f}]"
         table.append(
             (
                 name,
                 str(row["seeds"]),
                 f"{row[judge]:.3f}",
-                f"{row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]",
+                f"{row['difference']:+.3f}{interval}",
                 f"{row['proxy']:.3f}",
                 f"{row['win_rate']:.2f}",
                 f"{row['kl_sequence']:.2f}",

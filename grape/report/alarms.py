@@ -8,12 +8,25 @@ from statistics import fmean
 from grape.report.data import Evaluation, Inputs, Record
 
 ROUNDS = 10  # the last ones of training, which say what the policy that came out of it does
+MISMATCH = 0.02  # nats per token, mean of a round; rounding in bfloat16 gives some thousandths
+RATIO = 20.0
+DROPPED = 0.1  # share of a stage's rows
 TAG = 7500  # characters; MLflow cuts the value of a tag at 8000
 
 
 def alarms(inputs: Inputs, missing: float) -> list[tuple[str, str]]:
     """(policy, what is wrong) for every policy. missing: the share of scores that may be missing."""
-    return [(run.name, hint) for run in inputs.evaluations for hint in hints(run, inputs.rl[run.name], missing)]
+    found = [(run.name, hint) for run in inputs.evaluations for hint in hints(run, inputs.rl[run.name], missing)]
+    return [*found, *_dropped(inputs)]
+
+
+def _dropped(inputs: Inputs) -> Iterator[tuple[str, str]]:
+    """Stages that left out more than a tenth of their rows."""
+    for stage, record in inputs.left.items():
+        dropped = sum(count for name, count in record.items() if name.startswith("dropped/"))
+        if dropped > DROPPED * (dropped + record.get("rows/kept", 0.0)):
+            share = dropped / (dropped + record.get("rows/kept", 0.0))
+            yield stage, f"{share:.0%} of its rows were left out ({dropped:.0f}): see the table of rows left out."
 
 
 def text(found: Sequence[tuple[str, str]]) -> str:
@@ -51,6 +64,9 @@ def _gaming(run: Evaluation) -> Iterator[str]:
 def _shape(run: Evaluation) -> Iterator[str]:
     """What the answers look like."""
     before, after = run.sft, run.policy
+    for name, side in (("SFT", before), ("the policy", after)):
+        if side.finished < 0.5:
+            yield f"{1 - side.finished:.0%} of the answers of {name} were cut at rl.max_new_tokens: few were judged whole."
     if after.length > 1.5 * before.length:
         yield f"Answers grew from {before.length:.1f} to {after.length:.1f} tokens: check that length is not what is rewarded."
     if after.finished < before.finished - 0.05:
@@ -71,6 +87,11 @@ def _training(records: Sequence[Record], missing: float) -> Iterator[str]:
                 when = f"the last {ROUNDS} rounds" if late > whole else "training"
                 item = metric.removeprefix("rubric/").removesuffix("/failure_rate")
                 yield f"{max(whole, late):.0%} of the scores of {item} were missing in {when}: its judge fails, or is made to."
+    off, ratio = (max(_values(records, name), default=0.0) for name in ("logp_mismatch", "ratio/max"))
+    if off > MISMATCH:
+        yield f"Log-probabilities of training differ from those of sampling by up to {off:.2f} nats a token: the ratios are off."
+    if ratio > RATIO:
+        yield f"A token became {ratio:.0f} times as likely within one round: the updates go far beyond what was sampled."
     unsure = fmean(_values(records[-ROUNDS:], "unsure") or [0.0])
     if unsure > missing:
         yield (f"No judge was sure of anything about {unsure:.0%} of the answers in the last {ROUNDS} rounds: they taught "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -12,9 +11,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from grape.errors import GrapeError, first_problem
+from grape.files import read_lines
 
 Judge = Literal["gold", "proxy"]
 Record = dict[str, float]
+KEPT = "rows/kept"  # only the record that says what a stage left out has it
 
 
 class Strict(BaseModel):
@@ -121,12 +122,15 @@ class Cost:
 
 @dataclass(frozen=True)
 class Inputs:
-    """All the report is made from. `training` maps base, sft, critic, reward to records; `rl` each policy's name."""
+    """All the report is made from. `training` maps base, sft, critic, reward to records; `rl` each policy's name; `left` a stage
+    to what
+    it says of its rows: `rows/kept`, `dropped/REASON`."""
 
     evaluations: tuple[Evaluation, ...]
     samples: dict[str, list[dict[str, Any]]]
     training: dict[str, list[Record]]
     rl: dict[str, list[Record]]
+    left: dict[str, Record]
 
     def cost(self, name: str) -> Cost:
         """What training policy `name` took."""
@@ -156,14 +160,19 @@ def read(root: Path, algorithms: Sequence[str], seeds: Sequence[int]) -> Inputs:
     """
     names = [f"{algorithm}-{seed}" for algorithm in algorithms for seed in seeds]
     reports = root / "reports"
+    stages = ("base", "sft", "critic", "reward")
+    training = {stage: _records(root, reports / "train" / f"{stage}.jsonl", stage) for stage in stages}
+    rl = {name: _records(root, reports / "train" / "rl" / f"{name}.jsonl", f"rl@{name}") for name in names}
+    first = {name: _records(root, reports / "train" / f"{name}.jsonl", name) for name in ("prepare", "preferences")}
+    first |= training | {f"rl@{name}": records for name, records in rl.items()}
     return Inputs(
         evaluations=tuple(_evaluation(root, reports / "evaluate" / name / "metrics.json", f"evaluate@{name}")
                           for name in names),
         samples={name: _lines(root, reports / "evaluate" / name / "samples.jsonl", f"evaluate@{name}")
                  for name in names},
-        training={stage: _records(root, reports / "train" / f"{stage}.jsonl", stage)
-                  for stage in ("base", "sft", "critic", "reward")},
-        rl={name: _records(root, reports / "train" / "rl" / f"{name}.jsonl", f"rl@{name}") for name in names},
+        training={stage: [r for r in records if KEPT not in r] for stage, records in training.items()},
+        rl={name: [r for r in records if KEPT not in r] for name, records in rl.items()},
+        left={stage: records[0] for stage, records in first.items() if records and KEPT in records[0]},
     )
 
 
@@ -190,16 +199,11 @@ def _evaluation(root: Path, path: Path, stage: str) -> Evaluation:
 
 
 def _lines(root: Path, path: Path, stage: str) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(_text(root, path, stage).splitlines(), start=1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise _bad(root, path, stage, f"line {number}: {error}") from error
-        if not isinstance(row, dict):
-            raise _bad(root, path, stage, f"line {number} is not an object")
-        rows.append(row)
-    return rows
+    _text(root, path, stage)
+    try:
+        return [row for _, row in read_lines(path)]
+    except GrapeError as error:
+        raise _bad(root, path, stage, f"line {str(error.where).rpartition(':')[2]}: {error.what}") from error
 
 
 def _records(root: Path, path: Path, stage: str) -> list[Record]:

@@ -30,7 +30,7 @@ def context(inputs: Inputs, level: float, knobs: Report, figures: dict[str, byte
         "prompts": first.prompts, "per_prompt": first.samples, "sft": first.sft.of(inputs.judge),
         "league": tables.league(inputs, champion),
         "pass_at": sorted(first.sft.pass_at, key=int),
-        "categories": tables.categories(inputs), "items": tables.items(inputs),
+        "left": tables.left_out(inputs), "categories": tables.categories(inputs), "items": tables.items(inputs),
         "alarms": alarms(inputs, knobs.missing), "findings": rubric.findings(inputs, knobs),
         "evolution": evolution.read(inputs), "samples": tables.samples(inputs, knobs.samples, champion),
         "figures": {name: base64.b64encode(png).decode() for name, png in figures.items()},
@@ -65,12 +65,16 @@ def share(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.0f} %"
 
 
-def interval(value: Interval | None) -> str:
-    """`0.84 [0.81, 0.87]`"""
+def interval(value: Interval | float | None) -> str:
+    """`0.84 [0.81, 0.87]`; a number without an interval alone."""
+    if isinstance(value, float):
+        return number(value)
     return "–" if value is None else f"{value.mean:.2f} [{value.low:.2f}, {value.high:.2f}]"
 
 
-def signed_interval(value: Interval | None) -> str:
+def signed_interval(value: Interval | float | None) -> str:
+    if isinstance(value, float):
+        return signed(value)
     return "–" if value is None else f"{value.mean:+.2f} [{value.low:+.2f}, {value.high:+.2f}]".replace("-", "−")
 
 

@@ -55,6 +55,7 @@ def algorithms(inputs: Inputs, level: float) -> list[Row]:
     for name in inputs.algorithms:
         runs = inputs.of(name)
         rows.append({"name": name, "verdict": verdict(inputs, name, level),
+                     "difference": _spread([run.difference.of(inputs.judge).mean for run in runs], level),
                      "score": _spread([run.policy.of(inputs.judge).mean for run in runs], level),
                      "proxy": _spread([run.policy.proxy.mean for run in runs], level),
                      "win_rate": _spread([run.win_rate.mean for run in runs], level),
@@ -63,8 +64,19 @@ def algorithms(inputs: Inputs, level: float) -> list[Row]:
     return sorted(rows, key=lambda row: -row["verdict"].policy)
 
 
-def _spread(values: Sequence[float], level: float) -> Interval:
-    return over_seeds(values, level) or Interval(mean=values[0], low=values[0], high=values[0])
+def _spread(values: Sequence[float], level: float) -> Interval | float:
+    """The mean over seeds with its interval; of one seed the value alone, which says nothing about others."""
+    return over_seeds(values, level) or values[0]
+
+
+def left_out(inputs: Inputs) -> list[Row]:
+    """What stages left out, by reason."""
+    return [
+        {"stage": stage, "reason": name.removeprefix("dropped/").replace("_", " "), "rows": count, "kept": record.get("rows/kept")}
+        for stage, record in inputs.left.items()
+        for name, count in record.items()
+        if name.startswith("dropped/") and count
+    ]
 
 
 def title(rows: Sequence[Row]) -> str:

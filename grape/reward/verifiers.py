@@ -9,17 +9,21 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable
+from fractions import Fraction
+from functools import lru_cache
 from typing import Any, Literal
 
+import regex
 from pydantic import Field, field_validator, model_validator
 
+from grape.reward.reading import blocks, boxed, last_number, one_number, text_of
 from grape.reward.sandbox.library import Maths, ReasoningGym
 from grape.reward.sandbox.protocol import NotJson, read
 from grape.reward.sandbox.verify import PythonTests
 from grape.reward.verdict import Options, Undecidable, Verdict, reference
 from grape.types import Prompt
 
-__all__ = ["VERIFIERS", "Options", "Undecidable", "Verdict", "Verify", "build", "number", "reference"]
+__all__ = ["VERIFIERS", "Options", "Undecidable", "Verdict", "Verify", "build", "reference"]
 
 
 class Exact(Options):
@@ -29,24 +33,25 @@ class Exact(Options):
 
     def score(self, prompt: Prompt, text: str) -> float:
         fold = str.casefold if self.ignore_case else str
-        return float(fold(text.strip()) == fold(reference(prompt).strip()))
+        return float(fold(text_of(text).strip()) == fold(text_of(reference(prompt)).strip()))
 
 
 class Numeric(Options):
-    """`numeric`: the last number of the response is the reference answer within `tolerance` (absolute) or `relative` (of it)."""
+    """`numeric`: the last number of the response is the reference answer within `tolerance` (absolute) or `relative` (of it).
+
+    Both are read exactly, as fractions. The reference must be one number and nothing else: 72, -0.5, 1,000, 1/2, 1e-3.
+    """
 
     tolerance: float = Field(0.0, ge=0)
     relative: float = Field(0.0, ge=0, lt=1)
 
     def score(self, prompt: Prompt, text: str) -> Verdict:
-        expected = number(reference(prompt))
-        if expected is None:
-            raise Undecidable(f"the reference answer {prompt.answer!r} is not a number")
-        found = number(text)
+        expected = one_number(reference(prompt))
+        found = last_number(text)
         if found is None:
             return Verdict(0.0, "there is no number in the response")
-        right = abs(found - expected) <= max(self.tolerance, self.relative * abs(expected))
-        return Verdict(float(right), f"its last number is {found:g}" + ("" if right else ", which is not the answer"))
+        right = abs(found - expected) <= max(Fraction(self.tolerance), Fraction(self.relative) * abs(expected))
+        return Verdict(float(right), f"its last number is {_shown(found)}" + ("" if right else ", which is not the answer"))
 
 
 class Contains(Options):
@@ -63,26 +68,30 @@ class Contains(Options):
     need: Literal["share", "all", "any", "none"] = "share"
 
     def score(self, prompt: Prompt, text: str) -> float:
-        parts = self.texts or tuple(p.strip() for p in reference(prompt).split(self.separator))
+        parts = self.texts or tuple(p.strip() for p in reference(prompt).split(self.separator) if p.strip())
+        if not parts:
+            raise Undecidable(f"the reference answer {prompt.answer!r} names nothing that could be mentioned")
         if self.part is not None and self.part >= len(parts):
             raise Undecidable(f"the reference answer {prompt.answer!r} has no part {self.part}")
         wanted = parts if self.part is None else (parts[self.part],)
         fold = str.casefold if self.ignore_case else str
-        there = sum(fold(p) in fold(text) for p in wanted)
+        said = fold(text_of(text))
+        there = sum(fold(text_of(p)) in said for p in wanted)
         return {"share": there / len(wanted), "all": float(there == len(wanted)), "any": float(there > 0),
                 "none": float(there == 0)}[self.need]
 
 
 class Matches(Options):
-    """`matches`: the whole response matches the regular expression `pattern`."""
+    """`matches`: the whole response matches the regular expression `pattern`. One that takes too long gives no score."""
 
     pattern: str
 
     def model_post_init(self, context: Any) -> None:
         re.compile(self.pattern)
+        regex.compile(self.pattern)
 
     def score(self, prompt: Prompt, text: str) -> float:
-        return float(re.fullmatch(self.pattern, text.strip(), re.DOTALL) is not None)
+        return float(_in_time(regex.fullmatch, text_of(self.pattern), text_of(text).strip()) is not None)
 
 
 class Length(Options):
@@ -118,7 +127,7 @@ class Choice(Options):
     letters: str = Field("ABCD", pattern=r"^[A-Z]{2,26}$")
 
     def score(self, prompt: Prompt, text: str) -> Verdict:
-        expected = reference(prompt).strip(" ().:[]").upper()
+        expected = text_of(reference(prompt)).strip(" ().:[]").upper()
         if len(expected) != 1 or expected not in self.letters:
             raise Undecidable(f"the reference answer {prompt.answer!r} is none of the letters {self.letters}")
         found = self.chosen(text)
@@ -127,6 +136,13 @@ class Choice(Options):
     def chosen(self, text: str) -> str | None:
         """The letter, from the plainest statement there is: a box, "the answer is B", a line that is or begins with a letter, the
         only capital letter that stands alone."""
+        for inside in boxed(text)[-1:]:
+            bare = re.sub(r"\\(?:text|math)\w*|[\s{}()$*.]", "", inside).upper()
+            if len(bare) == 1:
+                return bare if bare in self.letters else None
+        said = r"(?im)\b(?:answer|choice|option)\b(?:\s+is\b)?\s*[:=]\s*"
+        if plain := re.findall(rf"{said}[(\[*_\"']*([{self.letters}])[)\]*_\"'.]*\s*$", text):
+            return str(plain[-1]).upper()
         one = rf"[(\[*_\"'$ ]*(?:\\text\{{)?([{self.letters}])(?![\w'])"
         lone = text.strip().strip("().:[]*").upper()
         if len(lone) == 1:
@@ -168,7 +184,8 @@ class JsonSchema(Options):
         except NotJson as error:
             return Verdict(0.0, f"no JSON: {error}")
         try:  # an empty registry: by default a reference to another schema would be fetched over the network
-            problem = next(validator_for(self.schema_)(self.schema_, registry=Registry()).iter_errors(value), None)
+            validator = _timed(validator_for(self.schema_))
+            problem = next(validator(self.schema_, registry=Registry()).iter_errors(value), None)
         except Unresolvable as error:
             raise Undecidable(f"the schema refers to what is not in it: {error}") from error
         return Verdict(float(problem is None), "" if problem is None else f"{problem.json_path}: {problem.message}"[:200])
@@ -186,7 +203,7 @@ class Format(Options):
     tags: tuple[str, ...] = ("think", "answer")
 
     def score(self, prompt: Prompt, text: str) -> float:
-        body = text.strip()
+        body = text_of(text).strip()
         if self.form == "json":
             try:
                 read(body)
@@ -194,13 +211,16 @@ class Format(Options):
                 return 0.0
             return 1.0
         if self.form == "boxed":
-            return float(len(re.findall(r"\\boxed\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}", body)) == body.count("\\boxed") == 1)
+            return float(len(boxed(body)) == body.count("\\boxed") == 1)
         if self.form == "tags":
             named = [re.escape(tag) for tag in self.tags]
             once = all(body.count(f"<{tag}>") == body.count(f"</{tag}>") == 1 for tag in self.tags)
             return float(once and re.fullmatch(r"\s*".join(rf"<{n}>.*?</{n}>" for n in named), body, re.DOTALL) is not None)
-        pattern = {"line": r"[^\n]+", "list": r"(?:[ \t]*(?:[-*+•]|\d+[.)])[ \t]+\S[^\n]*(?:\n+|\Z))+",
-                   "fence": rf"```{re.escape(self.language) or '[^`]*?'}[ \t]*\n(?:(?!```).)*\n?```"}[self.form]
+        if self.form == "fence":
+            found = blocks(body)
+            whole = re.fullmatch(r"(`{3,}|~{3,})[^\n]*\n(?:.*\n)?[ \t]*\1", body, re.DOTALL)
+            return float(whole is not None and len(found) == 1 and self.language.lower() in ("", found[0][0]))
+        pattern = {"line": r"[^\n]+", "list": r"(?:[ \t]*(?:[-*+•]|\d+[.)])[ \t]+\S[^\n]*(?:\n+|\Z))+"}[self.form]
         return float(re.fullmatch(pattern, body, re.DOTALL) is not None)
 
 
@@ -218,22 +238,73 @@ VERIFIERS: dict[str, type[Options]] = {
     "reasoning_gym": ReasoningGym,
 }
 Verify = Callable[[Prompt, str], float]
-NUMBER = re.compile(r"(?:(?<![\w)\]])-)?\d+(?:[.,]\d+)*(?:[eE][-+]?\d+)?")
+# Patterns are people's, texts are models': together they may take for ever. A regular expression gets this long, seconds.
+PATTERN_SECONDS = 2.0
 
 
-def number(text: str) -> float | None:
-    """The last number in the text (thousands separated by commas allowed), None if there is none."""
-    found = NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
+def _in_time(search: Any, pattern: str, text: str) -> Any:
+    """
+    Raises:
+        Undecidable: the search took too long.
+    """
     try:
-        return float(found[-1].replace(",", "")) if found else None
-    except ValueError:
-        return None
+        return search(pattern, text, flags=regex.DOTALL if search is regex.fullmatch else 0, timeout=PATTERN_SECONDS)
+    except TimeoutError as error:
+        what = f"the pattern {pattern[:60]!r} found no end on this text"
+        raise Undecidable(what, "write it without nested repetitions") from error
+
+
+@lru_cache(maxsize=8)
+def _timed(validator: Any) -> Any:
+    """A JSON-schema validator whose patterns have a limit of time."""
+    from jsonschema.validators import extend
+
+    def finds(pattern: str, text: str) -> bool:
+        return _in_time(regex.search, pattern, text) is not None
+
+    def pattern(validator: Any, wanted: str, instance: Any, schema: Any) -> Any:
+        if validator.is_type(instance, "string") and not finds(wanted, instance):
+            yield jsonschema_error(f"{instance!r} does not match {wanted!r}")
+
+    def pattern_properties(validator: Any, wanted: Any, instance: Any, schema: Any) -> Any:
+        if validator.is_type(instance, "object"):
+            for each, subschema in wanted.items():
+                for key, value in instance.items():
+                    if finds(each, key):
+                        yield from validator.descend(value, subschema, path=key, schema_path=each)
+
+    def additional_properties(validator: Any, wanted: Any, instance: Any, schema: Any) -> Any:
+        if not validator.is_type(instance, "object"):
+            return
+        patterns, named = list(schema.get("patternProperties", {})), schema.get("properties", {})
+        for key in instance:
+            if key in named or any(finds(each, key) for each in patterns):
+                continue
+            if validator.is_type(wanted, "object"):
+                yield from validator.descend(instance[key], wanted, path=key)
+            elif not wanted:
+                yield jsonschema_error(f"Additional properties are not allowed ({key!r} was unexpected)")
+
+    timed = {"pattern": pattern, "patternProperties": pattern_properties, "additionalProperties": additional_properties}
+    return extend(validator, timed)
+
+
+def jsonschema_error(message: str) -> Any:
+    from jsonschema.exceptions import ValidationError
+
+    return ValidationError(message)
+
+
+def _shown(value: Fraction) -> str:
+    try:
+        return f"{float(value):g}"
+    except OverflowError:
+        return "beyond measure"
 
 
 def fenced(text: str, languages: tuple[str, ...]) -> str:
     """The only fenced block of one of these languages, else the whole text."""
-    blocks = re.findall(r"^```([\w+-]*)[ \t]*\n(.*?)^```[ \t]*$", text, re.DOTALL | re.MULTILINE)
-    bodies = [body for language, body in blocks if language.lower() in languages]
+    bodies = [body for language, body in blocks(text) if language in languages]
     return bodies[0] if len(bodies) == 1 else text
 
 

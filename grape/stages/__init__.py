@@ -105,6 +105,7 @@ class Stage:
             section.weight_decay,
             section.max_grad_norm,
             self.params.model.micro_batch_tokens,
+            self.params.model.dtype,
         )
 
     def history(self) -> Path:

@@ -25,10 +25,11 @@ from grape.randomness import generator
 from grape.reward.items import describe_items, number, overlap
 from grape.sampling import response_rows, sample
 from grape.stages import Stage
-from grape.stages.judges import Gold, gold_judge, reward_source
+from grape.stages.judges import Gold, gold_judge, reward_source, time_limit
 from grape.types import Prompt, Response, Scores
 
 RESAMPLES = 2000
+GOLD_SECONDS = 20.0  # for one answer
 TABLE = "samples.json"  # its place among the artifacts of the MLflow run
 COLUMNS = ("policy", "category", "id", "prompt", "response", "gold", "proxy", "item", "score", "confidence", "reason")
 
@@ -128,7 +129,15 @@ def answer(
 
 def _gold(gold: Gold, response: Response) -> float:
     """A truncated answer is judged by what there is of it; a judge's value outside [0, 1] is its author's mistake."""
-    value = float(gold(response.prompt, response.text))
+    try:
+        with time_limit(GOLD_SECONDS):
+            value = float(gold(response.prompt, response.text))
+    except Exception as error:  # the gold judge is a program of the user's
+        raise GrapeError(
+            f"the gold judge raised {type(error).__name__} for prompt {response.prompt.id}: {error}",
+            where="prepare.source, gold",
+            mend="mend `gold`: it takes any text and returns a score in [0, 1]",
+        ) from error
     if not 0 <= value <= 1 or math.isnan(value):
         raise GrapeError(
             f"the gold judge gave {value} for prompt {response.prompt.id}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -47,9 +46,9 @@ def resolved(project: Project, params: Params, name: str) -> dict[str, Any]:
     return values
 
 
-def identity(project: Project, params: Params, name: str) -> str:
-    """A hash over the parameters, input bytes and code of a stage: a checkpoint of another identity is not gone on from."""
+def identity(project: Project, params: Params, name: str) -> dict[str, str]:
+    """The parameters (as JSON), input bytes and code (as md5) of a stage: a checkpoint of another identity is not gone on from."""
     entry = _entry(project, params, name)
     inputs = {path: digest.tracked(project, path) for path in entry["deps"] if (project.root / path).exists()}
-    text = json.dumps([resolved(project, params, name), inputs], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    values = {key: json.dumps(value, sort_keys=True, default=str) for key, value in resolved(project, params, name).items()}
+    return {**values, **inputs}

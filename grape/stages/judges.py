@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -32,8 +35,35 @@ def load_module(path: Path) -> ModuleType:
             mend="give the path of an existing file",
         )
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # it is somebody's program
+        line = error.lineno if isinstance(error, SyntaxError) else None
+        raise GrapeError(
+            f"it cannot be loaded: {type(error).__name__}: {error}",
+            where=f"{path}:{line}" if line else str(path),
+            mend="mend that file",
+        ) from error
     return module
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in a call of somebody else's Python code that takes longer; no limit outside the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(*_: object) -> None:
+        raise TimeoutError(f"it took longer than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def gold_judge(stage: Stage) -> Gold | None:

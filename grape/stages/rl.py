@@ -115,7 +115,8 @@ def _update(stage: Stage, algorithm: Algorithm, knobs: SlotParams, model: Any, s
     rate = knobs.learning_rate or params.learning_rate
     # Warm-up is a share of the run: fewer, larger rounds warm up in fewer.
     warmup = round(params.warmup_steps * steps / params.steps)
-    adam = AdamParams(rate, steps, warmup, params.schedule, params.weight_decay, params.max_grad_norm, micro)
+    adam = AdamParams(rate, steps, warmup, params.schedule, params.weight_decay, params.max_grad_norm, micro,
+                      stage.params.model.dtype)
     if not isinstance(model, ActorCritic):
         return Adam(model, adam)
     policy, value = model.families()

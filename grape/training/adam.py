@@ -10,12 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grape.models.forward import micro_batches
+from grape.errors import GrapeError
+from grape.models.forward import Dtype, micro_batches
 from grape.randomness import permutation
 from grape.types import Batch, Loss, Outputs
 
-# A first update whose log-probabilities differ from the rollout's by more than this is a bug, not rounding (nats).
-ON_POLICY_TOLERANCE = 1e-3
+# The first update sees the weights that sampled, so its log-probabilities are the rollout's up to rounding. What rounding does
+# depends on
+# the precision of the matrix products: in float32 no token differs by 1e-3 nats. In bfloat16 (8 bits, steps of 2^-8 of a value)
+# logits
+# near 16 move by 2^-4 at the worst token when a batch is split otherwise, but not all in one direction: the mean over tokens stays
+# below
+# a tenth of that. A wrong shift, temperature or model moves the mean by far more.
+MOST_OFF = {"float32": 1e-3, "bfloat16": 1.0}
+MEAN_OFF = {"float32": 1e-3, "bfloat16": 0.05}
 
 Sums = dict[str, tuple[float, float]]
 
@@ -31,11 +39,42 @@ class AdamParams:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     micro_batch_tokens: int = 16384
+    dtype: Dtype = "float32"
 
 
 def add(sums: Sums, name: str, total: float, weight: float) -> None:
+    """Add to a mean; of a name that ends in `/max` the largest is kept."""
     before = sums.get(name, (0.0, 0.0))
-    sums[name] = (before[0] + total, before[1] + weight)
+    if name.endswith("/max"):
+        sums[name] = (max(total, before[0]) if before[1] else total, 1.0)
+    else:
+        sums[name] = (before[0] + total, before[1] + weight)
+
+
+def compare(outputs: Outputs, batch: Batch, sums: Sums, dtype: Dtype, first: bool) -> None:
+    """How far log pi_theta is from log pi_old: `ratio/max`, before any clipping; in the first update of a round, where both are the
+    same weights, `logp_mismatch` (mean of |difference|, nats per token) and its maximum.
+
+    Raises:
+        GrapeError: in the first update, more than rounding can explain, or no number at all.
+    """
+    if batch.logp_old is None or outputs.logp is None or not bool(batch.mask.any()):
+        return
+    difference = (outputs.logp.detach() - batch.logp_old)[batch.mask].float()
+    add(sums, "ratio/max", float(difference.clamp(max=60).exp().max()), 1.0)
+    if not first:
+        return
+    off = difference.abs()
+    add(sums, "logp_mismatch", float(off.sum()), float(len(off)))
+    add(sums, "logp_mismatch/max", float(off.max()), 1.0)
+    # Said so that a NaN, which is neither more nor less than anything, does not pass.
+    if not (float(off.max()) <= MOST_OFF[dtype] and float(off.mean()) <= MEAN_OFF[dtype]):
+        raise GrapeError(
+            f"the first update is off-policy: log-probabilities differ from the rollout's by {float(off.mean()):.2e} nats a token, "
+            f"{float(off.max()):.2e} at most; sampling and training do not compute the same distribution",
+            where=f"training in {dtype}; nothing was updated",
+            mend="set model.dtype to float32; if it goes on, the model's forward pass depends on what else is in its batch",
+        )
 
 
 def accumulate(
@@ -46,6 +85,7 @@ def accumulate(
     parameters: Sequence[Tensor],
     sums: Sums,
     on_policy: bool = False,
+    dtype: Dtype = "float32",
 ) -> None:
     """Put the gradient of sum(value * weight) / sum(norm) over the whole batch into `.grad`, and add its metrics to `sums`.
 
@@ -57,13 +97,7 @@ def accumulate(
     for index in micro_batches(batch, max_tokens):
         part = batch.select(index)
         outputs = forward(part)
-        if on_policy and part.logp_old is not None and outputs.logp is not None:
-            off = float((outputs.logp.detach() - part.logp_old).masked_fill(~part.mask, 0).abs().max())
-            if off > ON_POLICY_TOLERANCE:
-                raise RuntimeError(
-                    f"the first update is off-policy: log-probabilities differ by {off:.2e} nats from the rollout's; "
-                    "sampling and training do not compute the same distribution"
-                )
+        compare(outputs, part, sums, dtype, on_policy)
         unreduced = loss(outputs, part)
         total = (unreduced.value * unreduced.weight).sum()
         total.backward()
@@ -135,12 +169,17 @@ class Adam:
                 part = batch if index is None else batch.select(index)
                 last = {}
                 first = epoch == i == 0
-                accumulate(forward, loss, part, self.params.micro_batch_tokens, self.parameters, last, on_policy=first)
+                micro, dtype = self.params.micro_batch_tokens, self.params.dtype
+                accumulate(forward, loss, part, micro, self.parameters, last, first, dtype)
                 for name, (total, weight) in last.items():
                     add(sums, name, total, weight)
                 norms = [torch.nn.utils.clip_grad_norm_(f, self.params.max_grad_norm) for f, _ in self.families]
                 if not all(bool(torch.isfinite(norm)) for norm in norms):
-                    raise FloatingPointError("the gradient is not finite; the weights were left as they were")
+                    raise GrapeError(
+                        "the gradient is not finite; the weights were left as they were",
+                        where=f"update {keys[-1] if keys else 0}, epoch {epoch}",
+                        mend="lower the learning rate, or set model.dtype to float32",
+                    )
                 self.optimizer.step()
                 add(sums, "grad_norm", float(norms[0]), 1.0)
         self.optimizer.zero_grad(set_to_none=True)

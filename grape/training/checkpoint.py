@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,10 +44,11 @@ def _fsync(path: Path) -> None:
 
 
 class Checkpoints:
-    """The checkpoints of one stage, in `folder`; `identity` says what they belong to (params, data and code of the stage)."""
+    """The checkpoints of one stage, in `folder`; `identity` says what they belong to: every parameter, data and code file by name.
+    `say`: told of a checkpoint that is there and not gone on from, and why."""
 
-    def __init__(self, folder: Path, identity: str, every: int) -> None:
-        self.folder, self.identity, self.every = folder, identity, every
+    def __init__(self, folder: Path, identity: Mapping[str, str], every: int, say: Callable[[str], None] = print) -> None:
+        self.folder, self.identity, self.every, self.say = folder, dict(identity), every, say
 
     def due(self, update: int, steps: int) -> bool:
         return self.every > 0 and update % self.every == 0 and update < steps
@@ -80,9 +81,28 @@ class Checkpoints:
         try:
             manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
             intact = all(_sha256(folder / name) == facts["sha256"] for name, facts in manifest["files"].items())
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            manifest, intact = {}, False
+        if not intact:
+            self.say(f"{folder.parent.name}: the checkpoint {folder.name} is damaged and not used")
             return None
-        return manifest if intact and manifest.get("identity") == self.identity else None
+        theirs = manifest.get("identity")
+        if theirs == self.identity:
+            return manifest
+        theirs = theirs if isinstance(theirs, dict) else {}
+        other = sorted(k for k in {**theirs, **self.identity} if theirs.get(k) != self.identity.get(k))
+        told = self._told(theirs, other)
+        self.say(f"{folder.parent.name}: the checkpoint {folder.name} is of another run and not used: {told}")
+        return None
+
+    def _told(self, theirs: Mapping[str, str], names: Sequence[str]) -> str:
+        """What differs, by name; short values of parameters before and after."""
+        parts = []
+        for name in names:
+            before, now = theirs.get(name, "nothing"), self.identity.get(name, "nothing")
+            digests = "/" in name or max(len(before), len(now)) > 60
+            parts.append(f"{name} changed" if digests else f"{name} {before} -> {now}")
+        return "; ".join(parts[:8]) + (f"; and {len(parts) - 8} more" if len(parts) > 8 else "")
 
     def restore(self, model: Any, optimiser: Any) -> Resumed | None:
         """Load the newest valid checkpoint of the same identity into model and optimiser; None if there is none."""

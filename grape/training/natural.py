@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from grape.errors import GrapeError
 from grape.maths.kl import kl_exact
 from grape.maths.linear import conjugate_gradient, line_search
 from grape.models.forward import micro_batches
@@ -85,7 +86,7 @@ class NaturalGradient:
             (relative), trpo/accepted (1 or 0), trpo/improvement (fall of the loss), grad_norm, and the loss's own.
 
         Raises:
-            FloatingPointError: the gradient is not finite; the weights were left as they were.
+            GrapeError: the gradient is not finite; the weights were left as they were.
         """
         sums: Sums = {}
         with sdpa_kernel(SDPBackend.MATH):
@@ -95,7 +96,11 @@ class NaturalGradient:
                 parameter.grad = None
             norm = float(g.norm())
             if not math.isfinite(norm):
-                raise FloatingPointError("the gradient is not finite; the weights were left as they were")
+                raise GrapeError(
+                    "the gradient is not finite; the weights were left as they were",
+                    where=f"update {keys[-1] if keys else 0}",
+                    mend="lower the algorithm's delta or the learning rate of the stages before",
+                )
             taken = self._step(forward, loss, batch, g, keys) if norm > 0 else {}
         add(sums, "grad_norm", norm, 1.0)
         for name in ("kl", "backtracks", "cg_residual", "accepted", "improvement"):
@@ -171,7 +176,7 @@ class NaturalGradient:
     def _measure(self, forward: Any, loss: Any, batch: Batch, old: list[Tensor]) -> tuple[float, float]:
         """The loss and the mean KL(pi_old || pi) per token where the weights are now."""
         value, new = self._look(forward, loss, batch)
-        total = sum(float(kl_exact(p, q).double().sum()) for p, q in zip(old, new, strict=True))
+        total = sum(float(kl_exact(p, q).cpu().double().sum()) for p, q in zip(old, new, strict=True))
         return value, total / max(float(batch.mask.sum()), 1.0)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Text to tokens and back, on tokenizers in the shapes that real models have: what is trained is what sampling would have written."""
+"""Text to tokens and back, on tokenizers in the shapes of real models: what is trained is what sampling would have written."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def test_a_text_without_control_tokens_is_tokenised_as_the_tokenizer_does(name: 
         whole = chat.tokenizer.apply_chat_template([*Q, says(text)], tokenize=True, return_dict=False)
         head = chat.tokenizer.apply_chat_template(Q, tokenize=True, return_dict=False, add_generation_prompt=True)
         assert row.prompt == head == chat.prompt(Q)
-        assert row.prompt + row.response == whole[: len(row.prompt) + len(row.response)] or chat.conversation([*Q, says(text)]).apart
+        both = row.prompt + row.response
+        assert both == whole[: len(both)] or chat.conversation([*Q, says(text)]).apart
         assert row.response[-1] in chat.stops and not chat.stops & set(row.response[:-1])
 
 
@@ -82,7 +83,8 @@ def test_a_users_text_opens_no_turn_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "end"), [("qwen", "<|im_end|>"), ("gemma", "<end_of_turn>"), ("mistral", "</s>"), ("gpt2", "<|endoftext|>"), ("characters", "<|end|>")]
+    ("name", "end"),
+    [("qwen", "<|im_end|>"), ("gemma", "<end_of_turn>"), ("mistral", "</s>"), ("gpt2", "<|endoftext|>"), ("characters", "<|end|>")],
 )
 def test_a_turn_ends_where_the_template_ends_it(name: str, end: str) -> None:
     """Also where that is not the tokenizer's EOS: trained up to it, sampled up to it, and no part of the answer."""
@@ -95,10 +97,10 @@ def test_a_turn_ends_where_the_template_ends_it(name: str, end: str) -> None:
 
 
 def test_the_generation_config_names_more_ends() -> None:
-    for named in ([7, 9], 7, None):
+    eos = tiny.tokenizer().eos_token_id
+    for named, more in (([7, 9], {7, 9}), (7, {7}), (None, set())):
         fake = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=named))
-        assert Chat(tiny.tokenizer(), model=fake).stops >= {tiny.tokenizer().eos_token_id, *(named if isinstance(named, list) else [])}
-    assert {7, 9} <= Chat(tiny.tokenizer(), model=SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=[7, 9]))).stops
+        assert Chat(tiny.tokenizer(), model=fake).stops == {eos, *more}
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama-base"])
@@ -109,12 +111,13 @@ def test_the_plain_template_asks_for_tokens_the_model_would_write(name: str) -> 
     assert not row.apart and not chat.text(Q, True).endswith(" ")
     if name == "gpt2":
         assert row.row.response[:-1] == chat.tokenizer("The answer is 8.", add_special_tokens=False)["input_ids"]
-    assert [row.row.prompt.count(i) for i in [chat.tokenizer.bos_token_id] if i is not None] == ([1] if name == "llama-base" else [])
+    begin = chat.tokenizer.bos_token_id
+    assert (None if begin is None else row.row.prompt.count(begin)) == (1 if name == "llama-base" else None)
 
 
 def test_where_a_token_lies_across_the_boundary_the_row_is_as_sampling_has_it_and_counted() -> None:
-    chat = Chat(shapes.byte_pair(), Template(text="{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
-                                                  "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"))
+    turns = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
+    chat = Chat(shapes.byte_pair(), Template(text=turns + "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"))
     encoded = chat.conversation([*Q, says("The end.")])
     assert encoded.apart and encoded.row.prompt == chat.prompt(Q)
     assert chat.read(encoded.row.response)[0] == "The end."
@@ -170,7 +173,7 @@ CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name":
         (shapes.GEMMA, [SYSTEM, USER], "refuses a conversation of the turns system, user: System role"),
         (shapes.GEMMA, [USER, USER], "must alternate"),
         (shapes.MISTRAL, [SYSTEM, USER], "Only user and assistant"),
-        (shapes.CHATML.replace("for m in messages", "for m in messages if m['role'] != 'system'"), [SYSTEM, USER], "leaves out message 0"),
+        (shapes.CHATML.replace("messages %", "messages if m['role'] != 'system' %", 1), [SYSTEM, USER], "leaves out message 0"),
         (shapes.CHATML, [USER, CALL, {"role": "tool", "content": "8"}], "does not read 'tool_calls'"),
         (shapes.CHATML, [{**USER, "name": "Ann"}], "does not read 'name'"),
         (shapes.CHATML, [USER, {**says("8"), "reasoning_content": "3 + 5"}, USER], "does not read 'reasoning_content'"),

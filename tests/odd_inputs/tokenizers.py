@@ -7,7 +7,12 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-TEXTS = ["The answer is 8.", "Hello there, what is 3 + 5?", "Use <|im_end|> to end a turn, and </s> elsewhere.", "Shorter, please. The end."]
+TEXTS = [
+    "The answer is 8.",
+    "Hello there, what is 3 + 5?",
+    "Use <|im_end|> to end a turn, and </s> elsewhere.",
+    "Shorter, please. The end.",
+]
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -16,7 +21,8 @@ GEMMA = (
     "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
-    "{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' + m['content'] | trim + '<end_of_turn>\n' }}"
+    "{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' }}"
+    "{{ m['content'] | trim + '<end_of_turn>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
 MISTRAL = (
@@ -37,7 +43,8 @@ QWEN3 = (
 )
 TOOLS = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"
-    "{% for call in m.tool_calls or [] %}{{ '<tool_call>' + (call | tojson) + '</tool_call>' }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% for call in m.tool_calls or [] %}{{ '<tool_call>' + (call | tojson) + '</tool_call>' }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
@@ -48,8 +55,8 @@ def _wrapped(made: Tokenizer, template: str | None, **named: Any) -> Any:
     return fast
 
 
-def byte_pair(template: str | None = CHATML, eos: str = "<|endoftext|>", plain: tuple[str, ...] = ("<think>", "</think>")) -> Any:
-    """As GPT-2's and Qwen's: byte pairs that join a space with the word behind it; turn ends are special tokens that need not be EOS."""
+def byte_pair(template: str | None = CHATML) -> Any:
+    """As GPT-2's and Qwen's: byte pairs that join a space with the word behind it; turns end in special tokens other than EOS."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
@@ -58,9 +65,10 @@ def byte_pair(template: str | None = CHATML, eos: str = "<|endoftext|>", plain: 
         vocab_size=420, special_tokens=special, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
     made.train_from_iterator(TEXTS * 20, trainer)
-    fast = _wrapped(made, template, eos_token=eos, pad_token="<|endoftext|>", bos_token="<bos>" if template == GEMMA else None)
+    begin = "<bos>" if template == GEMMA else None
+    fast = _wrapped(made, template, eos_token="<|endoftext|>", pad_token="<|endoftext|>", bos_token=begin)
     fast.add_special_tokens({"additional_special_tokens": special[1:5]})
-    fast.add_tokens(list(plain))
+    fast.add_tokens(["<think>", "</think>"])
     return fast
 
 

@@ -114,6 +114,8 @@ def make_reports(tmp_path: Path) -> Callable[..., Path]:
                 write_lines(reports / "train" / "rl" / f"{name}.jsonl",
                             [rl_record(algorithm, step, steps, GAIN.get(algorithm, 0.1), float(noise.normal(0, 0.02)))
                              for step in range(steps)])
+        for stage in ("prepare", "preferences"):
+            write_lines(reports / "train" / f"{stage}.jsonl", [{"step": 0, "rows/kept": 100.0, "dropped/leakage": 0.0}])
         for stage in ("base", "sft", "critic", "reward"):
             write_lines(reports / "train" / f"{stage}.jsonl",
                         [{"step": step, "loss": 2 * math.exp(-step / 20) + 0.3 + float(noise.normal(0, 0.02))}

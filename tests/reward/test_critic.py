@@ -127,7 +127,7 @@ def test_a_truncated_answer_is_scored_without_the_eos_it_lacks(reward_folder: Pa
     whole, cut = said("yes"), said("yes")
     cut = replace(cut, ids=cut.ids[:-1], finished=False)
     scores = reward([whole, cut, replace(cut, finished=True)]).score[:, 0].tolist()
-    assert scores[1] == pytest.approx(scores[2]) != pytest.approx(scores[0]), "it reads the tokens that were sampled, and nothing else"
+    assert scores[1] == pytest.approx(scores[2]) != pytest.approx(scores[0]), "the tokens that were sampled alone count"
 
 
 def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:

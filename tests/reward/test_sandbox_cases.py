@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from grape.reward.sandbox.cases import BadCases, judge, parse, program
+from grape.reward.sandbox.cases import PRELUDE, BadCases, judge, parse, program
 from grape.reward.sandbox.protocol import NotJson, equal, read, wrong
 from grape.reward.sandbox.run import Answer, Run
 from grape.reward.verdict import Undecidable
@@ -109,4 +109,4 @@ def test_cases_from_a_rubric_file_are_plain_values() -> None:
     ("```json\n{}\n```", ""),
 ])
 def test_the_program_of_a_response(text: str, source: str) -> None:
-    assert program(text, "f") == source
+    assert program(text, "f") == (f"{PRELUDE}\n{source}" if source else "")

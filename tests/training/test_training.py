@@ -82,9 +82,9 @@ def test_a_killed_run_goes_on_and_ends_bit_for_bit_like_a_straight_one(tmp_path:
     adam, history = run_rl(straight, 6, silent, None)
     killed = tiny.model()
     with pytest.raises(Killed):
-        run_rl(killed, 6, killer(5), Checkpoints(tmp_path / "c", "same", 2))
+        run_rl(killed, 6, killer(5), Checkpoints(tmp_path / "c", {"it": "same"}, 2))
     resumed, steps = tiny.model(seed=5), []
-    again, replayed = run_rl(resumed, 6, lambda step, _: steps.append(step), Checkpoints(tmp_path / "c", "same", 2))
+    again, replayed = run_rl(resumed, 6, lambda step, _: steps.append(step), Checkpoints(tmp_path / "c", {"it": "same"}, 2))
     assert torch.equal(weights(straight), weights(resumed))
     for a, b in zip(adam.optimizer.state.values(), again.optimizer.state.values(), strict=True):
         assert torch.equal(a["exp_avg"], b["exp_avg"]) and torch.equal(a["exp_avg_sq"], b["exp_avg_sq"])
@@ -100,7 +100,7 @@ def test_the_same_seed_gives_the_same_bits_twice() -> None:
 
 @pytest.mark.parametrize("damage", ["identity", "manifest", "weights", "missing"])
 def test_a_checkpoint_that_is_not_whole_or_not_ours_is_not_there(tmp_path: Path, damage: str) -> None:
-    checkpoints = Checkpoints(tmp_path, "same", 2)
+    checkpoints = Checkpoints(tmp_path, {"it": "same"}, 2)
     run_rl(tiny.model(), 3, silent, checkpoints)
     folder = next(tmp_path.glob("update-*"))
     if damage == "manifest":
@@ -111,11 +111,15 @@ def test_a_checkpoint_that_is_not_whole_or_not_ours_is_not_there(tmp_path: Path,
         (folder / "model.safetensors").write_bytes(bytes(data))
     elif damage == "missing":
         (folder / "optimiser.pt").unlink()
-    other = Checkpoints(tmp_path, "another" if damage == "identity" else "same", 2)
+    said: list[str] = []
+    now = {"rl.steps": "60", "grape/x.py": "0"} if damage == "identity" else {"it": "same"}
+    other = Checkpoints(tmp_path, now, 2, said.append)
     model = tiny.model(seed=3)
     before = weights(model).clone()
     assert other.restore(model, Adam(model, AdamParams(1e-3, 3))) is None
     assert torch.equal(weights(model), before)
+    why = "not used: grape/x.py changed; it same -> nothing; rl.steps nothing -> 60" if damage == "identity" else "is damaged"
+    assert len(said) == 1 and why in said[0]
 
 
 def test_every_epoch_sees_every_example_once_and_any_update_can_be_asked_for() -> None:
@@ -142,15 +146,55 @@ def test_the_first_update_of_stale_rollouts_is_refused() -> None:
     assert old is not None
     wrong = batch.with_(logp_old=old.detach() + 0.01 * batch.mask, advantage=batch.mask.float(), group=torch.arange(batch.rows))
     adam = Adam(model, AdamParams(1e-3, 1))
-    with pytest.raises(RuntimeError, match="off-policy"):
+    with pytest.raises(GrapeError, match="off-policy"):
         adam.update(partial(language, model), lambda out, part: grpo.loss(out, part, grpo.GRPOParams()), wrong)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "how", "caught"),
+    [
+        ("bfloat16", lambda b, m: b.logp_old, False),
+        ("bfloat16", lambda b, m: b.logp_old + 0.02 * torch.where(torch.arange(b.mask.shape[1]) % 2 == 0, 1, -1), False),
+        ("bfloat16", lambda b, m: language(m, b, temperature=0.5).logp, True),
+        ("bfloat16", lambda b, m: language(tiny.model(seed=1), b).logp, True),
+        ("bfloat16", lambda b, m: language(m, b).logp.roll(1, 1), True),
+        ("bfloat16", lambda b, m: b.logp_old * torch.nan, True),
+        ("float32", lambda b, m: b.logp_old * torch.nan, True),
+        ("float32", lambda b, m: b.logp_old + 0.002, True),
+    ],
+)
+def test_what_rounding_may_do_is_no_error_and_what_a_bug_does_is(dtype: str, how: Any, caught: bool) -> None:
+    model = tiny.model()
+    batch = tiny.batch()
+    with torch.no_grad():
+        batch = batch.with_(logp_old=language(model, batch).logp, advantage=batch.mask.float(), group=torch.arange(batch.rows))
+        batch = batch.with_(logp_old=how(batch, model))
+    adam = Adam(model, AdamParams(0.0, 1, dtype=dtype))  # type: ignore[arg-type]
+    step = partial(adam.update, partial(language, model), lambda out, part: grpo.loss(out, part, grpo.GRPOParams()), batch)
+    if caught:
+        with pytest.raises(GrapeError, match="off-policy"):
+            step()
+    else:
+        sums = step()
+        assert sums["logp_mismatch/max"][0] <= 0.021 and sums["ratio/max"] == (pytest.approx(1.02, abs=0.03), 1.0)
+
+
+def test_bfloat16_trains_with_mini_batches() -> None:
+    params = grpo.GRPOParams(epochs=2, mini_batches=2)
+    model = tiny.model(width=64)
+    rollout = Rollout(4, 4, 1.0, 8, 64, 64, 0.2, dtype="bfloat16")
+    prompts = [tiny.prompt(text) for text in ("a", "bb", "ccc", "dd")]
+    source = online(Actors(model, tiny.chat(), tiny.model()), prompts, score, grpo.ALGORITHM, params, rollout, ("t",))
+    adam = Adam(model, AdamParams(1e-3, 3, micro_batch_tokens=64, dtype="bfloat16"))
+    history = train(model, grpo.ALGORITHM, params, source, partial(language, dtype="bfloat16"), adam, steps=3, track=silent)
+    assert len(history) == 3 and all(row["ratio/max"] >= 1 and row["logp_mismatch"] < 0.05 for row in history)
 
 
 def test_weights_stay_when_the_gradient_is_not_finite() -> None:
     model = tiny.model()
     before = weights(model).clone()
     batch = tiny.batch().with_(advantage=torch.full(tiny.batch().mask.shape, torch.inf))
-    with pytest.raises(FloatingPointError, match="not finite"):
+    with pytest.raises(GrapeError, match="not finite"):
         Adam(model, AdamParams(1e-3, 1)).update(
             partial(language, model), lambda out, part: grpo.loss(out, part, grpo.GRPOParams()), batch
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import re
@@ -10,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from grape.randomness import permutation
+from grape.reward.reading import blocks
 from grape.reward.sandbox.protocol import NotJson, equal, read, wrong
 from grape.reward.sandbox.run import Run
 from grape.reward.verdict import Verdict
 
-FENCE = re.compile(r"^[ \t]*(```+|~~~+)[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -80,15 +81,33 @@ def parse(value: Any) -> Cases:
     return Cases(value["function"], tuple(made))
 
 
+PYTHON = ("", "python", "py", "python3")
+# At hand as in the places where such functions are usually asked for: `def add(numbers: List[int])` without an import.
+PRELUDE = "from typing import *"
+_FUTURE = re.compile(r"^from __future__ import [^\n]*$", re.MULTILINE)
+
+
 def program(text: str, function: str) -> str:
-    """The Python in a response: its fenced blocks up to the last that defines the function (what follows are examples of use),
-    all of them if none does, the whole text if there is no fence."""
-    blocks = [body for _, language, body in FENCE.findall(text) if language.lower() in ("", "python", "py", "python3")]
-    if not blocks:
-        return "" if FENCE.search(text) else text
-    defines = re.compile(rf"^(?:def|class)\s+{function}\b|^{function}\s*[:=]", re.MULTILINE)
-    last = max((i for i, block in enumerate(blocks) if defines.search(block)), default=len(blocks) - 1)
-    return "\n".join(blocks[: last + 1])
+    """The Python in a response: the last fenced block that defines the function (what follows are examples of use), behind the
+    blocks before it that are Python; all blocks if none defines it, the whole text if there is no fence. "" where nothing can be
+    Python."""
+    found = blocks(text)
+    bodies = [body for language, body in found if language in PYTHON] if found else [text]
+    if not "".join(bodies).strip():
+        return ""
+    defines = re.compile(rf"^(?:async\s+)?(?:def|class)\s+{function}\b|^{function}\s*[:=]", re.MULTILINE)
+    last = max((i for i, body in enumerate(bodies) if defines.search(body)), default=None)
+    chosen = bodies if last is None else [*(body for body in bodies[:last] if _parses(body)), bodies[last]]
+    source = "\n".join(chosen)
+    return "\n".join([*dict.fromkeys(_FUTURE.findall(source)), PRELUDE, _FUTURE.sub("", source)])
+
+
+def _parses(source: str) -> bool:
+    try:
+        ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
 
 
 def judge(cases: Sequence[Case], done: Run, tolerance: float, partial: bool) -> Verdict:

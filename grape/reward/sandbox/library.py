@@ -31,7 +31,9 @@ from grape.types import Prompt
 MATH = """
 from math_verify import parse, verify
 def grade(gold, text, digits):
-    read = parse(gold, parsing_timeout=None) or parse("$" + gold + "$", parsing_timeout=None)
+    # Without its delimiters an expression would be read by the first number in it.
+    bare = not any(mark in gold for mark in ("$", "\\\\boxed", "\\\\(", "\\\\["))
+    read = parse("$" + gold + "$" if bare else gold, parsing_timeout=None)
     return bool(verify(read, parse(text, parsing_timeout=None), float_rounding=digits, timeout_seconds=None)) if read else None
 """
 GYM = """

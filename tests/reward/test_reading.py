@@ -1,0 +1,195 @@
+# ruff: noqa: E501 (a line a case)
+"""References are read strictly and once, responses leniently; a pattern has a limit of time. No wrong answer passes for a right one."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+
+from grape.errors import GrapeError
+from grape.reward import verifiers
+from grape.reward.reading import blocks, boxed, last_number, one_number
+from grape.reward.rubric import Item, Rubric
+from grape.reward.sandbox.cases import program
+from grape.reward.source import RubricReward
+from grape.reward.verdict import Undecidable
+from grape.reward.verifiers import build
+from tests import tiny
+
+
+def score(verifier: str, options: dict[str, object], answer: str | None, text: str) -> float:
+    return build(verifier, options)(tiny.prompt("q", answer=answer), text)
+
+
+@pytest.mark.parametrize(
+    ("answer", "value"),
+    [("72", 72), (" -3 ", -3), ("–3", -3), ("−0.5", "-1/2"), (".5", "1/2"), ("1/2", "1/2"), ("1,000", 1000), ("1,234,567.5", "2469135/2"),
+     ("1e-3", "1/1000"), ("0.10", "1/10"), ("007", 7), ("-.25", "-1/4")],
+)  # fmt: skip
+def test_a_reference_that_is_one_number_is_read_exactly(answer: str, value: object) -> None:
+    assert one_number(answer) == Fraction(value)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "x",
+        "3 apples",
+        "$72",
+        "50%",
+        "1,00",
+        "1,2,3",
+        "1.2.3",
+        "5-8",
+        "1/0",
+        "1e999999999",
+        "two",
+        "3 or 4",
+        "--3",
+        "1 000",
+        "nan",
+    ],
+)
+def test_a_reference_that_is_not_one_number_is_refused_before_training(answer: str) -> None:
+    item = Item(id="right", question="Is it right?", kind="verify", verifier="numeric")
+    judge = RubricReward({"sums": Rubric(version=1, category="sums", items=(item,))})
+    with pytest.raises(GrapeError, match="is not one number") as caught:
+        judge.check([tiny.prompt("ok", "sums", "8"), tiny.prompt("q", "sums", answer)], "data/prompts/train.jsonl")
+    assert "train.jsonl:2" in str(caught.value.where)
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "expected"),
+    [
+        ("1/2", "2", 0), ("1/2", "0.5", 1), ("1/2", "it is 1/2", 1), (".5", "5", 0), (".5", "is .5", 1), ("0.5", "is .5.", 1),
+        ("-3", "It falls to –3 degrees", 1), ("-3", "It falls to -3°", 1), ("-3", "It falls to ‑3", 1), ("3", "It falls to –3 degrees", 0),
+        ("5", "between 3–5", 1), ("-5", "between 3–5", 0), ("5", "from 3-5 of them", 1), ("1000", "1,000 dollars", 1), ("3", "1,2,3", 1),
+        ("123", "1,2,3", 0), ("72", "She sold $72.", 1), ("50", "that is 50%", 1), ("0.3", "0.30", 1), ("0.1", "1/10", 1),
+        ("8", "5e-3, no, 8", 1), ("8", "1e999999999", 0), ("8", "9" * 5000, 0), ("8", "no number", 0), ("-8", "x=-8", 1), ("8", "v1.2.3", 0),
+        ("18", "#### 18", 1), ("2", "(2)", 1), ("-2", "[-2]", 1), ("10", "10.", 1), ("10", "= 10.0", 1), ("24", "48/2 = 24", 1),
+    ],
+)  # fmt: skip
+def test_numbers_of_responses(answer: str, text: str, expected: float) -> None:
+    assert score("numeric", {}, answer, text) == expected
+
+
+def test_nothing_is_read_from_nothing() -> None:
+    assert last_number("") is None and last_number("-") is None and last_number(".") is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "expected"),
+    [
+        (r"2\sqrt{3}", "2", 0), (r"2\sqrt{3}", r"$2\sqrt{3}$", 1), ("[0, 1)", "$[0,1)$", 1), ("[0, 1)", "0", 0), (r"\frac{1}{2}", "$0.5$", 1),
+        (r"$\frac{1}{2}$", r"\boxed{1/2}", 1), ("x^2+1", "$x^2$", 0), ("x^2+1", "$1+x^2$", 1), ("8", "8", 1), (r"\boxed{3}", "$3$", 1),
+    ],
+)  # fmt: skip
+def test_a_reference_of_mathematics_is_read_whole(answer: str, text: str, expected: float) -> None:
+    pytest.importorskip("math_verify")
+    assert score("math", {}, answer, text) == expected
+
+
+ENDLESS = [
+    ("matches", {"pattern": "(a|aa)+"}, "a" * 90 + "b"),
+    ("json_schema", {"schema": {"pattern": "^(a|aa)+$"}}, '"' + "a" * 90 + 'b"'),
+    ("json_schema", {"schema": {"patternProperties": {"^(a|aa)+$": {}}}}, '{"' + "a" * 90 + 'b": 1}'),
+    (
+        "json_schema",
+        {"schema": {"additionalProperties": False, "patternProperties": {"^(a|aa)+$": {}}}},
+        '{"' + "a" * 90 + 'b": 1}',
+    ),
+]
+
+
+@pytest.mark.parametrize(("verifier", "options", "text"), ENDLESS)
+def test_a_pattern_that_finds_no_end_leaves_the_score_missing(
+    verifier: str, options: dict[str, object], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verifiers, "PATTERN_SECONDS", 0.05)
+    with pytest.raises(Undecidable, match="found no end"):
+        score(verifier, options, None, text)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"), [(r"(\w+\s?)+\.", "many words that never end " * 4 + "!"), (r"^(a+)+$", "a" * 60 + "b")]
+)
+def test_a_nested_repetition_that_can_be_decided_is_no(pattern: str, text: str) -> None:
+    assert score("matches", {"pattern": pattern}, None, text) == 0
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "expected"),
+    [
+        ({"pattern": "^a+$"}, '"aaa"', 1), ({"pattern": "^a+$"}, '"ab"', 0), ({"pattern": "^a+$"}, "3", 1),
+        ({"patternProperties": {"^n": {"type": "integer"}}}, '{"n1": 1, "x": "y"}', 1), ({"patternProperties": {"^n": {"type": "integer"}}}, '{"n1": "1"}', 0),
+        ({"properties": {"a": {}}, "additionalProperties": False}, '{"a": 1}', 1), ({"properties": {"a": {}}, "additionalProperties": False}, '{"b": 1}', 0),
+        ({"additionalProperties": {"type": "integer"}}, '{"b": "x"}', 0), ({"patternProperties": {"^n": {}}, "additionalProperties": False}, '{"n": 1}', 1),
+    ],
+)  # fmt: skip
+def test_schemas_mean_what_they_meant(schema: dict[str, object], text: str, expected: float) -> None:
+    assert score("json_schema", {"schema": schema}, None, text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "inside"),
+    [
+        (r"\boxed{\frac{\sqrt{3}}{2}}", [r"\frac{\sqrt{3}}{2}"]), (r"\boxed {8}", ["8"]), (r"\boxed{8", []), (r"\boxed{\{1\}}", [r"\{1\}"]),
+        (r"a \boxed{1} b \boxed{2}", ["1", "2"]), ("none", []),
+    ],
+)  # fmt: skip
+def test_boxes_of_any_depth(text: str, inside: list[str]) -> None:
+    assert boxed(text) == inside
+    assert score("format", {"form": "boxed"}, None, text) == (len(inside) == 1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "expected"),
+    [
+        ("B", r"Both A and C fail. $\boxed{\textbf{B}}$", 1), ("A", r"Both A and C fail. $\boxed{\textbf{B}}$", 0), ("B", "answer: b", 1),
+        ("B", "Answer: (b).", 1), ("A", "the answer is a cat", 0), ("B", r"\boxed{\mathrm{b}}", 1), ("B", r"\boxed{E}", 0), ("A", "answer: b", 0),
+    ],
+)  # fmt: skip
+def test_choices_that_were_not_read(answer: str, text: str, expected: float) -> None:
+    assert score("choice", {}, answer, text) == expected
+
+
+def test_the_empty_part_is_no_part_and_accents_are_composed_or_not() -> None:
+    assert score("contains", {}, "tea;", "milk") == 0 and score("contains", {}, "tea; ", "tea") == 1
+    with pytest.raises(Undecidable, match="names nothing"):
+        score("contains", {}, " ; ", "milk")
+    assert score("exact", {}, "café", "cafe\u0301") == score("contains", {}, "cafe\u0301", "a café") == 1
+    assert score("matches", {"pattern": "caf\u00e9"}, None, "cafe\u0301") == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["```json\n{}\n```", "```json\r\n{}\r\n```", "~~~json\n{}\n~~~", "Here:\n  ```json\n  {}\n  ```", "1. ```json\n   {}\n   ```\n", "````json\n{}\n````",
+     "```JSON\n{}\n```", "```\n{}\n```", "```json\n{}"],
+)  # fmt: skip
+def test_one_reader_of_fences(text: str) -> None:
+    assert [body.strip() for _, body in blocks(text)] == ["{}"]
+    assert score("json_schema", {"schema": {"type": "object"}}, None, text) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "runs"),
+    [
+        ("```\npip install x && ls -la\n```\n```python\ndef f(x):\n    return x\n```", 3),
+        ("```python\ndef f(x: List[int]) -> Optional[int]:\n    return x\n```", 3),
+        ("```python\nimport math\n```\nthen\n```python\nfrom __future__ import annotations\ndef f(x):\n    return x\n```", 3),
+        ("~~~py\r\ndef f(x):\r\n    return x\r\n~~~", 3),
+        ("- ```python\n  def f(x):\n      return x\n  ```", 3),
+        ("```python\ndef f(x):\n    return x\n```\n```python\nprint(f(1) +\n```", 3),
+        ("def f(x):\n    return x", 3),
+    ],
+)  # fmt: skip
+def test_the_program_is_the_block_that_defines_the_function(text: str, runs: int) -> None:
+    namespace: dict[str, object] = {}
+    exec(compile(program(text, "f"), "<t>", "exec", dont_inherit=True), namespace)
+    assert namespace["f"](runs) == runs  # type: ignore[operator]
+
+
+def test_a_response_without_python_has_no_program() -> None:
+    assert program("```sh\nls\n```", "f") == "" and program("", "f") == ""
