@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 NOBODY = 65534
 FRESH_UIDS = 1_900_000_000  # systemd's table of identities leaves the range from 1 879 048 192 on to nobody
-WORK = "/work"
+WORK = "/grape-work"  # a name that no folder of the machine has: those that programs need are shown under their own names
 LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo", "/nix/store")
 DEVICES = ("/dev/null", "/dev/urandom")
 
