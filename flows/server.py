@@ -6,14 +6,11 @@ here imports prefect, so that the start costs this process nothing.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 
-from grape import dvc
+from grape import dvc, net
 from grape.errors import GrapeError
 from grape.pipeline.guard import command as guarded
 from grape.pipeline.schedule import Threads, Work
@@ -27,12 +24,15 @@ class Server:
     """`start()` returns at once; `wait()` returns the URL when it answers; `stop()` always ends it.
 
     A server of the user's (PREFECT_API_URL) is only waited for: not `own`, and never started nor ended.
+
+    Raises:
+        GrapeError: PREFECT_API_URL is not the address of one.
     """
 
     def __init__(self, project: Project) -> None:
         self._project = project
         self._process: subprocess.Popen[bytes] | None = None
-        self.url = os.environ.get("PREFECT_API_URL", "")
+        self.url = net.prefect_api()
         self.own = not self.url
         self._log = project.state / "logs" / "prefect.log"
 
@@ -52,19 +52,20 @@ class Server:
         Raises:
             GrapeError: it does not answer.
         """
-        until = time.monotonic() + (START_SECONDS if self.own else 3)
+        until, why = time.monotonic() + (START_SECONDS if self.own else 3), ""
         while time.monotonic() < until:
             if self._process and self._process.poll() is not None:
                 break
             try:
-                with urllib.request.urlopen(f"{self.url}/health", timeout=5):
-                    return self.url
-            except (urllib.error.URLError, OSError):
+                net.prefect_health(self.url)
+                return self.url
+            except OSError as error:
+                why = str(getattr(error, "reason", error))
                 time.sleep(0.1)
         if self.own:
             raise GrapeError("Prefect's server did not start", where=str(self._log.relative_to(self._project.root)),
                              mend="see that log, or run with `--engine dvc`, which does without Prefect")
-        raise GrapeError("Prefect's server does not answer", where=f"PREFECT_API_URL={self.url}",
+        raise GrapeError(f"Prefect's server does not answer: {why}", where=f"PREFECT_API_URL={self.url}",
                          mend="start it, unset the variable, or run with `--engine dvc`")
 
     def stop(self) -> None:
@@ -105,7 +106,7 @@ class PrefectEngine:
                 raise KeyboardInterrupt from error
             work.executor.resume()
             if work.graph.needs.keys() - work.executor.outcomes.keys():
-                work.executor.screen.say(f"Prefect failed ({type(error).__name__}: {error}); going on without it")
+                work.executor.screen.say(net.scrub(f"Prefect failed ({type(error).__name__}: {error}); going on without it"))
                 Threads()(work)
 
     def close(self) -> None:

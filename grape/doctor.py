@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -17,7 +14,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from grape import dvc
+from grape import disk, dvc, net
 from grape.errors import GrapeError
 from grape.pipeline import machine, mend, preflight
 from grape.pipeline.execute import session
@@ -50,7 +47,8 @@ def _safely(part: Callable[[Project], Iterator[Check]], project: Project) -> Ite
     try:
         yield from part(project)
     except GrapeError as error:
-        yield Check(part.__name__.strip("_").replace("_", " "), True, error.what, error.mend or "")
+        what = f"{error.where}: {error.what}" if error.where else error.what
+        yield Check(part.__name__.strip("_").replace("_", " "), True, what, error.mend or "")
 
 
 def _python(project: Project) -> Iterator[Check]:
@@ -108,7 +106,7 @@ def _parameters(project: Project) -> Iterator[Check]:
 def _disk(project: Project) -> Iterator[Check]:
     try:
         preflight.disk(project)
-        yield Check("disk", False, f"{shutil.disk_usage(project.root).free / 1e9:.1f} GB free")
+        yield Check("disk", False, f"{disk.free_mb(project.root) / 1000:.1f} GB free")
     except GrapeError as error:
         yield Check("disk", True, error.what, error.mend or "")
 
@@ -160,14 +158,14 @@ def _path_locks(project: Project) -> Iterator[Check]:
 
 
 def _mlflow(project: Project) -> Iterator[Check]:
-    if project.tracking_uri.startswith("sqlite:///") and not (project.state / "mlflow.db").is_file():
+    if project.tracking_uri == project.own_store and not (project.state / "mlflow.db").is_file():
         yield Check("mlflow", False, f"{project.tracking_uri}, made by the first run")
         return
     from grape.track import store
 
     try:
         store.connect(project)
-        yield Check("mlflow", False, f"answers at {store.public(project.tracking_uri)}")
+        yield Check("mlflow", False, f"answers at {net.public(project.tracking_uri)}")
     except store.Unreachable as error:
         yield Check("mlflow", True, str(error), "start the server, or unset MLFLOW_TRACKING_URI; runs go on without it")
 
@@ -180,14 +178,14 @@ def _spools(project: Project) -> Iterator[Check]:
 
 
 def _prefect(project: Project) -> Iterator[Check]:
-    url = os.environ.get("PREFECT_API_URL")
+    url = net.prefect_api()
     if not url:
         yield Check("prefect", False, f"{version('prefect')}, a server of its own for each run")
         return
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5):
-            yield Check("prefect", False, f"answers at {url}")
-    except (urllib.error.URLError, OSError, ValueError) as error:
+        net.prefect_health(url)
+        yield Check("prefect", False, f"answers at {url}")
+    except OSError as error:
         yield Check("prefect", True, f"PREFECT_API_URL={url} does not answer: {error}",
                     "start it, unset the variable, or use --engine dvc")
 

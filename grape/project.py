@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
+from grape import disk, net
 from grape.errors import GrapeError
 
 # Set for us by the orchestrator, read by the stages. Never MLFLOW_RUN_ID: that would leak into nested processes.
@@ -28,8 +30,13 @@ class Project:
         """The project that holds `start` (default: the working directory), searching upwards."""
         here = (start or Path.cwd()).resolve()
         for folder in (here, *here.parents):
-            if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
+            files = [folder / name for name in ("params.yaml", "dvc.yaml")]
+            if all(file.is_file() for file in files):
                 return cls(folder)
+            if all(file.exists() for file in files):
+                folders = ", ".join(file.name for file in files if not file.is_file())
+                raise GrapeError("a folder stands where a file should", where=f"{folder}, {folders}",
+                                 mend="move it away and restore the file from git or from `grape init`")
         raise GrapeError("no grape project here: neither this folder nor one above it has params.yaml and dvc.yaml",
                          where=str(here), mend="go to your project's folder, or make one with `grape init DIR`")
 
@@ -50,9 +57,21 @@ class Project:
 
     @property
     def tracking_uri(self) -> str:
-        """MLflow's store: the user's MLFLOW_TRACKING_URI, else a sqlite file of the project (absolute: MLflow resolves
-        a relative sqlite path against the working directory)."""
-        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.state / 'mlflow.db'}"
+        """MLflow's store: the user's MLFLOW_TRACKING_URI, else the project's own."""
+        return os.environ.get("MLFLOW_TRACKING_URI") or self.own_store
+
+    @property
+    def own_store(self) -> str:
+        """A sqlite file of the project (absolute: MLflow resolves a relative path against the working directory)."""
+        path = self.state / "mlflow.db"
+        # With the driver named, MLflow does not make a folder of the path's quoted name.
+        return _sqlite("sqlite+pysqlite" if set("%?") & set(str(path)) else "sqlite", path)
+
+    @property
+    def artifacts(self) -> str:
+        """Where MLflow keeps the artifacts of its own store. As an address where it would take the path for one."""
+        folder = self.state / "mlartifacts"
+        return folder.as_uri() if set("%?#") & set(str(folder)) else str(folder)
 
     def environment(self) -> dict[str, str]:
         """Variables that keep every library inside the project folder and off the network.
@@ -62,7 +81,8 @@ class Project:
         state = self.state
         defaults = {
             "DVC_NO_ANALYTICS": "1",
-            "DVC_SITE_CACHE_DIR": str(state / "dvc"),
+            # DVC's database library puts variables into an absolute path; DVC itself is always started in the project.
+            "DVC_SITE_CACHE_DIR": str(state / "dvc") if "$" not in str(state) else ".grape/dvc",
             "DVC_STUDIO_OFFLINE": "1",
             "DO_NOT_TRACK": "true",  # MLflow ignores "1"
             "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -86,11 +106,26 @@ class Project:
             # cores, steps of 0.25 s took up to 4 s (benchmarks/threads.py).
             "OMP_WAIT_POLICY": "PASSIVE",
         }
-        return {name: os.environ.get(name) or value for name, value in defaults.items()}
+        if set("%?") & set(str(state)) and not any("DATABASE" in name for name in os.environ if name.startswith("PREFECT_")):
+            defaults["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = _sqlite("sqlite+aiosqlite", state / "prefect" / "prefect.db")
+        direct = dict.fromkeys(("NO_PROXY", "no_proxy"), net.no_proxy())
+        return {name: os.environ.get(name) or value for name, value in defaults.items()} | direct
 
     def enter(self) -> None:
-        """Apply `environment()` to this process and make the folders it names."""
-        for name in ("tmp", "dvc", "matplotlib", "checkpoints"):
-            (self.state / name).mkdir(parents=True, exist_ok=True)
+        """Apply `environment()` to this process and make the folders it names.
+
+        Raises:
+            GrapeError: a folder cannot be made.
+        """
+        try:
+            for name in ("tmp", "dvc", "matplotlib", "checkpoints"):
+                (self.state / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise disk.refusal(error, self.root) or error from error
         os.environ.update(self.environment())
         os.environ.pop("MLFLOW_RUN_ID", None)
+
+
+def _sqlite(driver: str, path: Path) -> str:
+    """SQLAlchemy's address of a database file; a `?` or `%` of the path is the path's."""
+    return f"{driver}:///{quote(str(path), safe='/') if set('%?') & set(str(path)) else path}"

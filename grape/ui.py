@@ -7,9 +7,9 @@ import subprocess
 import sys
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable
 
+from grape import net
 from grape.dvc import environment
 from grape.errors import GrapeError
 from grape.pipeline.guard import command as guarded
@@ -33,16 +33,19 @@ def serve(project: Project, port: int | None, say: Callable[[str], None]) -> int
         GrapeError: the port is taken, or the server does not start.
     """
     project.enter()
-    uri = project.tracking_uri
+    from grape.track.store import checked_uri
+
+    uri = checked_uri(project)
     if uri.startswith(("http://", "https://")):
-        say(f"the runs of this project are on the server MLFLOW_TRACKING_URI names: {uri}")
+        say(f"the runs of this project are on the server MLFLOW_TRACKING_URI names: {net.public(uri)}")
         return 0
     port = _checked(port) if port else free_port()
     log = project.state / "logs" / "mlflow-ui.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1",
-               "--port", str(port), "--workers", "1", "--artifacts-destination", str(project.state / "mlartifacts")]
-    env = environment(project, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1",
+               "--port", str(port), "--workers", "1", "--artifacts-destination", project.artifacts]
+    # The store goes by the environment: a command, which may hold a database's password, is there for every user to see.
+    env = environment(project, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_BACKEND_STORE_URI": uri})
     with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(guarded(command, grace=5), cwd=project.root, env=env, start_new_session=True,
                                    stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT)
@@ -57,6 +60,7 @@ def serve(project: Project, port: int | None, say: Callable[[str], None]) -> int
         assert process.stdin is not None
         process.stdin.close()  # the guard ends the server and its workers
         process.wait()
+        log.write_text(net.scrub(log.read_text(encoding="utf-8", errors="replace")), encoding="utf-8")
 
 
 def _checked(port: int) -> int:
@@ -74,7 +78,7 @@ def _wait(process: subprocess.Popen[bytes], port: int, log: str) -> None:
     until = time.monotonic() + 120
     while time.monotonic() < until and process.poll() is None:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+            with net.open_url(f"http://127.0.0.1:{port}/health", timeout=5):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)

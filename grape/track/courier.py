@@ -58,7 +58,7 @@ class Courier(threading.Thread):
                     delivery.spool.remove()
                     del self._open[delivery.spool.name]
                     delivery.spool.unlock()
-        except (Unreachable, GrapeError) as error:
+        except (Unreachable, GrapeError, OSError) as error:  # OSError: of a spool on a disk that is full
             if not self._warned:
                 logger.warning(AWAY, "pipeline", error)
             self._warned = True

@@ -8,6 +8,7 @@ costs nothing on replay.
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import tempfile
 from collections.abc import Callable
@@ -16,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from grape.errors import GrapeError
+from grape.net import public, scrub
 from grape.project import Project
 from grape.track import registry
 from grape.track.identity import flatten, metric_key
 from grape.track.spool import Delivered, Event, Spool
-from grape.track.store import Store, Unreachable, answers, connect, public
+from grape.track.store import Store, Unreachable, answers, connect
 
 logger = logging.getLogger("grape.track")
 BATCH = 1000  # MLflow's limit of metrics per request
@@ -54,13 +56,15 @@ class Delivery:
         """Deliver whatever the spool holds by now.
 
         Raises:
-            Unreachable: the store does not answer; what it has not got stays in the spool.
+            Unreachable: the store does not answer, or the spool's disk is full; what it has not got stays in the spool.
         """
         try:
             self._pump()
         except Unreachable:
             self._store = None  # connect anew, and so ask first whether it answers
             raise
+        except OSError as error:  # of the spool itself: how far we are cannot be noted, so it is told once more later
+            raise Unreachable(f"{self.spool.folder.name}: {error}") from error
 
     def _pump(self) -> None:
         state = self._begin()
@@ -98,7 +102,7 @@ class Delivery:
         except (Unreachable, GrapeError):
             raise
         except Exception as error:  # boundary: whatever MLflow raises must not reach training
-            raise Unreachable(f"{public(self.project.tracking_uri)}: {error}") from error
+            raise Unreachable(f"{public(self.project.tracking_uri)}: {scrub(str(error))}") from error
 
     def _guarded(self, kind: str, events: list[Event]) -> None:
         """Apply events; one that a store in good health refuses is dropped with a warning, not tried for ever."""
@@ -106,8 +110,8 @@ class Delivery:
             getattr(self, f"_{kind}")(events)
         except Exception as error:  # boundary: whatever MLflow raises must not reach training
             if not answers(self.store):
-                raise Unreachable(f"{public(self.project.tracking_uri)}: {error}") from error
-            logger.warning("%s: MLflow refused %s: %s", self.spool.meta["stage"], kind, error)
+                raise Unreachable(f"{public(self.project.tracking_uri)}: {scrub(str(error))}") from error
+            logger.warning("%s: MLflow refused %s: %s", self.spool.meta["stage"], kind, scrub(str(error)))
             self._refused.append(kind)
 
     def _find_or_create(self) -> str:
@@ -162,7 +166,7 @@ class Delivery:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         inputs = [DatasetInput(Dataset(name=event["path"], digest=event["digest"], source_type="dvc",
-                                       source=f'{{"path": "{event["path"]}", "md5": "{event["digest"]}"}}'),
+                                       source=json.dumps({"path": event["path"], "md5": event["digest"]})),
                                tags=[InputTag("mlflow.data.context", event["context"])]) for event in events]
         self.store.client.log_inputs(self.run_id, datasets=inputs)
 

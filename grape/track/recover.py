@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from grape.errors import GrapeError
+from grape.net import scrub
 from grape.project import Project
 from grape.track.deliver import Delivery
 from grape.track.identity import is_dead
@@ -75,7 +76,7 @@ def close_dead_in(project: Project, store: Store) -> int:
                 store.client.set_terminated(run.info.run_id, "FAILED")
                 closed += 1
     except Exception as error:  # boundary: whatever MLflow raises here is a store that went away
-        raise Unreachable(str(error)) from error
+        raise Unreachable(scrub(str(error))) from error
     return closed
 
 
@@ -92,4 +93,4 @@ def _end_dead_spools(project: Project) -> list[Spool]:
 
 
 def _store_exists(project: Project) -> bool:
-    return not project.tracking_uri.startswith("sqlite:///") or (project.state / "mlflow.db").is_file()
+    return project.tracking_uri != project.own_store or (project.state / "mlflow.db").is_file()

@@ -22,6 +22,7 @@ from typing import Any
 
 from grape import receipt
 from grape.errors import GrapeError
+from grape.net import scrub
 from grape.project import NONCE, PARENT_RUN, Project
 from grape.track import digest, identity, recover, registry
 from grape.track.courier import LAST, RETRY, TICK
@@ -136,7 +137,8 @@ class StageRun:
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """A plot or table; copied now, so the file may change afterwards."""
-        self._spool.append("artifact", file=self._spool.keep(path), folder=folder)
+        if name := self._spool.keep(path):
+            self._spool.append("artifact", file=name, folder=folder)
 
     def model(self, path: str, name: str, register: str | None = None) -> None:
         """A saved model folder, project-relative; it must stay as it is until the stage ends."""
@@ -169,7 +171,7 @@ class StageRun:
             self._spool.append("end", status="FINISHED")
         else:
             killed = isinstance(error, (KeyboardInterrupt, SystemExit))
-            text = None if killed else "".join(traceback.format_exception(error))
+            text = None if killed else scrub("".join(traceback.format_exception(error)))
             self._spool.append("end", status="KILLED" if killed else "FAILED", text=text)
         if self._shipper:
             self._shipper.finish()

@@ -15,19 +15,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from filelock import FileLock
 
 from grape.errors import GrapeError
+from grape.net import is_loopback, public, scrub, server
 from grape.project import Project
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 EXPERIMENT = "grape"
+DATABASES = ("postgresql", "mysql", "sqlite", "mssql")  # MLflow's
 PROBE_SECONDS = 2.0
 AWAY = ("MLflow cannot be reached; the %s goes on and keeps its records in .grape/runs, "
         "`grape mlflow sync` delivers them later (%s)")
@@ -60,20 +63,12 @@ class Store:
                 os.environ["MLFLOW_TRACKING_URI"] = before
 
 
-def public(uri: str) -> str:
-    """A tracking URI without user and password, fit for messages and files."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri  # put together again, sqlite:////path would lose slashes
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
 def connect(project: Project) -> Store:
     """A client on the project's store, with its database and experiment made if need be.
 
     Raises:
         Unreachable: the store does not answer.
-        GrapeError: the URI names a kind of store MLflow no longer writes to.
+        GrapeError: the URI names no store that grape can write to.
     """
     uri = checked_uri(project)
     if urlsplit(uri).scheme in ("http", "https"):
@@ -84,21 +79,48 @@ def connect(project: Project) -> Store:
         with FileLock(project.state / "mlflow.lock"):  # first-use migrations of two processes would collide
             return _open(project, uri)
     except Exception as error:  # MLflow lets errors of requests, SQLAlchemy and its own through; all mean: not now
-        raise Unreachable(f"{public(uri)}: {_first_line(error)}") from error
+        raise Unreachable(f"{public(uri)}: {scrub(_first_line(error))}") from error
 
 
 def checked_uri(project: Project) -> str:
-    """The project's tracking URI.
+    """The project's tracking URI. Nobody is asked.
 
     Raises:
-        GrapeError: it names a kind of store MLflow no longer writes to.
+        GrapeError: it names no store that grape can write to.
     """
     uri = project.tracking_uri
-    if urlsplit(uri).scheme in ("", "file"):
-        raise GrapeError("MLflow no longer writes to a plain folder", where=f"MLFLOW_TRACKING_URI={uri}",
+    scheme = uri.partition(":")[0].lower()
+    if uri == project.own_store or scheme in {point.name for point in entry_points(group="mlflow.tracking_store")}:
+        return uri
+    if scheme in ("http", "https"):
+        server("MLFLOW_TRACKING_URI", uri, "http://127.0.0.1:5000")
+    elif what := _no_database(uri, scheme):
+        raise GrapeError(what, where=f"MLFLOW_TRACKING_URI={public(uri)}",
                          mend="unset MLFLOW_TRACKING_URI to use the project's own store, or name a server (http://...) "
                               "or a database (sqlite:////absolute/path.db)")
     return uri
+
+
+def _no_database(uri: str, scheme: str) -> str:
+    """Why the URI is not one of a database; "" where it is."""
+    if scheme.startswith("databricks") or scheme == "uc":
+        return "this is a Databricks workspace, whose experiments are paths of its users; grape cannot write there"
+    if scheme == "file" or "://" not in uri:
+        return "this is neither a server nor a database, and MLflow no longer writes to a plain folder"
+    if scheme.partition("+")[0] not in DATABASES:
+        return f"MLflow has no store of the kind {scheme}://"
+    from sqlalchemy import exc, make_url
+
+    try:
+        url = make_url(uri)
+        url.get_dialect().import_dbapi()
+    except ImportError as error:
+        return f"the database's driver is not installed ({error})"
+    except (exc.ArgumentError, ValueError) as error:  # of a name, a port, a dialect
+        return f"this is not a database's address ({scrub(_first_line(error))})"
+    if scheme.startswith("sqlite") and url.database in (None, "", ":memory:"):
+        return "a database in memory is gone when the run ends"
+    return "" if url.host or scheme.startswith("sqlite") else "the address names no host"
 
 
 def answers(store: Store) -> bool:
@@ -118,7 +140,7 @@ def _probe(uri: str) -> None:
     """Any answer will do: this finds servers that are down and servers that hang, in PROBE_SECONDS."""
     parts = urlsplit(uri)
     host = parts.hostname or "localhost"
-    if parts.scheme in getproxies() and not proxy_bypass(host):
+    if parts.scheme in getproxies() and not proxy_bypass(host) and not is_loopback(uri):
         return  # only the proxy can tell
     connection: HTTPConnection
     if parts.scheme == "https":  # nothing is sent that an impostor may not see, so certificates are MLflow's matter
@@ -152,8 +174,7 @@ def _open(project: Project, uri: str) -> Store:
     from mlflow.tracking import MlflowClient
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
-    own = uri == f"sqlite:///{project.state / 'mlflow.db'}"
-    artifacts = str(project.state / "mlartifacts")
+    own, artifacts = uri == project.own_store, project.artifacts
     if own:
         _relocate(project, artifacts)
     client = MlflowClient(uri)

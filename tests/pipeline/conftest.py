@@ -12,6 +12,9 @@ import pytest
 
 from tests.pipeline.harness import Toy, unpack
 
+# What programs take for the end of a path, a variable, a code: the project's state must lie inside all the same.
+ODD = "tóy ?a%20b#c$HOME"
+
 
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -26,7 +29,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def fresh(tmp_path: Path) -> Toy:
     """A clone in which nothing has run, in git but not yet in DVC."""
-    return unpack(tmp_path / "toy")
+    return unpack(tmp_path / ODD)
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +43,8 @@ def _finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def toy(_finished: Path, tmp_path: Path) -> Toy:
-    """The project after a whole run."""
-    shutil.copytree(_finished, tmp_path / "toy", symlinks=True)
-    return Toy(tmp_path / "toy")
+def toy(_finished: Path, tmp_path: Path) -> Iterator[Toy]:
+    """The project after a whole run. Nothing may be written beside it."""
+    shutil.copytree(_finished, tmp_path / ODD, symlinks=True)
+    yield Toy(tmp_path / ODD)
+    assert [path.name for path in tmp_path.iterdir()] == [ODD]

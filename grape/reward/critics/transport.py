@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from grape.errors import GrapeError
+from grape.net import is_loopback
 from grape.randomness import generator
 
 AGAIN = frozenset({408, 409, 425, 429})  # worth another attempt, as is every 5xx
@@ -66,9 +67,14 @@ class Server:
     patience: int = 16
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
-            shown = "" if parts.username or parts.query else f" {self.url!r}"
+        try:
+            parts = urlsplit(self.url)
+            wrong = parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0
+        except ValueError:  # a port that is none, a bracket that is not closed
+            wrong = True
+        secret = "@" in self.url or "?" in self.url
+        if wrong or secret or not self.url.isprintable() or " " in self.url:
+            shown = "" if secret else f" {self.url!r}"
             raise GrapeError(
                 f"not a server's address:{shown}" if shown else "the address holds a user, a password or a query",
                 where="critic, url",
@@ -110,7 +116,9 @@ class Round:
 
     def __enter__(self) -> Round:
         limits = httpx.Limits(max_connections=self.server.concurrency)
-        self.client = httpx.Client(timeout=self.server.timeout, limits=limits, verify=_certificates())
+        # Whatever the environment says, a proxy is not asked for this machine.
+        proxies = not is_loopback(self.server.url)
+        self.client = httpx.Client(timeout=self.server.timeout, limits=limits, verify=_certificates(), trust_env=proxies)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
