@@ -30,26 +30,17 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from grape.algorithms.base import Algorithm, Credit, Need, Params, State
-from grape.algorithms.grpo import AGGREGATION, STD_EPSILON, described
-from grape.algorithms.penalty import PenaltyParams, loss_penalty, penalty_needs, reward_penalty
-from grape.maths.advantage import (
-    REWARD_TOLERANCE,
-    constant_groups,
-    group_advantage,
-    group_mean,
-    group_std,
-    group_sum,
-    leave_one_out_advantage,
-    weighted_reward,
-)
-from grape.maths.masked import aggregation_weights, metric
-from grape.maths.surrogate import clipped_shares, clipped_surrogate, importance_ratio
+from grape.algorithms.clipped import GroupParams, group_loss
+from grape.algorithms.penalty import penalty_needs, reward_penalty
+from grape.maths.advantage import group_advantage, group_sum, relative_advantage, weighted_reward
+from grape.maths.items import distilled, item_advantage, per_item_advantage
+from grape.maths.masked import metric
 from grape.types import Batch, Loss, Outputs, Scores
 
 STATE = "confidence/"
 
 
-class GRAPEParams(PenaltyParams):
+class GRAPEParams(GroupParams):
     scope: Literal["group", "batch", "ema", "sample"] = Field(
         "group", description="over what an item's confidence is averaged; sample: not at all, which can be gamed"
     )
@@ -61,17 +52,10 @@ class GRAPEParams(PenaltyParams):
         "mean", description="R - mean | - mean of the others | over the group's std | item by item over its std (GDPO)"
     )
     aggregation: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = Field("dapo", description="as in GRPO")
-    length: int | None = Field(None, ge=1, description="L_max of dr_grpo, tokens; null: rl.max_new_tokens")
-    clip_low: float = Field(0.2, gt=0, lt=1, description="eps_low: ratio clipped at 1 - clip_low (1707.06347)")
-    clip_high: float = Field(0.2, gt=0, le=10, description="eps_high: ratio clipped at 1 + clip_high")
     revision: Literal["second_turn", "distil"] = Field(
         "second_turn", description="what `revise` trains: revising, given the critique | plain answers, by better revisions"
     )
     revision_margin: float = Field(0.0, ge=0, le=1, description="by how much a revision must beat its group's best to be distilled")
-
-    @property
-    def compares(self) -> bool:
-        return True
 
     @model_validator(mode="after")
     def _distilling_compares_rewards(self) -> GRAPEParams:
@@ -130,52 +114,19 @@ def reward(scores: Scores, batch: Batch, params: GRAPEParams, state: State) -> t
     return value, known, weight / total.clamp(min=1e-12).unsqueeze(1), means
 
 
-def per_item_advantage(scores: Scores, share: Tensor, group: Tensor) -> Tensor:
-    """sum_k omega_k z(s_.k)_i: every item normalised within its group before they are added (GDPO, 2601.05242)."""
-    total = torch.zeros_like(share[:, 0])
-    for k in range(share.shape[1]):
-        s, valid = scores.score[:, k], scores.valid[:, k] & (scores.weight[:, k] > 0)
-        z = group_advantage(s, valid, group) / (group_std(s, valid, group) + STD_EPSILON)
-        total = total + share[:, k] * torch.where(constant_groups(s, valid, group), torch.zeros_like(z), z)
-    return total
-
-
-def item_advantage(scores: Scores, group: Tensor) -> Tensor:
-    """s_ik - mean_j s_jk (B, K), 0 where missing: with the default, A_i = sum_k omega_k times it."""
-    asked = scores.valid & (scores.weight > 0)
-    centred = [group_advantage(scores.score[:, k], asked[:, k], group) for k in range(len(scores.items))]
-    return torch.stack(centred, 1)
-
-
 def weighing(scores: Scores, batch: Batch, value: Tensor, known: Tensor, share: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """Of plain prompts: what was maximised, where nobody was sure, per item its share of the reward and part of the advantage."""
     assert batch.group is not None
     plain = torch.ones_like(known) if batch.revises is None else batch.revises < 0
     known = known & plain
     metrics = {"grape/reward": metric(value, known), "unsure": metric((share.sum(1) == 0).float(), plain)}
-    part = share * item_advantage(scores, batch.group)
+    part = share * item_advantage(scores.score, scores.valid & (scores.weight > 0), batch.group)
     for k, item in enumerate(scores.items):
         asked = scores.weight[:, k] > 0
         if bool(asked.any()):
             metrics[f"rubric/{item}/weight"] = metric(share[:, k], asked & known)
             metrics[f"rubric/{item}/advantage"] = metric(part[:, k].abs(), asked & known)
     return metrics
-
-
-def distilled(value: Tensor, known: Tensor, advantage: Tensor, batch: Batch, margin: float) -> tuple[Tensor, Tensor]:
-    """Revisions learned as answers to the plain prompt (STaR with the hint removed): the advantage (B,) and the rows that stay.
-
-        A'_i = R'_i - mean of the fresh group,     where R'_i > its best + margin; the other revisions leave the round
-
-    Fresh answers keep the advantage among themselves: better revisions in their group would push all of them down.
-    """
-    assert batch.group is not None and batch.revises is not None
-    revision, of = batch.revises >= 0, batch.revises.clamp(min=0)
-    margin = max(margin, REWARD_TOLERANCE)
-    best = torch.full_like(value, -torch.inf).scatter_reduce(0, batch.group, torch.where(known, value, -torch.inf), "amax")
-    baseline = group_mean(value, known, batch.group)[of]
-    accepted = revision & known & known[of] & (value > best[batch.group][of] + margin)
-    return torch.where(accepted, value - baseline, advantage), known & (accepted | ~revision)
 
 
 def credit(scores: Scores, batch: Batch, params: Params, state: State) -> Credit:
@@ -185,22 +136,17 @@ def credit(scores: Scores, batch: Batch, params: Params, state: State) -> Credit
     penalty, beta, state = reward_penalty(params, batch, state)
     value = value - penalty.sum(1)
     if params.advantage == "per_item":
+        asked = scores.valid & (scores.weight > 0)
         dearer = group_advantage(penalty.sum(1), known, batch.group)
-        advantage = (per_item_advantage(scores, share, batch.group) - dearer) * known
-    elif params.advantage == "leave_one_out":
-        advantage = leave_one_out_advantage(value, known, batch.group)
+        advantage = (per_item_advantage(scores.score, asked, share, batch.group) - dearer) * known
     else:
-        advantage = group_advantage(value, known, batch.group)
-    if params.advantage == "mean_std":
-        advantage = advantage / (group_std(value, known, batch.group) + STD_EPSILON)
-    if params.advantage != "per_item":
-        constant = constant_groups(value, known, batch.group)
-        advantage = torch.where(constant, torch.zeros_like(advantage), advantage)
+        how = "group_std" if params.advantage == "mean_std" else params.advantage
+        advantage = relative_advantage(value, known, batch.group, how)
     updated = {item: params.decay * state.get(STATE + item, mean) + (1 - params.decay) * mean for item, mean in means.items()}
     metrics = weighing(scores, batch, value, known, share)
     keep = known
     if params.revision == "distil" and batch.revises is not None:
-        advantage, keep = distilled(value, known, advantage, batch, params.revision_margin)
+        advantage, keep = distilled(value, known, advantage, batch.group, batch.revises, params.revision_margin)
         metrics["revision/accepted"] = metric((keep & (batch.revises >= 0)).float(), batch.revises >= 0)
     length = (batch.mask[keep].sum() / keep.sum().clamp(min=1)).expand(batch.rows)
     credited = batch.with_(advantage=advantage.unsqueeze(1) * batch.mask, length=length, beta=beta)
@@ -210,13 +156,7 @@ def credit(scores: Scores, batch: Batch, params: Params, state: State) -> Credit
 def loss(outputs: Outputs, batch: Batch, params: Params) -> Loss:
     """-min(rho A, clip(rho) A) + beta k per token (B, T): PPO's, with GRPO's choice of aggregation."""
     assert isinstance(params, GRAPEParams)
-    assert outputs.logp is not None and outputs.entropy is not None and batch.advantage is not None
-    how = AGGREGATION[params.aggregation]
-    weight, norm = aggregation_weights(batch.mask, how, params.length or batch.limit, batch.length)
-    ratio = importance_ratio(outputs.logp, batch.logp_old)
-    value = -clipped_surrogate(ratio, batch.advantage, params.clip_low, params.clip_high)
-    low, high = clipped_shares(ratio, batch.advantage, params.clip_low, params.clip_high)
-    return Loss(value + loss_penalty(params, outputs, batch), weight, norm, described(outputs, batch, ratio, low, high))
+    return group_loss(outputs, batch, params)
 
 
 ALGORITHM = Algorithm(params=GRAPEParams, data="rollouts", loss=loss, credit=credit, needs=needs)

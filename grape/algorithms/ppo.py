@@ -26,18 +26,17 @@ from pydantic import Field
 from torch import Tensor
 
 from grape.algorithms.base import Algorithm, Credit, Need, Params, State
-from grape.algorithms.penalty import PenaltyParams, penalty_needs, reward_penalty
+from grape.algorithms.clipped import ClipParams, clip_metrics
+from grape.algorithms.penalty import penalty_needs, reward_penalty
 from grape.maths.advantage import explained_variance, generalized_advantage, weighted_reward, whiten
 from grape.maths.kl import kl_estimate
 from grape.maths.masked import aggregation_weights, metric
-from grape.maths.surrogate import clipped_shares, clipped_surrogate, importance_ratio
+from grape.maths.surrogate import clipped_surrogate, importance_ratio
 from grape.types import Batch, Loss, Outputs, Scores
 
 
-class PPOParams(PenaltyParams):
+class PPOParams(ClipParams):
     objective: Literal["clip", "penalty"] = Field("clip", description="what keeps the policy near pi_old (1707.06347)")
-    clip_low: float = Field(0.2, gt=0, lt=1, description="eps_low: ratio clipped at 1 - clip_low (1707.06347)")
-    clip_high: float = Field(0.2, gt=0, le=10, description="eps_high: ratio clipped at 1 + clip_high (1707.06347)")
     dual_clip: float | None = Field(None, gt=1, description="floor c A of the objective for A < 0 (3 in 1912.09729)")
     kl: Literal["reward_k1"] = Field("reward_k1", description="the KL to the reference stands in the reward, per token")
     penalty: float = Field(1.0, gt=0, description="first coefficient of KL(pi_old||pi), objective penalty")
@@ -129,15 +128,8 @@ def loss(outputs: Outputs, batch: Batch, params: Params) -> Loss:
         policy = -ratio * batch.advantage + batch.beta.unsqueeze(1) * kl
     else:
         policy = -clipped_surrogate(ratio, batch.advantage, params.clip_low, params.clip_high, params.dual_clip)
-    low, high = clipped_shares(ratio, batch.advantage, params.clip_low, params.clip_high)
-    metrics = {
-        "entropy": metric(outputs.entropy, weight),
-        "ratio": metric(ratio, weight),
-        "approx_kl": metric(kl, weight),
-        "clip_ratio/low_mean": metric(low, weight),
-        "clip_ratio/high_mean": metric(high, weight),
-        "value/loss": metric(errors, weight),
-    }
+    metrics = clip_metrics(outputs, batch, ratio, params)
+    metrics |= {"approx_kl": metric(kl, batch.mask), "value/loss": metric(errors, batch.mask)}
     value = policy + params.value_coefficient * errors - params.entropy * outputs.entropy
     return Loss(value, weight, norm, metrics)
 

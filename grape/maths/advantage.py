@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
+Relative = Literal["mean", "leave_one_out", "group_std", "batch_std"]
+
 # Differences of rewards below this are rounding, not information.
 REWARD_TOLERANCE = 1e-6
+STD_EPSILON = 1e-4  # added to a group's standard deviation before it divides
 
 
 def group_sum(x: Tensor, group: Tensor) -> Tensor:
@@ -70,6 +75,23 @@ def constant_groups(reward: Tensor, known: Tensor, group: Tensor) -> Tensor:
     high = high.scatter_reduce(0, group, torch.where(known, reward, -torch.inf), "amax")
     low = low.scatter_reduce(0, group, torch.where(known, reward, torch.inf), "amin")
     return ((high - low) <= REWARD_TOLERANCE)[group]
+
+
+def relative_advantage(
+    reward: Tensor, known: Tensor, group: Tensor, how: Relative
+) -> Tensor:
+    """(B,) R - mean of the group | - mean of the others | divided by the group's std | by the batch's std.
+
+    0 in a group whose rewards are all equal: rounding noise must not be blown up by a division.
+    """
+    advantage = group_advantage(reward, known, group)
+    if how == "leave_one_out":
+        advantage = leave_one_out_advantage(reward, known, group)
+    elif how == "group_std":
+        advantage = advantage / (group_std(reward, known, group) + STD_EPSILON)
+    elif how == "batch_std" and int(known.sum()) > 1:
+        advantage = advantage / (reward[known].std() + STD_EPSILON)
+    return torch.where(constant_groups(reward, known, group), torch.zeros_like(advantage), advantage)
 
 
 def generalized_advantage(
