@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def _refuse(
     )
 
 
-def _checked(text: str, path: Path) -> Params:
+def _checked(text: str, path: Path, algorithms: Collection[str] | None = None) -> Params:
     try:
         # The round-trip tree carries line numbers; validation wants plain values, as the parser of all later readers sees them.
         tree, plain = _yaml().load(text), YAML(typ="safe").load(text)
@@ -98,7 +98,7 @@ def _checked(text: str, path: Path) -> Params:
     except ValidationError as error:
         raise _refuse(error, path, tree, Params) from error
     for section, names in (("algorithms", list(params.algorithms)), ("rl.algorithms", params.rl.algorithms)):
-        for name in names:
+        for name in (n for n in names if algorithms is None or n in algorithms):
             given = dict(params.algorithms.get(name) or {})
             use = given.pop(slot.USE, None)
             try:
@@ -121,8 +121,11 @@ def _checked(text: str, path: Path) -> Params:
     return params
 
 
-def load(path: Path) -> Params:
+def load(path: Path, algorithms: Collection[str] | None = None) -> Params:
     """Read and check params.yaml.
+
+    Args:
+        algorithms: those whose code is loaded and whose knobs are checked; None: all that are named.
 
     Raises:
         GrapeError: with file and line, the key, and the nearest known name.
@@ -133,7 +136,7 @@ def load(path: Path) -> Params:
         raise GrapeError(
             f"cannot be read: {error}", where=str(path), mend="restore it from git or from `grape init`"
         ) from error
-    return _checked(text, path)
+    return _checked(text, path, algorithms)
 
 
 def set_values(path: Path, assignments: Sequence[str]) -> Params:

@@ -150,17 +150,20 @@ class Params(Section):
 
     def algorithm(self, name: str) -> algorithm_base.Params:
         """The knobs of algorithm `name`, defaults filled in."""
-        return self._algorithms[name][1]
+        return self._slotted(name)[1]
 
     def slot(self, name: str) -> algorithm_base.Algorithm:
         """What `name` stands for: one of grape's own, an installed one, or what its `use` names."""
-        return self._algorithms[name][0]
+        return self._slotted(name)[0]
 
     @cached_property
-    def _algorithms(self) -> dict[str, tuple[algorithm_base.Algorithm, algorithm_base.Params]]:
-        return {name: self._slotted(name, given or {}) for name, given in self.algorithms.items()}
+    def _known(self) -> dict[str, tuple[algorithm_base.Algorithm, algorithm_base.Params]]:
+        return {}
 
-    @staticmethod
-    def _slotted(name: str, given: dict[str, Any]) -> tuple[algorithm_base.Algorithm, algorithm_base.Params]:
-        found = slot.find(name, given.get(slot.USE))
-        return found, found.params.model_validate({key: value for key, value in given.items() if key != slot.USE})
+    def _slotted(self, name: str) -> tuple[algorithm_base.Algorithm, algorithm_base.Params]:
+        """Found and checked when it is asked for: a stage loads the code of its own algorithm alone."""
+        if name not in self._known:
+            given = dict(self.algorithms[name] or {})
+            found = slot.find(name, given.pop(slot.USE, None))
+            self._known[name] = found, found.params.model_validate(given)
+        return self._known[name]

@@ -12,12 +12,14 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib
-import importlib.util
 import sys
+import sysconfig
 from importlib import metadata
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from grape.closure import closure, files
 from grape.errors import GrapeError
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 GROUP = "grape.algorithms"
 USE = "use"
+OWN = Path(__file__).parent / "algorithms"
+STANDARD = Path(sysconfig.get_path("stdlib"))
 
 
 def installed() -> dict[str, metadata.EntryPoint]:
@@ -85,14 +89,59 @@ def _imported(name: str, use: str, root: Path | None) -> Algorithm:
     return found
 
 
-def card(name: str, use: str | None) -> str:
-    """What stands in `algorithms/<name>.py` for an algorithm whose code is not in the project."""
+def card(name: str, use: str | None, root: Path) -> str:
+    """What stands in `algorithms/<name>.py` for an algorithm whose code is elsewhere: DVC compares it in that code's place.
+
+    Raises:
+        GrapeError: no such algorithm, or its code cannot be read.
+    """
     if use is None and name not in installed():
-        if not (Path(__file__).parent / "algorithms" / f"{name}.py").is_file():
+        if not (OWN / f"{name}.py").is_file():
             raise GrapeError(f"unknown algorithm {name!r}")
         return f"# {name} is one of grape's own algorithms; grape.version stands for its code.\n"
+    found = code(name, use, root)
+    lines = sorted(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in found)
+    value = hashlib.sha256("\n".join(lines).encode()).hexdigest() if found else "unknown"
     use = use or installed()[name].value
-    spec = importlib.util.find_spec(use.partition(":")[0])
-    origin = Path(spec.origin) if spec is not None and spec.origin else None
-    digest = hashlib.sha256(origin.read_bytes()).hexdigest() if origin is not None and origin.is_file() else "unknown"
-    return f"# {name} is {use}, an installed package; the sha256 of its module is {digest}. grape keeps this true.\n"
+    return f"# {name} is {use}; the sha256 of its code, {len(found)} files, is {value}. grape keeps this true.\n"
+
+
+def is_card(name: str, text: str) -> bool:
+    return text.startswith(f"# {name} is ")
+
+
+def code(name: str, use: str | None, root: Path) -> list[Path]:
+    """The files of an algorithm whose code is not `algorithms/<name>.py`: its module and what that imports, of a package from
+    outside the project every file of the package.
+
+    What other installed packages hold (torch, say) is not among them, nor the rest of grape, which the stage depends on.
+    """
+    module = (use or installed()[name].value).partition(":")[0].split(".")
+    starts = [path for folder in _folders(module[0], root) for path in files(folder, module)]
+    if module[0] != "grape" and not any(path.is_relative_to(root) and not library(path) for path in starts):
+        # A package may import its parts by names made up as it runs.
+        starts += [path for folder in _folders(module[0], root) for path in (folder / module[0]).rglob("*.py")]
+
+    def search(top: str) -> list[Path]:
+        return [folder for folder in _folders(top, root) if top == module[0] or not library(folder)]
+
+    def follow(path: Path) -> bool:
+        return OWN.parent not in path.parents or path.parent == OWN
+
+    return list(closure(filter(follow, starts), search, follow))
+
+
+def _folders(top: str, root: Path) -> list[Path]:
+    """The folders from which the top-level name `top` would be imported; [] when it is not there or no file. Imports nothing."""
+    spec = PathFinder.find_spec(top, [str(root), *sys.path])
+    for finder in () if spec else sys.meta_path:  # editable installs bring finders of their own
+        spec = spec or finder.find_spec(top, None)
+    if spec is None:
+        return []
+    places = spec.submodule_search_locations or ([spec.origin] if spec.origin else [])
+    return [Path(place).parent for place in places if Path(place).is_absolute()]
+
+
+def library(path: Path) -> bool:
+    """Whether a file or folder belongs to Python or to an installed package."""
+    return {"site-packages", "dist-packages"} & set(path.parts) != set() or path.is_relative_to(STANDARD)

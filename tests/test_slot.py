@@ -72,8 +72,8 @@ def test_an_installed_package_brings_one(monkeypatch: pytest.MonkeyPatch, root: 
     monkeypatch.setattr(metadata, "entry_points", points)
     assert slot.find("outside") is ALGORITHMS["grpo"]
     assert "outside" in catalogue.known()
-    card = slot.card("outside", None)
-    assert card.startswith("# outside is grape.algorithms.grpo:ALGORITHM, an installed package; the sha256 of its module is ")
+    card = slot.card("outside", None, root)
+    assert card.startswith("# outside is grape.algorithms.grpo:ALGORITHM; the sha256 of its code, 5 files, is ")
 
 
 @pytest.mark.parametrize(

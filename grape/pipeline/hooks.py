@@ -16,11 +16,11 @@ from grape.project import Project
 
 
 def _identity(params: Path) -> str:
-    """Of the file and of the code that checks it."""
+    """Of the file, of dvc.yaml, and of the code that checks them."""
     package = Path(__file__).parent.parent
-    digest = hashlib.sha256(params.read_bytes())
+    digest = hashlib.sha256(params.read_bytes() + params.with_name("dvc.yaml").read_bytes())
     mine = sorted((params.parent / "algorithms").glob("*.py"))
-    code = [package / name for name in ("params.py", "schema.py", "slot.py")]
+    code = [package / name for name in ("closure.py", "params.py", "schema.py", "slot.py", "stages/watched.py")]
     for path in (*code, *sorted((package / "algorithms").glob("*.py")), *mine):
         digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -30,7 +30,7 @@ class Hooks:
     """Parameters and tracking, as grape's own stages need them."""
 
     def check(self, params: Path) -> None:
-        """Raises GrapeError when params.yaml is not valid.
+        """Raises GrapeError when params.yaml is not valid, or the user's code reads what dvc.yaml does not declare.
 
         Checking imports the algorithms and with them torch, which takes longer than all else a run with nothing to do
         does; so a file once found valid, by the same code, is not checked again.
@@ -40,8 +40,12 @@ class Hooks:
         if note.is_file() and note.read_text(encoding="utf-8") == key:
             return
         from grape.params import load
+        from grape.stages.watched import refuse_imports
 
-        load(params)
+        values = load(params)
+        runs = [f"{algorithm}-{values.rl.seeds[0]}" for algorithm in values.rl.algorithms]
+        for stage in ("prepare", *(f"{kind}@{run}" for run in runs for kind in ("rl", "evaluate"))):
+            refuse_imports(Project(params.parent.resolve()), values, stage)
         mend.replace(note, key)
 
     def edit(self, params: Path, assignments: list[str]) -> None:

@@ -90,11 +90,11 @@ def algorithm_files(project: Project) -> None:
     chosen = (params.get("rl") or {}).get("algorithms") or [] if isinstance(params, dict) else []
     for name in (n for n in chosen if isinstance(n, str)):
         path = project.root / "algorithms" / f"{name}.py"
-        if path.exists() and not path.read_text(encoding="utf-8").startswith(f"# {name} is "):
+        if path.exists() and not slot.is_card(name, path.read_text(encoding="utf-8")):
             continue
         given = (params.get("algorithms") or {}).get(name) or {}
-        with suppress(GrapeError, ImportError, KeyError):  # an unknown name is refused, with its line, when params are checked
-            text = slot.card(name, given.get(slot.USE))
+        with suppress(GrapeError, KeyError):  # an unknown name is refused, with its line, when params are checked
+            text = slot.card(name, given.get(slot.USE), project.root)
             path.parent.mkdir(exist_ok=True)
             if not path.exists() or path.read_text(encoding="utf-8") != text:
                 mend.replace(path, text)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grape.project import Project
+from grape.stages.declared import DeclaredParams, Grant
 
 if TYPE_CHECKING:
     from grape.models.chat import Chat
@@ -21,7 +22,10 @@ STAGES = ("prepare", "base", "sft", "critic", "preferences", "reward", "rl", "ev
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage is given. `name` is DVC's (`rl@grpo-0`), `kind` its module (`rl`)."""
+    """What a stage is given. `name` is DVC's (`rl@grpo-0`), `kind` its module (`rl`).
+
+    Of `params` it can read what dvc.yaml declares for it; `read` holds the keys that it has read.
+    """
 
     name: str
     kind: str
@@ -31,6 +35,12 @@ class Stage:
     algorithm: str | None = None
     seed: int | None = None
     left: dict[str, float] = field(default_factory=dict)  # what `left_out` has counted
+    read: set[str] = field(default_factory=set)
+    everything: Params = field(init=False, repr=False)  # for the identity of checkpoints alone
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "everything", self.params)
+        object.__setattr__(self, "params", DeclaredParams(self.params, Grant(self.name, self.run.params, self.read)))
 
     @property
     def root(self) -> Path:
@@ -118,7 +128,7 @@ class Stage:
         from grape.stages.inputs import identity
         from grape.training.checkpoint import Checkpoints
 
-        return Checkpoints(self.project.checkpoints / self.name, identity(self.project, self.params, self.name), every)
+        return Checkpoints(self.project.checkpoints / self.name, identity(self.project, self.everything, self.name), every)
 
 
 def train_stage(

@@ -41,14 +41,17 @@ def main(arguments: list[str]) -> int:
         # Only now: the variables of enter() must be set before any library reads them.
         from grape import params as params_file
         from grape.stages.inputs import resolved
+        from grape.stages.watched import refuse_imports, refuse_loaded
         from grape.track import StageRun
 
-        params = params_file.load(project.params)
+        params = params_file.load(project.params, [given.algorithm] if given.stage == "rl" else [])
+        refuse_imports(project, params, name)
         module = importlib.import_module(f"grape.stages.{given.stage}")
         seed = params.seed if given.seed is None else given.seed
         orchestrated = NONCE in os.environ
         with StageRun(project, name, resolved(project, params, name), seed, deliver=not orchestrated) as run:
             module.run(Stage(name, given.stage, params, project, run, given.algorithm, given.seed))
+            refuse_loaded(project, params, name)
         # What a checkpoint was for is done: a forced re-run starts from the beginning.
         shutil.rmtree(project.checkpoints / name, ignore_errors=True)
     except GrapeError as error:

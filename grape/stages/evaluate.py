@@ -25,7 +25,8 @@ from grape.randomness import generator
 from grape.reward.items import describe_items, number, overlap
 from grape.sampling import response_rows, sample
 from grape.stages import Stage
-from grape.stages.judges import Gold, gold_judge, reward_source, time_limit
+from grape.stages.judges import Gold, gold_judge, reward_source
+from grape.stages.modules import time_limit
 from grape.types import Prompt, Response, Scores
 
 RESAMPLES = 2000

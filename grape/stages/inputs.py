@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from grape.params import Params
 
 
-def _entry(project: Project, params: Params, name: str) -> dict[str, Any]:
+def entry(project: Project, params: Params, name: str) -> dict[str, Any]:
     """The stage's entry of dvc.yaml, with DVC's `${...}` filled in."""
     kind, _, item = name.partition("@")
     algorithm, _, seed = item.rpartition("-")
@@ -26,14 +26,14 @@ def _entry(project: Project, params: Params, name: str) -> dict[str, Any]:
         ("${prepare.source}", params.prepare.source),
     ):
         text = text.replace(place, value)
-    entry: dict[str, Any] = json.loads(text)
-    return entry
+    found: dict[str, Any] = json.loads(text)
+    return found
 
 
 def resolved(project: Project, params: Params, name: str) -> dict[str, Any]:
     """Every parameter stage `name` reads, defaults filled in, by dotted key."""
     values: dict[str, Any] = {}
-    for key in _entry(project, params, name)["params"]:
+    for key in entry(project, params, name)["params"]:
         if key.startswith("algorithms."):
             algorithm_name = key.partition(".")[2]
             use = (params.algorithms.get(algorithm_name) or {}).get(USE)
@@ -48,7 +48,7 @@ def resolved(project: Project, params: Params, name: str) -> dict[str, Any]:
 
 def identity(project: Project, params: Params, name: str) -> dict[str, str]:
     """The parameters (as JSON), input bytes and code (as md5) of a stage: a checkpoint of another identity is not gone on from."""
-    entry = _entry(project, params, name)
-    inputs = {path: digest.tracked(project, path) for path in entry["deps"] if (project.root / path).exists()}
+    read = entry(project, params, name)
+    inputs = {path: digest.tracked(project, path) for path in read["deps"] if (project.root / path).exists()}
     values = {key: json.dumps(value, sort_keys=True, default=str) for key, value in resolved(project, params, name).items()}
     return {**values, **inputs}

@@ -10,6 +10,7 @@ import torch
 from grape.artifacts import Preference, Question, Turn, read_prompts, read_rows, write_rows
 from grape.errors import GrapeError
 from grape.files import write_lines
+from grape.leakage import holds, turns_of
 from grape.maths.advantage import weighted_reward
 from grape.models.encode import fitting_prompts
 from grape.models.load import device, load_language_model
@@ -19,7 +20,6 @@ from grape.reward.rubric import load_rubrics
 from grape.reward.source import RubricReward
 from grape.sampling import sample
 from grape.stages import Stage
-from grape.stages.prepare import holds, turns_of
 from grape.types import Response
 
 

@@ -11,15 +11,16 @@ import hashlib
 import json
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grape.artifacts import Demonstration, Document, Judgement, Preference, Question, Record, Turn, checked, read_rows, write_rows
+from grape.artifacts import Demonstration, Document, Judgement, Question, Record, checked, read_rows, write_rows
 from grape.errors import GrapeError
 from grape.files import write_lines
+from grape.leakage import holds, turns_of
 from grape.stages import Stage
-from grape.stages.judges import load_module
+from grape.stages.modules import load_module
 
 Tables = dict[str, list[Any]]
 DATASETS: dict[str, tuple[str, type[Record]]] = {
@@ -37,7 +38,6 @@ FILES = {
     "heldout": "heldout.jsonl",
     "judgements": "judgements.jsonl",
 }
-Said = tuple[str, str]  # (role, what was said) with white space folded
 
 
 def run(stage: Stage) -> None:
@@ -111,11 +111,6 @@ def imported(folder: Path, stage: Stage) -> Tables:
     return tables
 
 
-def said(turns: Iterable[Turn]) -> tuple[Said, ...]:
-    """A conversation as what was said in it, whatever the white space; system turns are instructions, no part of a question."""
-    return tuple((t.role, " ".join(t.content.split())) for t in turns if t.role != "system")
-
-
 def content(record: Any) -> str:
     """What makes a prompt the same prompt: its category and all turns up to the answer."""
     turns = record.messages[:-1] if isinstance(record, Demonstration) else record.prompt
@@ -141,29 +136,6 @@ def take_heldout(train: Sequence[Question], count: int) -> list[Question]:
         )
     ranked = sorted(different.items(), key=lambda pair: hashlib.sha256(pair[0].encode()).hexdigest())
     return [row for _, row in ranked[:count]]
-
-
-def holds(heldout: Iterable[Question]) -> Callable[[Iterable[Turn]], bool]:
-    """Whether a conversation holds a held-out question: all that was said in a held-out prompt, turn by turn, anywhere within
-    it."""
-    asked = {said(row.prompt) for row in heldout}
-    lengths = {len(turns) for turns in asked}
-
-    def found(turns: Iterable[Turn]) -> bool:
-        whole = said(turns)
-        return any(whole[i : i + n] in asked for n in lengths for i in range(len(whole) - n + 1))
-
-    return found
-
-
-def turns_of(record: Any) -> list[Turn]:
-    """Everything that was said in a row."""
-    if isinstance(record, Demonstration):
-        return record.messages
-    if isinstance(record, Preference):
-        return [*record.prompt, *record.chosen, *record.prompt, *record.rejected]
-    turns: list[Turn] = record.prompt
-    return turns
 
 
 def without_leakage(tables: Mapping[str, list[Any]]) -> tuple[Tables, Counter[str]]:

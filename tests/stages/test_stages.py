@@ -19,7 +19,7 @@ from grape.errors import GrapeError
 from grape.project import Project
 from grape.stages import Stage
 from grape.stages.inputs import identity, resolved
-from grape.stages.judges import load_module
+from grape.stages.modules import load_module
 from grape.stages.prepare import content
 from grape.track import StageRun
 from tests import tiny

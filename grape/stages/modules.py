@@ -1,0 +1,58 @@
+"""Python files of the project that stages run: worlds and gold judges, loaded by their path."""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+from grape.errors import GrapeError
+
+
+def load_module(path: Path) -> ModuleType:
+    """A Python file as a module, by its path: worlds and gold judges are files of the project, not parts of grape.
+
+    Raises:
+        GrapeError: there is none, or it cannot be loaded.
+    """
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise GrapeError(
+            f"no such Python file: {path}",
+            where="params.yaml, prepare.source",
+            mend="give the path of an existing file",
+        )
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # it is somebody's program
+        line = error.lineno if isinstance(error, SyntaxError) else None
+        raise GrapeError(
+            f"it cannot be loaded: {type(error).__name__}: {error}",
+            where=f"{path}:{line}" if line else str(path),
+            mend="mend that file",
+        ) from error
+    return module
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in a call of somebody else's Python code that takes longer; no limit outside the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(*_: object) -> None:
+        raise TimeoutError(f"it took longer than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
