@@ -57,6 +57,7 @@ def filled(case: str, pad: int = 0, extra: tuple[int, int] = (0, 0)) -> Batch:
         length=torch.full((8,), 4.2),
     )
     # What is known of a token is known of tokens of the response alone.
+    batch = batch.with_(given=torch.zeros_like(batch.mask))
     known = {name: getattr(batch, name) * batch.mask for name in PER_TOKEN if name != "mask"}
     left, right = extra
     fill = torch.nn.functional.pad
@@ -97,7 +98,8 @@ def gradient(case: str, batch: Batch, max_tokens: int = 10**6) -> torch.Tensor:
 def test_split_padding_order_and_pad_token_change_nothing(case: str) -> None:
     whole = gradient(case, filled(case))
     assert float(whole.abs().max()) > 1e-4
-    close = partial(torch.testing.assert_close, rtol=1e-3, atol=1e-6)
+    # float32 rounds sums by the size of what is summed: IPO's squares give a gradient of tens.
+    close = partial(torch.testing.assert_close, rtol=1e-3, atol=1e-6 * max(1.0, float(whole.abs().max())))
     close(gradient(case, filled(case), max_tokens=20), whole)
     close(gradient(case, filled(case, extra=(5, 4))), whole)
     close(gradient(case, filled(case, pad=2)), whole)  # pad == eos
