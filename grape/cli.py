@@ -39,6 +39,14 @@ def _messages() -> Iterator[None]:
     except GrapeError as error:
         typer.echo(f"grape: error: {error}", err=True)
         raise typer.Exit(2) from error
+    except OSError as error:
+        from grape import disk
+
+        refusal = disk.refusal(error, Path.cwd())
+        if refusal is None:
+            raise
+        typer.echo(f"grape: error: {refusal}", err=True)
+        raise typer.Exit(2) from error
     except KeyboardInterrupt as interrupt:
         typer.echo("grape: stopped; what is done stays done", err=True)
         raise typer.Exit(130) from interrupt
@@ -47,7 +55,8 @@ def _messages() -> Iterator[None]:
 def _print_json(value: object) -> None:
     import json
 
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    readable = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=not readable))
 
 
 def _version(wanted: bool) -> None:
@@ -287,6 +296,9 @@ def try_(
 
 
 def main() -> None:
+    from grape.progress import any_terminal
+
+    any_terminal()
     app()
 
 

@@ -14,6 +14,8 @@ from grape.errors import GrapeError
 INERT = {
     "grape/__init__.py": "holds the reading order and the version",
     "grape/closure.py": "finds dependencies, and refuses",
+    "grape/disk.py": "words what the file system refuses",
+    "grape/dvc.py": "asks DVC, and reads dvc.lock for receipts and checkpoints",
     "grape/errors.py": "words refusals",
     "grape/net.py": "says which addresses are asked directly",
     "grape/progress.py": "shows steps on the screen",
@@ -23,6 +25,7 @@ INERT = {
     "grape/stages/declared.py": "hands out knobs that DVC compares, or refuses",
     "grape/stages/inputs.py": "reads dvc.yaml; names the state that a checkpoint belongs to",
     "grape/stages/watched.py": "compares imports with dvc.yaml, and refuses",
+    "grape/yamlfile.py": "reads YAML as its library does, or refuses",
     "grape/algorithms/__init__.py": "maps names to files",
     "grape/track/": "tells MLflow what a stage did; nothing comes back",
 }

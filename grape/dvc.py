@@ -13,12 +13,11 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
+from grape import disk, yamlfile
 from grape.errors import GrapeError
 from grape.project import Project
 
@@ -91,9 +90,16 @@ class Question:
 
     process: subprocess.Popen[str]
     args: tuple[str, ...]
+    root: Path
 
     def answer(self) -> str:
+        """
+        Raises:
+            GrapeError: dvc failed, with its own last words.
+        """
         out, err = self.process.communicate()
+        if self.process.returncode and disk.says_full(err):
+            raise disk.full(f"`dvc {' '.join(self.args)}`", self.root)
         if self.process.returncode:
             raise GrapeError(f"`dvc {' '.join(self.args)}` failed: {_last_error(err)}",
                              mend="`grape doctor` looks for the cause")
@@ -114,7 +120,9 @@ def _last_error(text: str) -> str:
 def environment(project: Project, extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """What a dvc process gets: the project's variables, and this very Python first on the PATH (`cmd: python3 ...`)."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    return {**os.environ, **project.environment(), "PATH": path, "PYTHONUNBUFFERED": "1", **(extra or {})}
+    # The terminal's encoding is ours to care for; between the processes it is UTF-8.
+    return {**os.environ, **project.environment(), "PATH": path, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8:replace",
+            **(extra or {})}
 
 
 def command(*args: str) -> list[str]:
@@ -122,9 +130,9 @@ def command(*args: str) -> list[str]:
 
 
 def ask(project: Project, *args: str) -> Question:
-    process = subprocess.Popen(command(*args), cwd=project.root, env=environment(project), text=True,
+    process = subprocess.Popen(command(*args), cwd=project.root, env=environment(project), encoding="utf-8", errors="replace",
                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    return Question(process, args)
+    return Question(process, args, project.root)
 
 
 def ask_status(project: Project) -> Question:
@@ -136,12 +144,29 @@ def read_status(text: str) -> Status:
     return status
 
 
+def stages(project: Project) -> dict[str, dict[str, Any]]:
+    """The stages of dvc.yaml as they are written, templates not filled in.
+
+    Raises:
+        GrapeError: the file cannot be read, or is none of DVC's.
+    """
+    path = project.root / "dvc.yaml"
+    data = yamlfile.read(path)
+    found = (data.get("stages") or {}) if isinstance(data, dict) else None
+    if not isinstance(found, dict) or not all(isinstance(stage, dict) for stage in found.values()):
+        raise GrapeError("this is no pipeline of DVC: `stages` must be a mapping of stages", where=path.name,
+                         mend="restore it from git or from `grape init`")
+    return found
+
+
+def outputs(entry: Mapping[str, Any]) -> list[str]:
+    """The paths a stage of dvc.yaml makes."""
+    outs = [out for kind in ("outs", "metrics", "plots") for out in entry.get(kind) or []]
+    return [out if isinstance(out, str) else str(next(iter(out))) for out in outs]
+
+
 def graph(project: Project) -> Graph:
     return Graph.from_dot(ask(project, "dag", "--dot").answer())
-
-
-def load_yaml(path: Path) -> Any:
-    return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
 
 
 def read_lock(path: Path) -> dict[str, Any]:
@@ -154,17 +179,22 @@ def read_lock(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        text = path.read_text(encoding="utf-8")
-        data = YAML(typ="safe").load(text)
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(str(error)) from error
+        text = yamlfile.text_of(path)
+        data = yamlfile.parse(text, path.name)
+    except GrapeError as error:
+        raise ValueError(error.what) from error
     if not isinstance(data, dict) or "schema" not in data or not text.endswith("\n"):
         raise ValueError("it is cut short")
     stages = data.get("stages") or {}
+    if not isinstance(stages, dict):
+        raise ValueError("it is damaged")
     for name, stage in stages.items():
         if not isinstance(stage, dict) or not stage.get("cmd"):
             raise ValueError(f"the entry of {name} is cut short")
-        for item in (stage.get("deps") or []) + (stage.get("outs") or []):
+        lists = [stage.get("deps") or [], stage.get("outs") or []]
+        if not all(isinstance(items, list) and all(isinstance(item, dict) for item in items) for items in lists):
+            raise ValueError(f"the entry of {name} is damaged")
+        for item in chain(*lists):
             if not item.get("path") or ("md5" in item and not _HASH.match(str(item["md5"]))):
                 raise ValueError(f"the entry of {name} is cut short")
             if not item.keys() - {"path", "hash", "size", "nfiles", "isexec"}:

@@ -21,7 +21,7 @@ from grape.pipeline.preflight import algorithm_files, version_text
 from grape.project import Project
 
 GITIGNORE = "/.venv/\n/.grape/\n/data/\n/models/\n/reports/\n__pycache__/\n"
-DVCIGNORE = "__pycache__\n*.pyc\n# Half-written artifacts: renamed into place when complete.\n*.partial\n"
+DVCIGNORE = "__pycache__\n*.pyc\n# Half-written artifacts: renamed into place when complete.\n*.partial\n.*.tmp\n"
 WELCOME = ("params.yaml", "dvc.yaml", "rubrics/", "algorithms/", "world.py", "grape.version")
 
 

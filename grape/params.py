@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import difflib
-import io
 import os
+import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError
-from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
-from grape import slot
+from grape import settings, slot, yamlfile
 from grape.errors import GrapeError
 from grape.schema import Optimisation, Params
 
 __all__ = ["Optimisation", "Params", "load", "set_values"]
-
-
-def _yaml() -> YAML:
-    yaml = YAML(typ="rt")
-    yaml.width = 200
-    yaml.preserve_quotes = True
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
-    return yaml
 
 
 def _line(tree: Any, location: tuple[Any, ...]) -> int:
@@ -81,16 +68,8 @@ def _refuse(
 
 
 def _checked(text: str, path: Path, algorithms: Collection[str] | None = None) -> Params:
-    try:
-        # The round-trip tree carries line numbers; validation wants plain values, as the parser of all later readers sees them.
-        tree, plain = _yaml().load(text), YAML(typ="safe").load(text)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark
-        raise GrapeError(
-            f"not valid YAML: {error.problem}",
-            where=f"{path.name}:{mark.line + 1 if mark else 1}",
-            mend="mend that line",
-        ) from error
+    # The round-trip tree carries line numbers; validation wants plain values, as the parser of all later readers sees them.
+    plain, tree = yamlfile.parse(text, path.name), yamlfile.parse(text, path.name, typ="rt")
     if not isinstance(plain, dict):
         raise GrapeError("is not a mapping of keys to values", where=path.name, mend="start again from `grape init`")
     try:
@@ -130,25 +109,23 @@ def load(path: Path, algorithms: Collection[str] | None = None) -> Params:
     Raises:
         GrapeError: with file and line, the key, and the nearest known name.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise GrapeError(
-            f"cannot be read: {error}", where=str(path), mend="restore it from git or from `grape init`"
-        ) from error
-    return _checked(text, path, algorithms)
+    return _checked(yamlfile.text_of(path), path, algorithms)
 
 
 def set_values(path: Path, assignments: Sequence[str]) -> Params:
-    """Apply `a.b=value` assignments (YAML values) to params.yaml, comments kept. Nothing is written unless the result is valid.
+    """Apply `a.b=value` assignments (YAML values) to params.yaml: comments, line ends and a link are kept.
+
+    Nothing is written unless the result is valid.
 
     Raises: as `edited` does.
     """
     text, params = edited(path, assignments)
-    if path.read_text(encoding="utf-8") != text:
-        beside = path.with_name(path.name + ".partial")
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
+    data, place = text.encode(), path.resolve()
+    if place.read_bytes() != data:
+        beside = place.with_name(place.name + ".partial")
+        beside.write_bytes(data)
+        shutil.copymode(place, beside)
+        os.replace(beside, place)
     return params
 
 
@@ -156,55 +133,8 @@ def edited(path: Path, assignments: Sequence[str]) -> tuple[str, Params]:
     """What params.yaml would be with these assignments: its text and values. Writes nothing.
 
     Raises:
-        GrapeError: an assignment without `=`, a key that does not exist, or a result that is not valid.
+        GrapeError: an assignment without `=`, a key that does not exist, a value that cannot be written as it was given, or a
+            result that is not valid.
     """
-    text = path.read_text(encoding="utf-8")
-    tree = _yaml().load(text)
-    for assignment in assignments:
-        key, sign, value = assignment.partition("=")
-        parts = key.strip().split(".")
-        if not sign or not all(parts):
-            raise GrapeError(
-                f"cannot read {assignment!r}", where="--set", mend="write it as key=value, e.g. --set rl.steps=10"
-            )
-        node = tree
-        for i, part in enumerate(parts[:-1]):
-            if part not in node and parts[0] == "algorithms":
-                node[part] = {}
-            node = _inside(node, part, parts[: i + 1])
-        if parts[0] != "algorithms":
-            _inside(node, parts[-1], parts)
-        try:
-            node[parts[-1]] = _readable(YAML(typ="rt").load(value))
-        except MarkedYAMLError as error:
-            raise GrapeError(
-                f"cannot read the value of {assignment!r}: {error.problem}",
-                where="--set",
-                mend="quote it, or write it as YAML",
-            ) from error
-    buffer = io.StringIO()
-    _yaml().dump(tree, buffer)
-    return buffer.getvalue(), _checked(buffer.getvalue(), path)
-
-
-def _readable(value: Any) -> Any:
-    """A value in a style every YAML parser reads: mappings as blocks, and in lists no bare text with a colon."""
-    if isinstance(value, CommentedMap) and value:
-        value.fa.set_block_style()
-        for key, inner in value.items():
-            value[key] = _readable(inner)
-    elif isinstance(value, CommentedSeq):
-        value[:] = [DoubleQuotedScalarString(x) if isinstance(x, str) and ":" in x else x for x in value]
-    return value
-
-
-def _inside(node: Any, part: str, parts: list[str]) -> Any:
-    if not isinstance(node, dict) or part not in node:
-        known = list(node) if isinstance(node, dict) else []
-        near = difflib.get_close_matches(part, known, 1)
-        raise GrapeError(
-            f"unknown key {'.'.join(parts)}",
-            where="--set",
-            mend=f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}",
-        )
-    return node[part]
+    text = settings.apply(yamlfile.text_of(path), path.name, assignments)
+    return text, _checked(text, path)

@@ -5,8 +5,16 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from io import TextIOWrapper
 
 SHOWN = ("reward", "loss", "accuracy", "kl")
+
+
+def any_terminal() -> None:
+    """A character that the terminal has no sign for becomes a `?`; it must not cost the rest of the output."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
 
 
 class Progress:

@@ -100,7 +100,7 @@ class Project:
             "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
             "TOKENIZERS_PARALLELISM": "false",
             "MPLCONFIGDIR": str(state / "matplotlib"),
-            "TMPDIR": str(state / "tmp"),
+            "TMPDIR": str(state / "tmp" / str(os.getpid())),  # whose it was is known when it is dead
             "GIT_TERMINAL_PROMPT": "0",
             # Waiting threads sleep. Spinning ones starve each other as soon as anything else wants a core: measured on two
             # cores, steps of 0.25 s took up to 4 s (benchmarks/threads.py).
@@ -117,12 +117,15 @@ class Project:
         Raises:
             GrapeError: a folder cannot be made.
         """
+        variables = self.environment()
         try:
-            for name in ("tmp", "dvc", "matplotlib", "checkpoints"):
+            for name in ("dvc", "matplotlib", "checkpoints"):
                 (self.state / name).mkdir(parents=True, exist_ok=True)
+            if Path(variables["TMPDIR"]).is_relative_to(self.state):
+                Path(variables["TMPDIR"]).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise disk.refusal(error, self.root) or error from error
-        os.environ.update(self.environment())
+        os.environ.update(variables)
         os.environ.pop("MLFLOW_RUN_ID", None)
 
 

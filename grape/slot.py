@@ -114,8 +114,11 @@ def code(name: str, use: str | None, root: Path) -> list[Path]:
     """The files of an algorithm whose code is not `algorithms/<name>.py`: its module and what that imports, of a package from
     outside the project every file of the package.
 
-    What other installed packages hold (torch, say) is not among them, nor the rest of grape, which the stage depends on.
+    What other installed packages hold (torch, say) is not among them, nor the rest of grape, which the stage depends on; of
+    one of grape's own algorithms there is nothing.
     """
+    if use is None and name not in installed():
+        return []
     module = (use or installed()[name].value).partition(":")[0].split(".")
     starts = [path for folder in _folders(module[0], root) for path in files(folder, module)]
     if module[0] != "grape" and not any(path.is_relative_to(root) and not library(path) for path in starts):

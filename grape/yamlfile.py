@@ -33,7 +33,9 @@ def parse(text: str, name: str, typ: str = "safe") -> Any:
         GrapeError: it is not one YAML document.
     """
     try:
-        return YAML(typ=typ).load(text)
+        yaml = YAML(typ=typ)
+        yaml.preserve_quotes = True
+        return yaml.load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         what, line = str(error.problem or error.context), mark.line + 1 if mark else 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,16 @@ os.environ |= {
     "MPLBACKEND": "Agg",
     "GIT_TERMINAL_PROMPT": "0",
 }
+
+
+@pytest.fixture(autouse=True)
+def _own_environment() -> Iterator[None]:
+    """`Project.enter` sets variables of the process; give them back, before any other fixture is asked for."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+    tempfile.tempdir = None
 
 
 @pytest.fixture(autouse=True)

@@ -60,6 +60,7 @@ def look(project: Project, request: Request, hooks: Hooks) -> Plan | None:
     """What would run now; None when nothing. Edits params.yaml when the request says so, runs nothing."""
     if request.sets:
         hooks.edit(project.params, list(request.sets))
+    dvc.stages(project)  # refused in our words when it cannot be read
     preflight.algorithm_files(project)
     question = dvc.ask_status(project)  # half a second, in which the parameters are checked
     try:

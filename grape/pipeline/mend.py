@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -104,6 +105,43 @@ def _is_dvc(info: Any) -> bool:
     except psutil.Error:
         return False
     return any(Path(word).name == "dvc" for word in line)  # `dvc repro` or `python -m dvc repro`
+
+
+# As DVC names what it is about to rename into place.
+_HALF = re.compile(r".*\.[A-Za-z0-9_-]{22}\.tmp")
+DAY = 86400.0
+
+
+def litter(project: Project) -> None:
+    """Remove what dead processes left half made: files that DVC was about to rename, temporary folders, records of runs that never
+    began. To be called when no dvc process holds a path; says nothing, since nothing of it was anybody's."""
+    for place in {project.root / out.split("/")[0] for stage in dvc.stages(project).values() for out in dvc.outputs(stage)}:
+        _half_made(place, age=0.0)
+    _half_made(project.root / ".dvc" / "cache", age=0.0)
+    if any(path.is_file() and b"[cache]" in path.read_bytes() for path in (project.root / ".dvc").glob("config*")):
+        _half_made(dvc.cache_folder(project), age=DAY)  # elsewhere, where other projects may be filling it
+    for folder in (project.state / "tmp").glob("*"):
+        if not (folder.name.isdecimal() and _alive(int(folder.name), folder.stat().st_mtime)):
+            shutil.rmtree(folder) if folder.is_dir() and not folder.is_symlink() else folder.unlink(missing_ok=True)
+    for record in (project.state / "runs").glob("*"):
+        if not any(path.is_file() and path.stat().st_size for path in record.rglob("*")):
+            shutil.rmtree(record, ignore_errors=True)
+
+
+def _half_made(place: Path, age: float) -> None:
+    for folder, _, names in os.walk(place):
+        for name in filter(_HALF.fullmatch, names):
+            path = Path(folder, name)
+            if path.lstat().st_mtime <= time.time() - age:
+                path.unlink(missing_ok=True)
+
+
+def _alive(pid: int, since: float) -> bool:
+    """Whether the process lives that made something at the time `since`, and not another of its number."""
+    try:
+        return psutil.Process(pid).create_time() <= since + 1
+    except psutil.Error:
+        return False
 
 
 def lock_file(project: Project) -> list[str]:

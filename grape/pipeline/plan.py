@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from grape import dvc
+from grape import dvc, yamlfile
 from grape.dvc import Graph, Status
 from grape.errors import GrapeError
 from grape.project import Project
@@ -177,4 +177,4 @@ def draw(project: Project, targets: list[str], status: Status) -> Plan:
             cache.append(dvc.cache_folder(project))
         return dvc.cached(cache[0], md5)
 
-    return make(graph, status, lock, dvc.load_yaml(project.params), cached)
+    return make(graph, status, lock, yamlfile.read(project.params), cached)

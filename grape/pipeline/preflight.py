@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from grape import dvc, slot
+from grape import dvc, slot, yamlfile
+from grape.disk import free_mb, wanted_mb
 from grape.errors import GrapeError
 from grape.pipeline import mend
 from grape.project import Project
-
-MIN_FREE_MB = 500  # below this a run would fail halfway; GRAPE_MIN_FREE_MB overrides it
 
 Say = Callable[[str], None]
 
@@ -33,6 +33,8 @@ def repository(project: Project, say: Say) -> None:
             raise GrapeError(f"git refuses this folder: {why[0]}", where=str(project.root), mend="see git's message")
         raise GrapeError("not a git repository", where=str(project.root),
                          mend="`git init` here (no commit and no identity is needed), then run this again")
+    if (project.root / ".dvc" / "config").is_dir():
+        raise GrapeError("a folder stands where a file should", where=".dvc/config", mend="restore the file from git")
     if not (project.root / ".dvc" / "config").is_file():
         # A project in a sub-folder of the repository is a DVC project of its own.
         sub = [] if Path(found.stdout.strip()).resolve() == project.root else ["--subdir"]
@@ -53,10 +55,7 @@ def inputs(project: Project, status: dvc.Status) -> None:
     Raises:
         GrapeError: one is missing; DVC would find out only when it comes to that stage.
     """
-    made: list[list[str]] = []
-    for stage in (dvc.load_yaml(project.root / "dvc.yaml").get("stages") or {}).values():
-        for out in [*(stage.get("outs") or []), *(stage.get("metrics") or []), *(stage.get("plots") or [])]:
-            made.append((out if isinstance(out, str) else next(iter(out))).split("/"))
+    made = [out.split("/") for stage in dvc.stages(project).values() for out in dvc.outputs(stage)]
     for stage, entries in status.items():
         for changes in (entry.get("changed deps", {}) for entry in entries if isinstance(entry, dict)):
             for path, what in changes.items():
@@ -76,7 +75,7 @@ def version_file(project: Project) -> None:
     A new grape then re-runs the stages, as edited code does in a checkout.
     """
     path = project.root / "grape.version"
-    if path.is_file() and path.read_text(encoding="utf-8") != version_text():
+    if path.is_file() and path.read_bytes() != version_text().encode():
         mend.replace(path, version_text())
 
 
@@ -86,18 +85,24 @@ def algorithm_files(project: Project) -> None:
     In a checkout it is a link to grape's own file, or the user's file; for code that lies outside the project it is a card,
     kept true here.
     """
-    params = dvc.load_yaml(project.params)
-    chosen = (params.get("rl") or {}).get("algorithms") or [] if isinstance(params, dict) else []
-    for name in (n for n in chosen if isinstance(n, str)):
+    params = yamlfile.read(project.params)
+    chosen, knobs = _at(params, "rl", "algorithms"), _at(params, "algorithms")
+    for name in (n for n in chosen or [] if isinstance(n, str)) if isinstance(chosen, list) else ():
         path = project.root / "algorithms" / f"{name}.py"
-        if path.exists() and not slot.is_card(name, path.read_text(encoding="utf-8")):
+        if path.exists() and not slot.is_card(name, path.read_bytes().decode("utf-8", "replace")):
             continue
-        given = (params.get("algorithms") or {}).get(name) or {}
         with suppress(GrapeError, KeyError):  # an unknown name is refused, with its line, when params are checked
-            text = slot.card(name, given.get(slot.USE), project.root)
+            text = slot.card(name, _at(knobs, name, slot.USE), project.root)
             path.parent.mkdir(exist_ok=True)
-            if not path.exists() or path.read_text(encoding="utf-8") != text:
+            if not path.exists() or path.read_bytes() != text.encode():
                 mend.replace(path, text)
+
+
+def _at(tree: Any, *keys: str) -> Any:
+    """What stands there; None where nothing does. The file has not been checked yet."""
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
 
 
 def version_text() -> str:
@@ -105,8 +110,7 @@ def version_text() -> str:
 
 
 def disk(project: Project) -> None:
-    wanted = float(os.environ.get("GRAPE_MIN_FREE_MB") or MIN_FREE_MB)
-    free = shutil.disk_usage(project.root).free / 1e6
+    wanted, free = wanted_mb(), free_mb(project.root)
     if free < wanted:
         raise GrapeError(f"only {free:.0f} MB are free on this disk, {wanted:.0f} MB are wanted before a run",
                          where=str(project.root),
@@ -155,6 +159,7 @@ def mended(project: Project, say: Say, wait: bool = True) -> None:
         for sentence in done:
             say(sentence)
         if not holders:
+            mend.litter(project)
             return
         who = f"dvc is at work here (pid {', '.join(map(str, holders))})"
         if not wait:

@@ -23,8 +23,10 @@ class Screen:
         with self._lock:
             if not self._open:
                 return
+            stream = self._stream or sys.stdout
             try:
-                print(text, file=self._stream or sys.stdout, flush=True)
+                encoding = getattr(stream, "encoding", None) or "utf-8"
+                print(text.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
             except (BrokenPipeError, ValueError):  # the reader went away (`| head`); the run goes on, the logs have all
                 self._open = False
 

@@ -13,6 +13,7 @@ from grape.stages.declared import DeclaredParams, Grant
 if TYPE_CHECKING:
     from grape.models.chat import Chat
     from grape.params import Optimisation, Params
+    from grape.stages.inputs import Inputs
     from grape.track import StageRun
     from grape.training.adam import AdamParams
     from grape.training.checkpoint import Checkpoints
@@ -34,6 +35,7 @@ class Stage:
     run: StageRun
     algorithm: str | None = None
     seed: int | None = None
+    inputs: Inputs | None = None  # as they were when the stage began; None: a stage that is called by hand
     left: dict[str, float] = field(default_factory=dict)  # what `left_out` has counted
     read: set[str] = field(default_factory=set)
     everything: Params = field(init=False, repr=False)  # for the identity of checkpoints alone
@@ -78,8 +80,8 @@ class Stage:
         """
         from grape.errors import GrapeError
 
-        dropped = int(counts.get("dropped/too_long", 0))
-        if dropped and (not kept or self.params.model.too_long == "refuse"):
+        dropped, refuse = int(counts.get("dropped/too_long", 0)), self.params.model.too_long == "refuse"
+        if dropped and (refuse or not kept):
             raise GrapeError(
                 f"{dropped} of {kept + dropped} {what} are longer than {longest}",
                 where=f"stage {self.name}",
@@ -94,8 +96,7 @@ class Stage:
 
     def write_history(self, history: Sequence[Mapping[str, float]]) -> None:
         """Write reports/train: the metrics of every step; before them, as step 0, what was left out, if anything was. A number
-        that is not
-        finite is null."""
+        that is not finite is null."""
         from math import isfinite
 
         from grape.files import write_lines
@@ -128,7 +129,9 @@ class Stage:
         from grape.stages.inputs import identity
         from grape.training.checkpoint import Checkpoints
 
-        return Checkpoints(self.project.checkpoints / self.name, identity(self.project, self.everything, self.name), every)
+        same = identity(self.project, self.everything, self.name, self.inputs)
+        changed = self.inputs.changed if self.inputs else None
+        return Checkpoints(self.project.checkpoints / self.name, same, every, changed)
 
 
 def train_stage(

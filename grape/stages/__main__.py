@@ -24,8 +24,12 @@ def main(arguments: list[str]) -> int:
     import argparse
     import importlib
     import shutil
+    import traceback
+    from pathlib import Path
 
+    from grape import disk, net
     from grape.errors import GrapeError
+    from grape.progress import any_terminal
     from grape.project import NONCE, Project
     from grape.stages import STAGES, Stage
 
@@ -35,23 +39,28 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int)
     given = parser.parse_args(arguments)
     name = given.stage if given.algorithm is None else f"{given.stage}@{given.algorithm}-{given.seed}"
+    any_terminal()
     try:
         project = Project.find()
         project.enter()
         # Only now: the variables of enter() must be set before any library reads them.
         from grape import params as params_file
-        from grape.stages.inputs import resolved
+        from grape.stages.inputs import Inputs, resolved
         from grape.stages.watched import refuse_imports, refuse_loaded
         from grape.track import StageRun
 
+        inputs = Inputs.read(project, name)
         params = params_file.load(project.params, [given.algorithm] if given.stage == "rl" else [])
         refuse_imports(project, params, name)
         module = importlib.import_module(f"grape.stages.{given.stage}")
         seed = params.seed if given.seed is None else given.seed
         orchestrated = NONCE in os.environ
         with StageRun(project, name, resolved(project, params, name), seed, deliver=not orchestrated) as run:
-            module.run(Stage(name, given.stage, params, project, run, given.algorithm, given.seed))
+            stage = Stage(name, given.stage, params, project, run, given.algorithm, given.seed, inputs)
+            module.run(stage)
             refuse_loaded(project, params, name)
+            inputs.refuse_changes()
+        inputs.refuse_changes()  # once more: telling MLflow may have taken minutes
         # What a checkpoint was for is done: a forced re-run starts from the beginning.
         shutil.rmtree(project.checkpoints / name, ignore_errors=True)
     except GrapeError as error:
@@ -60,6 +69,10 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"grape: {name} was stopped", file=sys.stderr)
         return 130
+    except Exception as error:  # boundary: a full disk has one message, and no traceback shows a password
+        refusal = disk.refusal(error, Path.cwd())
+        print(f"grape: error: {refusal}" if refusal else net.scrub(traceback.format_exc()), file=sys.stderr)
+        return 2 if refusal else 1
     return 0
 
 

@@ -32,17 +32,17 @@ def refuse_loaded(project: Project, params: Params, name: str) -> None:
     loaded = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
     paths = [Path(file) for file in loaded if file]
     mine = [path for path in paths if path.is_relative_to(project.root) and not slot.library(path)]
-    _refuse(project, params, name, ((path, path) for path in mine if not _grapes(project, path)))
-
-
-def _grapes(project: Project, path: Path) -> bool:
-    """Whether a file is of grape's own code, whose dependencies are proved by its tests; an algorithm's file is for the slot."""
-    return any(path.is_relative_to(project.root / part) for part in ("grape", "flows")) and path.parent.name != "algorithms"
+    # What grape's own code imports is proved by its tests; only what stands in the slot may import any algorithm's file.
+    proved = [project.root / part for part in ("grape", "flows")]
+    slotted = project.root / "grape" / "algorithms" if name.startswith("rl@") else None
+    _refuse(project, params, name, (
+        (path, path) for path in mine if path.parent == slotted or not any(path.is_relative_to(part) for part in proved)
+    ))
 
 
 def _own(project: Project, params: Params, name: str) -> Iterator[Path]:
     """The Python files of the user among a stage's dependencies."""
-    for dep in entry(project, params, name)["deps"]:
+    for dep in entry(project, params.prepare.source, name)["deps"]:
         path = project.root / dep
         if not dep.startswith("grape/") or dep == params.prepare.source:
             yield from path.rglob("*.py") if path.is_dir() else [path] if path.suffix == ".py" and path.is_file() else []
@@ -51,7 +51,7 @@ def _own(project: Project, params: Params, name: str) -> Iterator[Path]:
 def _refuse(project: Project, params: Params, name: str, found: Iterable[tuple[Path, Path]]) -> None:
     """Refuse the first of `found` (file, who imports it) that no dependency of the stage covers."""
     kind, _, item = name.partition("@")
-    covered = [(project.root / dep).resolve() for dep in entry(project, params, name)["deps"]]
+    covered = [(project.root / dep).resolve() for dep in entry(project, params.prepare.source, name)["deps"]]
     if kind == "rl":
         covered += _behind_a_card(project, params, item.rpartition("-")[0])
     for file, importer in found:

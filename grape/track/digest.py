@@ -7,8 +7,9 @@ import json
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
-from ruamel.yaml import YAML, YAMLError
+from pathspec import GitIgnoreSpec
 
+from grape import dvc
 from grape.project import Project
 
 
@@ -22,7 +23,7 @@ def tracked(project: Project, path: str) -> str:
     for candidate in (wanted, *wanted.parents):
         if str(candidate) in outs:
             return outs[str(candidate)]
-    return computed(project.root / path)
+    return computed(project.root / path, project)
 
 
 def locked(project: Project) -> dict[str, str]:
@@ -34,19 +35,34 @@ def locked(project: Project) -> dict[str, str]:
 @lru_cache(maxsize=1)
 def _outputs(path: Path, changed: int) -> dict[str, str]:
     try:
-        lock = YAML(typ="safe").load(path)
-    except YAMLError:
+        stages = dvc.read_lock(path)
+    except ValueError:
         return {}  # a dvc.lock cut off by a kill is DVC's to complain about; digests can be computed
-    stages = lock.get("stages", {}) if isinstance(lock, dict) else {}
-    return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", []) if "md5" in out}
+    return {out["path"]: str(out["md5"]) for stage in stages.values() for out in stage.get("outs") or [] if "md5" in out}
 
 
-def computed(path: Path) -> str:
-    """The md5 of a file, or of a folder as DVC computes it: over the JSON list of its files' md5 and relative paths."""
+def files(project: Project | None, folder: Path) -> list[Path]:
+    """The files below a folder that DVC looks at: byte code and half-written files are none of them, as .dvcignore says."""
+    found = [file for file in folder.rglob("*") if file.is_file()]
+    if project is None or not folder.is_relative_to(project.root):
+        return found
+    ignored = GitIgnoreSpec.from_lines(_patterns(project.root / ".dvcignore"))
+    return [file for file in found if not ignored.match_file(file.relative_to(project.root).as_posix())]
+
+
+def _patterns(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+
+
+def computed(path: Path, project: Project | None = None) -> str:
+    """The md5 of a file, or of a folder as DVC computes it: over the JSON list of its files' md5 and relative paths.
+
+    Args:
+        project: whose .dvcignore says which files of a folder do not count; None: all do.
+    """
     if not path.is_dir():
         return _md5(path)
-    files = [file for file in path.rglob("*") if file.is_file()]
-    entries = [{"md5": _md5(file), "relpath": file.relative_to(path).as_posix()} for file in files]
+    entries = [{"md5": _md5(file), "relpath": file.relative_to(path).as_posix()} for file in files(project, path)]
     entries.sort(key=lambda entry: entry["relpath"])
     return hashlib.md5(json.dumps(entries, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
 

@@ -45,13 +45,28 @@ def _fsync(path: Path) -> None:
 
 class Checkpoints:
     """The checkpoints of one stage, in `folder`; `identity` says what they belong to: every parameter, data and code file by name.
-    `say`: told of a checkpoint that is there and not gone on from, and why."""
 
-    def __init__(self, folder: Path, identity: Mapping[str, str], every: int, say: Callable[[str], None] = print) -> None:
+    Args:
+        say: told of a checkpoint that is there and not gone on from, and why.
+        changed: what of the identity was edited while the stage ran, if anything: its results will not be recorded then, and the
+            last update is kept, so that undoing the edit costs no training.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: Mapping[str, str],
+        every: int,
+        changed: Callable[[], Sequence[str]] | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:
         self.folder, self.identity, self.every, self.say = folder, dict(identity), every, say
+        self.changed = changed
 
     def due(self, update: int, steps: int) -> bool:
-        return self.every > 0 and update % self.every == 0 and update < steps
+        if update == steps:
+            return self.every > 0 and self.changed is not None and bool(self.changed())
+        return self.every > 0 and update % self.every == 0
 
     def save(
         self, update: int, model: Any, optimiser: Any, state: Mapping[str, float], history: list[dict[str, float]]

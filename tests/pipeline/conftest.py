@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,16 +13,6 @@ from tests.pipeline.harness import Toy, unpack
 
 # What programs take for the end of a path, a variable, a code: the project's state must lie inside all the same.
 ODD = "tóy ?a%20b#c$HOME"
-
-
-@pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """`Project.enter` sets variables of the process; give them back."""
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
-    tempfile.tempdir = None
 
 
 @pytest.fixture

@@ -93,6 +93,25 @@ def test_a_half_written_lock_file_is_restored(toy: Toy) -> None:
     assert lock.read_text() == whole
 
 
+def test_what_the_dead_left_half_made_is_cleared(toy: Toy) -> None:
+    state, dead = toy.project.state, subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    litter = [
+        toy.root / "out" / ".Zs9nAbCdEfGhIjKlMnOp-_.tmp",
+        toy.root / ".dvc" / "cache" / "files" / "md5" / "x.Zs9nAbCdEfGhIjKlMnOp-_.tmp",
+        state / "tmp" / "loose", state / "tmp" / str(dead.pid) / "deep" / "file", state / "runs" / "first-1" / "events.jsonl",
+        state / "runs" / "first-2" / "files" / "nothing",
+    ]
+    kept = [toy.root / "out" / "notes.tmp", toy.root / ".dvc" / "cache" / "x.tmp", state / "tmp" / str(os.getpid()) / "mine",
+            state / "runs" / "first-3" / "meta.json"]
+    for path in litter + kept:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("" if "runs" in path.parts and path in litter else "x")
+    toy.run()
+    assert [path for path in litter if path.exists()] == [] and all(path.exists() for path in kept)
+    assert not (state / "tmp" / str(dead.pid)).exists() and not (state / "runs" / "first-1").exists()
+
+
 def test_without_a_copy_the_cache_knows(toy: Toy) -> None:
     lock = toy.root / "dvc.lock"
     lock.write_text(lock.read_text()[:-40])

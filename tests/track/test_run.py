@@ -16,6 +16,7 @@ from grape.track import StageRun
 from grape.track.spool import Spool
 
 LOCK = """
+schema: '2.0'
 stages:
   prepare:
     cmd: x

@@ -113,7 +113,7 @@ def test_a_checkpoint_that_is_not_whole_or_not_ours_is_not_there(tmp_path: Path,
         (folder / "optimiser.pt").unlink()
     said: list[str] = []
     now = {"rl.steps": "60", "grape/x.py": "0"} if damage == "identity" else {"it": "same"}
-    other = Checkpoints(tmp_path, now, 2, said.append)
+    other = Checkpoints(tmp_path, now, 2, say=said.append)
     model = tiny.model(seed=3)
     before = weights(model).clone()
     assert other.restore(model, Adam(model, AdamParams(1e-3, 3))) is None
