@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from grape.errors import GrapeError, first_problem
 from grape.files import read_lines, write_lines
@@ -27,7 +27,15 @@ def _text_of(value: Any) -> Any:
     return value
 
 
+def _spoken(value: str) -> str:
+    """Text that will be tokens. Two private characters are transformers' own marks there, and it would drop them from a text."""
+    if "\U000f0000" in value or "\U000f0001" in value:
+        raise ValueError("the private characters U+F0000 and U+F0001 cannot be kept when text becomes tokens: remove them")
+    return value
+
+
 Text = Annotated[str, BeforeValidator(_text_of)]
+Spoken = Annotated[str, AfterValidator(_spoken)]
 
 
 class Record(BaseModel):
@@ -42,8 +50,8 @@ class Turn(Record):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     role: Literal["system", "user", "assistant", "tool"]
-    content: str = ""
-    reasoning_content: str | None = None
+    content: Spoken = ""
+    reasoning_content: Spoken | None = None
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
@@ -82,7 +90,7 @@ def _ends(turns: Sequence[Turn], what: str) -> None:
 
 
 class Document(Record):
-    text: str = Field(min_length=1)
+    text: Spoken = Field(min_length=1)
 
 
 class Demonstration(Record):
@@ -124,7 +132,7 @@ class Judgement(Record):
     category: Text = Field(min_length=1)
     item: str = Field(min_length=1)
     prompt: list[Turn] = Field(min_length=1)
-    response: str
+    response: Spoken
     label: int = Field(ge=0, le=1)
 
     @model_validator(mode="after")
@@ -163,8 +171,7 @@ AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 def checked(rows: Iterable[tuple[str, Mapping[str, Any]]], kind: type[AnyRecord], mend: str = "") -> list[AnyRecord]:
     """Rows as records, each with the place it stands at, for messages. A row without an id gets one from its content, so that
-    adding or
-    moving rows changes no other's.
+    adding or moving rows changes no other's.
 
     Raises:
         GrapeError: a missing or wrong column; an id that stands for two different rows: ids key what is drawn and kept.

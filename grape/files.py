@@ -1,8 +1,7 @@
 """Files that are whole or not there, and JSON lines: one writer, one reader.
 
 A line of JSON lines ends at a line feed and nowhere else: U+2028, U+0085 and the like may stand in a text, and a sampled answer
-may hold
-one.
+may hold one.
 """
 
 from __future__ import annotations
@@ -60,8 +59,7 @@ def read_lines(path: Path, mend: str | None = None) -> Iterator[tuple[int, Row]]
 
     Raises:
         GrapeError: with file and line: it cannot be read, is no UTF-8 text, or a line is no JSON object. Strict: no NaN, no name
-            twice in
-            an object, no half of a surrogate pair (which no file could hold again).
+            twice in an object, no half of a surrogate pair (which no file could hold again).
     """
     try:
         with path.open("rb") as file:

@@ -1,13 +1,11 @@
 """Where text becomes tokens and tokens become text: the one place that knows a tokenizer's chat template, its turn ends and its
 thinking.
 
-    messages --template--> text --tokenizer--> prompt ids | response ids          what is trained is what sampling would have
-    written
-    response ids --> raw text --> the answer that verifiers and judges read       without thinking, turn end and template text
+    messages --template--> text --tokenizer--> prompt ids | response ids      what is trained is what sampling would have written
+    response ids --> raw text --> the answer that verifiers and judges read   without thinking, turn end and template text
 
 Content is only ever text: a control token spelled out in it (`<|im_end|>`, `</s>`) is encoded letter by letter, so that no text
-can end
-its turn or begin another's (transformers' `mark_control_tokens`).
+can end its turn or begin another's (transformers' `mark_control_tokens`).
 """
 
 from __future__ import annotations
@@ -63,8 +61,8 @@ class Template(BaseModel):
 
 class Row(NamedTuple):
     """Token ids of a text and what continues it. `given`: per response token, whether it was given, not written by the model
-    (turns of
-    others between its own): read, not learned from. Empty: none was."""
+    (turns
+    of others between its own): read, not learned from. Empty: none was."""
 
     prompt: list[int]
     response: list[int]
@@ -77,8 +75,7 @@ class Row(NamedTuple):
 
 class Encoded(NamedTuple):
     """A row, and what happened on the way: `spelled`: a control token in the text was written out as text; `apart`: the tokenizer
-    would
-    join the end of a prompt with the answer, so they were encoded apart, as sampling has them."""
+    would join the end of a prompt with the answer, so they were encoded apart, as sampling has them."""
 
     row: Row
     spelled: bool = False
@@ -95,8 +92,7 @@ class Chat:
 
     Attributes:
         stops: every token that ends a response: the tokenizer's EOS, those of the generation config, and the one the template puts
-            behind
-            an assistant's content.
+            behind an assistant's content.
         pad: id for padding; masks never read it.
         thinking: the tags around reasoning, or None.
         dated: the template asked for today's date, and is told `template.date`.
@@ -205,8 +201,7 @@ class Chat:
 
         Raises:
             GrapeError: the template refuses the turns; what it writes for a conversation does not begin with what the model is
-                sampled from;
-                it puts no end behind an earlier turn that is to be learned.
+                sampled from; it puts no end behind an earlier turn that is to be learned.
         """
         places = [len(messages) - 1] if learned is None else list(learned)
         whole = self.text(messages, False, where)
@@ -231,8 +226,7 @@ class Chat:
 
     def _split(self, text: str, cuts: Sequence[int]) -> tuple[list[int], list[int], bool]:
         """Ids of the text, and where each cut falls. The ids of the whole decide; where a token would lie across a cut, what
-        stands before
-        and behind it is encoded apart, because sampling begins there."""
+        stands before and behind it is encoded apart, because sampling begins there."""
         done: list[int] = []
         begun, apart = 0, False
         rest = self.tokens(text)
@@ -268,10 +262,9 @@ class Chat:
     # ---- tokens to text
 
     def read(self, ids: Sequence[int]) -> tuple[str, str]:
-        """(answer, raw) of response ids: raw is all of it, with its special tokens, without the one that ended it; the answer is
-        what
-        verifiers and judges read: no thinking, no special tokens. A response that never came to an end of its thinking has answered
-        nothing."""
+        """(answer, raw) of response ids. Raw is all of it, with its special tokens, without the one that ended it. The answer is
+        what verifiers and judges read: no thinking, no special tokens. A response that never came to an end of its thinking has
+        answered nothing."""
         own = list(ids[:-1] if ids and ids[-1] in self.stops else ids)
         raw = self._decoded(own, False)
         if self.thinking is None:

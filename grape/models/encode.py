@@ -1,11 +1,10 @@
-"""From records to padded token rows. A conversation becomes ids once (`grape.models.chat`), split at the response; after that, ids
-in and
-ids out. What does not fit is left out whole and counted: cutting would remove EOS or the answer."""
+"""From records to padded token rows. A conversation becomes ids once (`grape.models.chat`), split at the response; after that it
+is ids in and ids out. What does not fit is left out whole and counted: cutting would remove EOS or the answer."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +16,13 @@ from grape.types import Batch, Prompt
 __all__ = ["Row", "Rows", "collate", "encode_documents", "encode_pairs", "encode_turns", "fitting_prompts"]
 
 
+Where = str | Callable[[Any], str]  # the folder of the records, or what says where each stands; for messages
+
+
+def _at(where: Where, record: Any) -> str:
+    return where(record) if callable(where) else f"{where}, {record.id}"
+
+
 @dataclass
 class Rows:
     """Rows to learn from, and what became of the others.
@@ -25,8 +31,7 @@ class Rows:
         rows: those that fit, `unit` of them for each record.
         kept: places of the records they come from.
         counts: `dropped/REASON` -> records left out; `spelled_tokens`, `encoded_apart` -> records whose text holds a control
-            token, or
-            whose answer the tokenizer would join with the prompt.
+            token, or whose answer the tokenizer would join with the prompt.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -49,20 +54,19 @@ def _fitting(encoded: Iterable[Sequence[Encoded]], positions: int) -> Rows:
     return made
 
 
-def encode_turns(chat: Chat, demonstrations: Sequence[Any], positions: int, where: str, turns: str = "last") -> Rows:
+def encode_turns(chat: Chat, demonstrations: Sequence[Any], positions: int, where: Where, turns: str = "last") -> Rows:
     """Demonstrations, loss on all of the assistant's turns or on the last one."""
 
     def encoded(record: Any) -> list[Encoded]:
         messages = [turn.message() for turn in record.messages]
         learned = [i for i, m in enumerate(messages) if m["role"] == "assistant"] if turns == "all" else None
-        return [chat.conversation(messages, f"{where}, {record.id}", learned)]
+        return [chat.conversation(messages, _at(where, record), learned)]
 
     return _fitting(map(encoded, demonstrations), positions)
 
 
-def encode_pairs(chat: Chat, pairs: Sequence[Any], positions: int, where: str) -> Rows:
-    """Rows chosen, rejected, chosen, .. of preference pairs; an answer of several turns counts with all that the assistant says in
-    it."""
+def encode_pairs(chat: Chat, pairs: Sequence[Any], positions: int, where: Where) -> Rows:
+    """Rows chosen, rejected, chosen, .. of preference pairs; of an answer of several turns all that the assistant says counts."""
 
     def encoded(pair: Any) -> list[Encoded]:
         prompt = [turn.message() for turn in pair.prompt]
@@ -70,7 +74,7 @@ def encode_pairs(chat: Chat, pairs: Sequence[Any], positions: int, where: str) -
         for side in (pair.chosen, pair.rejected):
             messages = [*prompt, *(turn.message() for turn in side)]
             learned = [i for i, m in enumerate(messages) if i >= len(prompt) and m["role"] == "assistant"]
-            both.append(chat.conversation(messages, f"{where}, {pair.id}", learned))
+            both.append(chat.conversation(messages, _at(where, pair), learned))
         return both
 
     return _fitting(map(encoded, pairs), positions)
@@ -87,9 +91,7 @@ def encode_documents(chat: Chat, texts: Sequence[str], positions: int) -> Rows:
     return _fitting(map(encoded, texts), positions)
 
 
-def fitting_prompts(
-    chat: Chat, prompts: Sequence[Prompt], room: int, where: str
-) -> tuple[list[Prompt], list[int]]:
+def fitting_prompts(chat: Chat, prompts: Sequence[Prompt], room: int, where: Where) -> tuple[list[Prompt], list[int]]:
     """The prompts of at most `room` tokens, and the places of the others.
 
     Raises:
@@ -97,7 +99,7 @@ def fitting_prompts(
     """
     kept, dropped = [], []
     for i, prompt in enumerate(prompts):
-        if len(chat.prompt(prompt.messages, f"{where}, {prompt.id}")) <= room:
+        if len(chat.prompt(prompt.messages, _at(where, prompt))) <= room:
             kept.append(prompt)
         else:
             dropped.append(i)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -139,22 +140,60 @@ def _source(base: str) -> tuple[str, dict[str, str]]:
     return base, {}
 
 
-def load_language_model(base: str, revision: str | None = None) -> tuple[Any, Any]:
-    """A causal language model with float32 weights in eval mode, and its tokenizer, from a directory, a GGUF file or the hub.
+def place(base: str, root: Path) -> str:
+    """What `model.base` names: a path counts from the project's folder, all else is a hub id."""
+    local = root / Path(base).expanduser()
+    return str(local) if local.exists() or base.startswith((".", "/", "~")) else base
 
-    Raises:
-        GrapeError: nothing there, a damaged weight file, or a tokenizer without EOS or chat template.
+
+def load_tokenizer(base: str, revision: str | None = None) -> Any:
+    """The tokenizer alone.
+
+    Raises: as `load_language_model` does.
     """
     source, extra = _source(base)
-    try:
+    with _loading(base):
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, **extra)
-        model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=torch.float32, **extra)
+    return checked_tokenizer(tokenizer, base)
+
+
+@contextmanager
+def _loading(base: str) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # transformers, safetensors, gguf and the hub client each raise their own kinds
         raise GrapeError(
             f"the model cannot be loaded: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
             where=base,
             mend="check the path or hub id; if a file of the pipeline is damaged, delete its folder and run again",
         ) from error
+
+
+def load_language_model(base: str, revision: str | None = None) -> tuple[Any, Any]:
+    """A causal language model with float32 weights in eval mode, and its tokenizer, from a directory, a GGUF file or the hub.
+
+    Raises:
+        GrapeError: nothing there, a damaged weight file, weights that are missing, a tokenizer without EOS, without tokenizer.json
+            or with more tokens than the model knows.
+    """
+    source, extra = _source(base)
+    with _loading(base):
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, **extra)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source, revision=revision, dtype=torch.float32, output_loading_info=True, **extra
+        )
+    if missing := sorted(info["missing_keys"]):
+        raise GrapeError(
+            f"{len(missing)} weights of the architecture are not there ({', '.join(missing[:3])}, ..), and would be random",
+            where=base,
+            mend="check that config.json belongs to these weights, and that no file of them is missing",
+        )
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        raise GrapeError(
+            f"the tokenizer has {len(tokenizer)} tokens, and the model knows {model.get_input_embeddings().num_embeddings}",
+            where=base,
+            mend="take the tokenizer the model was trained with, or resize the model's embeddings and save it",
+        )
     if extra:
         model = _dequantised(model)
     return fit_threads(model.eval()), checked_tokenizer(tokenizer, base)

@@ -123,8 +123,7 @@ class Cost:
 @dataclass(frozen=True)
 class Inputs:
     """All the report is made from. `training` maps base, sft, critic, reward to records; `rl` each policy's name; `left` a stage
-    to what
-    it says of its rows: `rows/kept`, `dropped/REASON`."""
+    to what it says of its rows: `rows/kept`, `dropped/REASON`."""
 
     evaluations: tuple[Evaluation, ...]
     samples: dict[str, list[dict[str, Any]]]

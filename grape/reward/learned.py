@@ -44,8 +44,7 @@ class LearnedReward:
     """Responses -> Scores with K = 1, confidence 1: (r - mean) / std.
 
     It reads the very tokens that were sampled (it comes from the same SFT model as the policy), so that a truncated answer, which
-    has no
-    EOS, is not read as if it had ended there.
+    has no EOS, is not read as if it had ended there.
     """
 
     def __init__(

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
 
+from grape import yamlfile
 from grape.errors import GrapeError, first_problem
 from grape.reward.critics.base import Question
 from grape.reward.verifiers import VERIFIERS, build
@@ -27,7 +26,7 @@ class Item(BaseModel):
     An item with a `parent` scores 0 where the parent is not met: no credit for what hangs on something that failed.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     id: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     question: str = Field(min_length=1)
     weight: float = Field(1.0, ge=0, allow_inf_nan=False)
@@ -46,7 +45,7 @@ class Rubric(BaseModel):
     its answer; its place {critique} is where the items that were not met are listed.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     version: int = Field(ge=1)
     category: str = Field(min_length=1)
     critic_prompt: str = "{question}\nQuestion: {prompt}\nAnswer: {response}"
@@ -115,6 +114,9 @@ def _problems(rubric: Rubric) -> Iterator[tuple[tuple[Any, ...], str, str]]:
                     f"item {item.id!r}: not a regular expression: {error}",
                     "mend the pattern",
                 )
+    for place in ("{question}", "{response}") if any(item.kind == "critic" for item in rubric.items) else ():
+        if place not in rubric.critic_prompt:
+            yield ("critic_prompt",), f"the place {place} is missing: the critic would not see it", f"put {place} where it belongs"
     if "{critique}" not in rubric.revise_prompt:
         yield ("revise_prompt",), "the place {critique} is missing", "put {critique} where the unmet items are to be listed"
     if sum(item.weight for item in rubric.items) <= 0:
@@ -131,13 +133,7 @@ def load_rubric(path: Path) -> Rubric:
     Raises:
         GrapeError: with file and line: not YAML, unknown key, wrong type, unknown verifier, duplicate id, zero total weight.
     """
-    try:
-        tree = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
-    except (MarkedYAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        raise GrapeError(
-            f"not valid YAML: {getattr(error, 'problem', error)}", where=f"{path}:{mark.line + 1 if mark else 1}"
-        ) from error
+    tree = yamlfile.parse(yamlfile.text_of(path), str(path), typ="rt")
     try:
         rubric = Rubric.model_validate(tree)
     except ValidationError as error:
@@ -154,8 +150,14 @@ def load_rubric(path: Path) -> Rubric:
 
 
 def load_rubrics(folder: Path) -> dict[str, Rubric]:
-    """Every `*.yaml` of the folder by category."""
+    """Every `*.yaml` of the folder by category.
+
+    Raises:
+        GrapeError: none is there, one is wrong (file and line), two are of one category, or a name would be passed over.
+    """
     rubrics: dict[str, Rubric] = {}
+    for other in (*folder.glob("*.yml"), *folder.glob("*.YAML")):
+        raise GrapeError("only *.yaml is read here", where=str(other), mend=f"rename it to {other.stem}.yaml")
     for path in sorted(folder.glob("*.yaml")):
         rubric = load_rubric(path)
         if rubric.category in rubrics:

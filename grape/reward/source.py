@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 
@@ -54,19 +54,25 @@ class RubricReward:
                     mend=f"run the stage that makes it, or remove the {kind} items",
                 )
 
-    def check(self, prompts: Sequence[Prompt], file: str | None = None) -> None:
+    def check(
+        self, prompts: Sequence[Prompt], place: str | Callable[[Prompt], str] | None = None, usable: Collection[str] | None = None
+    ) -> None:
         """Refuse prompts that could not be scored, before any training.
 
         Args:
-            file: the file whose lines the prompts are, for messages.
+            place: the file whose lines the prompts are, or what says where each stands; for messages.
+            usable: categories that have something to be scored by; None: those with an item here.
 
         Raises:
             GrapeError: a category without a rubric or without usable items, a verify item that needs an answer the prompt lacks,
                 or whose verifier raises.
         """
-        usable = {category for category, _ in self.columns}
+        usable = {category for category, _ in self.columns} if usable is None else usable
         for number, prompt in enumerate(prompts, 1):
-            where = f"{file}:{number}, {prompt.id}" if file else f"data/prompts, {prompt.id}"
+            if callable(place):
+                where = place(prompt)
+            else:
+                where = f"{place}:{number}, {prompt.id}" if place else f"data/prompts, {prompt.id}"
             if prompt.category not in usable:
                 raise GrapeError(
                     f"no rubric for the category {prompt.category!r}",

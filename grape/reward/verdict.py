@@ -45,7 +45,7 @@ class Verdict(float):
 class Options(BaseModel):
     """Options of a verifier; unknown ones are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def reference(prompt: Prompt) -> str:

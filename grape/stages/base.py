@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from grape.algorithms.sft import ALGORITHM
@@ -11,7 +10,7 @@ from grape.artifacts import Document, read_rows
 from grape.errors import GrapeError
 from grape.models.encode import Rows, encode_documents
 from grape.models.forward import language
-from grape.models.load import character_tokenizer, device, load_language_model, positions, save_model, scratch
+from grape.models.load import character_tokenizer, device, load_language_model, place, positions, save_model, scratch
 from grape.randomness import key
 from grape.stages import Stage, train_stage
 
@@ -34,9 +33,7 @@ def run(stage: Stage) -> None:
         )
         steps = stage.params.base.steps
     else:
-        local = stage.root / Path(params.base).expanduser()
-        base = str(local) if local.exists() or params.base.startswith((".", "/", "~")) else params.base
-        model, tokenizer = load_language_model(base, params.revision)
+        model, tokenizer = load_language_model(place(params.base, stage.root), params.revision)
         # A model that comes trained is taken as it is, unless there is a corpus to go on with.
         steps = stage.params.base.steps if documents and stage.params.base.steps else 0
         if params.positions > positions(model):

@@ -13,8 +13,7 @@ from functools import partial
 import torch
 
 from grape.algorithms.sft import ALGORITHM
-from grape.artifacts import Demonstration, Judgement, Turn, read_rows
-from grape.errors import GrapeError
+from grape.artifacts import Judgement, read_rows
 from grape.models.encode import Rows, encode_turns
 from grape.models.forward import language
 from grape.models.load import device, load_language_model, save_model
@@ -22,10 +21,10 @@ from grape.randomness import permutation
 from grape.reward.critics.base import Critic, Question
 from grape.reward.critics.calibration import Calibration, calibrate
 from grape.reward.critics.settings import make_critic
-from grape.reward.critics.trained import NO, YES, TrainedCritic
-from grape.reward.rubric import Rubric, load_rubrics
+from grape.reward.critics.trained import TrainedCritic
+from grape.reward.rubric import load_rubrics
 from grape.stages import Stage, train_stage
-from grape.types import transcript
+from grape.stages.lessons import lesson, question
 
 
 def run(stage: Stage) -> None:
@@ -35,7 +34,7 @@ def run(stage: Stage) -> None:
         stage.root / "data/judgements/train.jsonl", Judgement, mend="run the prepare stage again: grape run prepare"
     )
     rubrics = load_rubrics(stage.root / "rubrics")
-    questions = [question(rubrics, j) for j in judgements]
+    questions = [question(rubrics, j, f"data/judgements, {j.id}") for j in judgements]
     order = [int(i) for i in permutation(len(judgements), stage.params.seed, "critic", "split")]
     count = int(len(order) * params.heldout)
     folder = stage.root / "models/critic"
@@ -71,7 +70,7 @@ def _trained(
     model, tokenizer = load_language_model(str(stage.root / "models/base"))
     chat, rows = stage.chat(tokenizer, model), Rows()
     if training and params.steps:
-        asked = [_lesson(judgements[i], questions[i]) for i in training]
+        asked = [lesson(judgements[i], questions[i]) for i in training]
         rows = encode_turns(chat, asked, common.positions, "data/judgements")
     stage.left_out(rows.counts, len(rows.kept), "judgements", f"model.positions = {common.positions} tokens")
     section = params if rows.rows else params.model_copy(update={"steps": 0})
@@ -79,29 +78,3 @@ def _trained(
     train_stage(stage, model.to(device()), chat, ALGORITHM, ALGORITHM.params(), rows.rows, section, forward)
     save_model(model, tokenizer, stage.root / "models/critic")
     return TrainedCritic(model, chat, Calibration({}), common.micro_batch_tokens, common.dtype)
-
-
-def _lesson(judgement: Judgement, question: Question) -> Demonstration:
-    """A judgement as a question and its answer, in the very words it will be asked in during RL."""
-    turns = [Turn(role="user", content=question.text), Turn(role="assistant", content=YES if judgement.label else NO)]
-    return Demonstration(id=judgement.id, category=judgement.category, messages=turns)
-
-
-def question(rubrics: dict[str, Rubric], judgement: Judgement) -> Question:
-    """The critic's question about a judged response, in the very words it will be asked during RL."""
-    where = f"data/judgements, {judgement.id}"
-    rubric = rubrics.get(judgement.category)
-    if rubric is None:
-        raise GrapeError(
-            f"no rubric for the category {judgement.category!r}",
-            where=where,
-            mend=f"write rubrics/{judgement.category}.yaml",
-        )
-    item = next((i for i in rubric.items if i.id == judgement.item), None)
-    if item is None:
-        raise GrapeError(
-            f"the rubric of {judgement.category!r} has no item {judgement.item!r}",
-            where=where,
-            mend=f"its items: {', '.join(i.id for i in rubric.items)}",
-        )
-    return rubric.ask(item, transcript([turn.message() for turn in judgement.prompt]), judgement.response)

@@ -1,8 +1,7 @@
 """prepare: build or import the datasets, check every row, split without leakage.
 
 Writes data/corpus, data/sft, data/prompts (train, heldout) and data/judgements as JSON lines in the field's formats. What is
-written is what
-was validated; every row left out is counted by reason.
+written is what was validated; every row left out is counted by reason.
 """
 
 from __future__ import annotations
@@ -15,12 +14,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grape.artifacts import Demonstration, Document, Judgement, Question, Record, checked, read_rows, write_rows
+from grape.artifacts import Demonstration, Document, Judgement, Question, Record, checked, write_rows
 from grape.errors import GrapeError
-from grape.files import write_lines
+from grape.files import read_lines, write_lines
 from grape.leakage import holds, turns_of
 from grape.stages import Stage
 from grape.stages.modules import load_module
+from grape.stages.usable import Places, check
 
 Tables = dict[str, list[Any]]
 DATASETS: dict[str, tuple[str, type[Record]]] = {
@@ -42,9 +42,10 @@ FILES = {
 
 def run(stage: Stage) -> None:
     source = stage.root / stage.params.prepare.source
-    given = built(source, stage) if source.suffix == ".py" else imported(source, stage)
+    given, places = built(source, stage) if source.suffix == ".py" else imported(source, stage)
     given["heldout"] = given["heldout"] or take_heldout(given["train"], stage.params.prepare.heldout)
     tables, dropped = without_leakage(given)
+    long = check(stage, tables, places)
     for name, (path, _) in DATASETS.items():
         write_rows(stage.root / path, tables[name])
     rows = {f"rows/{name}": float(len(tables[name])) for name in DATASETS}
@@ -54,7 +55,7 @@ def run(stage: Stage) -> None:
     for reason, count in dropped.items():
         if count:
             print(f"prepare: {count} rows left out: {REASONS[reason]}", flush=True)
-    stage.run.headline(rows | counts)
+    stage.run.headline(rows | counts | {name: count for name, count in long.items() if count})
 
 
 REASONS = {
@@ -63,8 +64,8 @@ REASONS = {
 }
 
 
-def built(source: Path, stage: Stage) -> Tables:
-    """The datasets that a world's `build` makes.
+def built(source: Path, stage: Stage) -> tuple[Tables, Places]:
+    """The datasets that a world's `build` makes, and where each row stands.
 
     Raises:
         GrapeError: there is no such file, it raises, or a row of it is wrong.
@@ -86,11 +87,21 @@ def built(source: Path, stage: Stage) -> Tables:
             if not isinstance(row, Mapping):
                 what = f"a row is a {type(row).__name__}, not a mapping"
                 raise GrapeError(what, where=f"{where[name]}{number}", mend="mend `build`")
-    return {n: checked(((f"{where[n]}{i}", r) for i, r in enumerate(rows, 1)), DATASETS[n][1]) for n, rows in tables.items()}
+    placed = {n: [(f"{where[n]}{i}", row) for i, row in enumerate(rows, 1)] for n, rows in tables.items()}
+    return _validated(placed)
 
 
-def imported(folder: Path, stage: Stage) -> Tables:
-    """The datasets in a directory of JSON-lines files.
+def _validated(placed: Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]]) -> tuple[Tables, Places]:
+    """Rows with their places -> records, and the places by id."""
+    tables: Tables = {name: checked(rows, DATASETS[name][1]) for name, rows in placed.items()}
+    places: Places = {}
+    for name in (name for name in tables if "id" in DATASETS[name][1].model_fields):
+        places |= {(name, record.id): where for record, (where, _) in zip(tables[name], placed[name], strict=True)}
+    return tables, places
+
+
+def imported(folder: Path, stage: Stage) -> tuple[Tables, Places]:
+    """The datasets in a directory of JSON-lines files, and where each row stands.
 
     Raises:
         GrapeError: no such directory, a required file is missing, or a row is wrong (file and line).
@@ -101,14 +112,14 @@ def imported(folder: Path, stage: Stage) -> Tables:
             where="params.yaml, prepare.source",
             mend="give a world's .py file or a directory with sft.jsonl and prompts.jsonl",
         )
-    tables: Tables = {}
+    placed = {}
     for name, file in FILES.items():
         path, kind = folder / file, DATASETS[name][1]
         if not path.is_file() and name not in OPTIONAL:
             columns = ", ".join(kind.model_fields)
             raise GrapeError("this file is missing", where=str(path), mend=f'add it: {columns} (README, "Your own data")')
-        tables[name] = read_rows(path, kind) if path.is_file() else []
-    return tables
+        placed[name] = [(f"{path}:{number}", row) for number, row in read_lines(path)] if path.is_file() else []
+    return _validated(placed)
 
 
 def content(record: Any) -> str:

@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from grape.closure import inert
+from tests.architecture.test_closure import reached
 from tests.pipeline.harness import until
 
 pytestmark = pytest.mark.timeout(1800)  # eleven processes that import torch, on a machine that may be busy
@@ -54,9 +56,13 @@ class Copy:
         self.env = {name: value for name, value in os.environ.items()
                     if name not in ("TMPDIR", "OMP_NUM_THREADS", "PYTHONPATH")}
         self.env |= {"HOME": str(self.home), "PYTHONDONTWRITEBYTECODE": "1"}
+        self.watched = folder / "watched"
+        self.watched.mkdir()
+        watch = {"PYTHONPATH": str(Path(__file__).with_name("watch")), "GRAPE_TEST_WATCH": str(self.watched)}
+        self.watch = {**self.env, **watch}
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen([sys.executable, "-m", *arguments], cwd=self.root, env=self.env, text=True,
+        return subprocess.Popen([sys.executable, "-m", *arguments], cwd=self.root, env=self.watch, text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
 
     def grape(self, *arguments: str) -> str:
@@ -107,6 +113,33 @@ def test_one_command_runs_everything(copy: Copy) -> None:
     assert set(metrics["policies"]) == {"grpo-0", "reinforce-0"}
     assert (copy.root / "reports" / "index.html").stat().st_size > 10_000
     assert (copy.root / "reports" / "report.md").is_file()
+
+
+# Declared, and not looked at in this run; dvc.yaml says why.
+OTHERS = {"rl": {"data/preferences", "models/reward"}, "evaluate": {"models/reward"}}
+# Read where others say so: of a model that is loaded, and where rl.reward is not rubric.
+UNASKED = {"prepare": {"model.revision", "preferences.source"}}
+# Read by the process that runs any stage, before it comes to the stage.
+BEFORE = reached("grape/stages/__main__.py") | {"params.yaml", "dvc.yaml", "dvc.lock", ".dvcignore", "pyproject.toml"}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_a_stage_opened_and_read_is_what_dvc_compares(copy: Copy, stage: str) -> None:
+    seen = json.loads((copy.watched / f"{stage}.json").read_text())
+    lock = YAML(typ="safe").load(copy.root / "dvc.lock")["stages"][stage]
+    deps, outs = ([item["path"] for item in lock[kind]] for kind in ("deps", "outs"))
+    mine = [Path(path).relative_to(copy.root) for path in seen["opened"] if Path(path).is_relative_to(copy.root)]
+    opened = {path.as_posix() for path in mine if path.parts[0] not in (".grape", ".git", ".dvc") and path.suffix != ".pyc"}
+
+    def below(path: str, roots: list[str]) -> bool:
+        return any(path == root or path.startswith((f"{root}/", f"{root}.partial")) for root in roots)
+
+    linked = [os.path.relpath(os.path.realpath(copy.root / dep), copy.root) for dep in deps]  # algorithms/NAME.py is one
+    assert not {path for path in opened - BEFORE if not below(path, deps + linked + outs) and not inert(path)}
+    data = {dep for dep in deps if not dep.startswith("grape/")}
+    assert {dep for dep in data if not any(below(path, [dep]) for path in opened)} == OTHERS.get(stage.split("@")[0], set())
+    unread = {key for key in seen["declared"] if not any(f"{read}.".startswith(f"{key}.") for read in seen["read"])}
+    assert unread == UNASKED.get(stage, set())
 
 
 def test_prefect_saw_every_stage(copy: Copy) -> None:

@@ -162,6 +162,7 @@ def own_data(project: Project) -> Path:
     (folder / "prompts.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
     turns = [{"messages": [*q["prompt"], {"role": "assistant", "content": q["answer"]}], "category": "letters"} for q in questions]  # type: ignore[misc]
     (folder / "sft.jsonl").write_text("".join(json.dumps(t) + "\n" for t in turns))
+    (folder / "corpus.jsonl").write_text(json.dumps({"text": "Write a in capitals: A."}) + "\n")
     params_file.set_values(project.params, ["prepare.source=mine", "prepare.heldout=3"])
     return folder
 

@@ -58,6 +58,9 @@ def read(text: str | bytes) -> Any:
 def equal(found: Any, expected: Any, tolerance: float) -> bool:
     """Whether two JSON values are the same; the types count, so true is not 1 and "1" is not 1.
 
+    A set comes as `{"$set": [elements]}` and is equal to a set with these elements, and to a list that holds each of them once:
+    test cases are JSON, where a list is all that a set can be written as. A list is not equal to a set.
+
     Numbers: where an integer is expected, exactly it (2.0 is the integer 2); where a float is expected, within `tolerance`,
     relative, and absolute below 1.
     """
@@ -68,13 +71,35 @@ def equal(found: Any, expected: Any, tolerance: float) -> bool:
             return type(found) in (int, float) and abs(found - expected) <= tolerance * max(1.0, abs(expected))
         except OverflowError:  # an integer beyond every float
             return False
-    if type(found) is not type(expected):
+    if type(found) is not type(expected) and not (_is_set(found) and isinstance(expected, list)):
         return False
+    if _is_set(found) and (_is_set(expected) or isinstance(expected, list)):
+        return _same_elements(found["$set"], expected["$set"] if isinstance(expected, dict) else expected, tolerance)
     if isinstance(expected, list):
         return len(found) == len(expected) and all(equal(f, e, tolerance) for f, e in zip(found, expected, strict=True))
     if isinstance(expected, dict):
         return found.keys() == expected.keys() and all(equal(found[k], e, tolerance) for k, e in expected.items())
     return bool(found == expected)
+
+
+MOST = 1000  # elements of a set that are compared: each with each
+
+
+def _is_set(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == {"$set"} and isinstance(value["$set"], list)
+
+
+def _same_elements(found: list[Any], expected: list[Any], tolerance: float) -> bool:
+    """Whether each expected element stands once in `found`, in any order."""
+    if len(found) != len(expected) or len(found) > MOST:
+        return False
+    left = list(found)
+    for element in expected:
+        place = next((i for i, other in enumerate(left) if equal(other, element, tolerance)), None)
+        if place is None:
+            return False
+        left.pop(place)
+    return True
 
 
 def wrong(value: Any) -> Any:

@@ -1,0 +1,111 @@
+"""Whether the data can be used, found out before anything is trained on them: each prompt has a rubric and an answer that its
+verifiers read, each conversation is one that the model's template takes, and what is too long for the model is counted.
+
+Nothing is taken out here: the stage that would learn from a row leaves it out, and says so again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from grape.errors import GrapeError
+from grape.models.chat import Chat
+from grape.models.encode import encode_documents, encode_turns, fitting_prompts
+from grape.models.load import character_tokenizer, load_tokenizer, place
+from grape.reward.rubric import load_rubrics
+from grape.reward.source import RubricReward
+from grape.stages import Stage
+from grape.stages.lessons import lesson, question
+from grape.types import Prompt
+
+Tables = Mapping[str, Sequence[Any]]
+Places = dict[tuple[str, str], str]  # (table, id) -> where the row stands in the source
+
+
+def check(stage: Stage, tables: Tables, places: Places) -> dict[str, float]:
+    """
+    Returns:
+        `too_long/TABLE` -> rows that do not fit.
+
+    Raises:
+        GrapeError: a row that some stage would refuse, with the place where it stands in the source.
+    """
+    for name, what in (("train", "training prompt"), ("sft", "demonstration")):
+        if not tables[name] and (name == "train" or stage.params.sft.steps):
+            mend = "add rows; those that hold a held-out question do not count"
+            raise GrapeError(
+                f"no {what} is left",
+                where=f"prepare.source, {name}",
+                mend=mend + (", or set sft.steps: 0" if name == "sft" else ""),
+            )
+    prompts = {name: [row.value() for row in tables[name]] for name in ("train", "heldout")}
+    _scorable(stage, prompts, places)
+    long = _long(stage, tables, prompts, Chat(_tokenizer(stage, tables), stage.params.model.template), places)
+    refuse = stage.params.model.too_long == "refuse"
+    for name, (count, longest) in long.items():
+        if count and (refuse or count == len(tables[name])):
+            raise GrapeError(
+                f"{count} of {len(tables[name])} rows are longer than {longest}",
+                where=f"prepare.source, {name}",
+                mend="raise model.positions in params.yaml or shorten the data"
+                + (", or let them be left out (model.too_long: drop)" if count < len(tables[name]) else ""),
+            )
+        if count:
+            print(f"prepare: {count} of {len(tables[name])} rows of {name} will be left out: longer than {longest}", flush=True)
+    return {f"too_long/{name}": float(count) for name, (count, _) in long.items()}
+
+
+def _at(places: Places, table: str) -> Callable[[Any], str]:
+    """Where a row of the table stands. Held-out prompts may have been set aside from the training ones."""
+    return lambda row: places.get((table, row.id)) or places.get(("train", row.id)) or f"{table}, {row.id}"
+
+
+def _scorable(stage: Stage, prompts: Mapping[str, list[Prompt]], places: Places) -> None:
+    """Refuse what the rubrics cannot score, where anything is scored by them."""
+    params = stage.params
+    if params.rl.reward != "rubric" and params.preferences.source.endswith(".jsonl"):
+        return
+    rubrics = load_rubrics(stage.root / "rubrics")
+    verifiers = RubricReward(rubrics, kinds=frozenset({"verify"}))
+    for name, rows in prompts.items():
+        verifiers.check(rows, _at(places, name), usable=rubrics)
+
+
+def _tokenizer(stage: Stage, tables: Tables) -> Any:
+    """As the base stage will have it."""
+    params = stage.params.model
+    if params.base != "scratch":
+        return load_tokenizer(place(params.base, stage.root), params.revision)
+    if not tables["corpus"]:
+        raise GrapeError(
+            "there is no corpus to train a model from scratch on",
+            where="params.yaml, model.base",
+            mend="add corpus.jsonl to prepare.source, or set model.base to a pre-trained model",
+        )
+    return character_tokenizer([row.text for row in tables["corpus"]])
+
+
+def _long(
+    stage: Stage, tables: Tables, prompts: Mapping[str, list[Prompt]], chat: Chat, places: Places
+) -> dict[str, tuple[int, str]]:
+    """Table -> rows too long for it, and for what. A table that nobody learns from is not looked at."""
+    params, found = stage.params, {}
+    positions, whole = params.model.positions, f"model.positions = {params.model.positions} tokens"
+    if params.base.steps:
+        rows = encode_documents(chat, [row.text for row in tables["corpus"]], positions)
+        found["corpus"] = (rows.counts["dropped/too_long"], whole)
+    if params.sft.steps:
+        rows = encode_turns(chat, tables["sft"], positions, _at(places, "sft"), params.sft.turns)
+        found["sft"] = (rows.counts["dropped/too_long"], whole)
+    room = positions - params.rl.max_new_tokens
+    for name, given in prompts.items():
+        _, dropped = fitting_prompts(chat, given, room, _at(places, name))
+        found[name] = (len(dropped), f"model.positions - rl.max_new_tokens = {room} tokens")
+    if tables["judgements"]:
+        rubrics, where = load_rubrics(stage.root / "rubrics"), _at(places, "judgements")
+        asked = [lesson(row, question(rubrics, row, where(row))) for row in tables["judgements"]]
+        if params.critic.steps and params.critic.judge.backend == "trained":
+            rows = encode_turns(chat, asked, positions, where)
+            found["judgements"] = (rows.counts["dropped/too_long"], whole)
+    return found

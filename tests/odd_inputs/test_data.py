@@ -1,0 +1,293 @@
+"""Data files of every odd kind, a line a case: a wrong one is refused with file and line and nothing is written, what a right one
+holds stands in data/ as it was."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grape import params as params_file
+from grape.errors import GrapeError
+from grape.project import Project
+from grape.stages import Stage, prepare
+from grape.stages.inputs import resolved
+from grape.track import StageRun
+
+RUBRICS = {
+    "sums": "version: 1\ncategory: sums\nitems:\n  - {id: right, question: Is it right?, kind: verify, verifier: numeric}\n",
+    "talk": "version: 1\ncategory: talk\nitems:\n  - {id: kind, question: Is it kind?, kind: critic}\n"
+    "  - {id: short, question: Is it short?, kind: verify, verifier: length, options: {high: 50}}\n",
+}
+U, A = {"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}
+
+
+def line(**row: Any) -> bytes:
+    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+
+
+def question(n: int, **more: Any) -> dict[str, Any]:
+    return {"category": "sums", "prompt": [{"role": "user", "content": f"What is {n} + 1?"}], "answer": str(n + 1)} | more
+
+
+def shown(n: int, **more: Any) -> dict[str, Any]:
+    turns = [{"role": "user", "content": f"What is {n} + 3?"}, {"role": "assistant", "content": str(n + 3)}]
+    return {"category": "sums", "messages": turns} | more
+
+
+def judged(**more: Any) -> dict[str, Any]:
+    return {"category": "talk", "item": "kind", "prompt": [U], "response": "Four.", "label": 1} | more
+
+
+FILES = {
+    "prompts.jsonl": b"".join(line(**question(n)) for n in range(6)),
+    "sft.jsonl": b"".join(line(**shown(n)) for n in range(6)),
+    "heldout.jsonl": b"".join(line(**question(n)) for n in range(20, 23)),
+    "corpus.jsonl": line(text="Two and two is four."),
+    "judgements.jsonl": line(**judged()),
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(root / name, tmp_path / name)
+    for folder, files in (("rubrics", {f"{k}.yaml": v.encode() for k, v in RUBRICS.items()}), ("mine", FILES)):
+        (tmp_path / folder).mkdir()
+        for name, data in files.items():
+            (tmp_path / folder / name).write_bytes(data)
+    params_file.set_values(tmp_path / "params.yaml", ["prepare.source=mine"])
+    monkeypatch.chdir(tmp_path)
+    return Project(tmp_path)
+
+
+def run(project: Project) -> dict[str, float]:
+    """As `python3 -m grape.stages prepare` does, without MLflow; the headline."""
+    params = params_file.load(project.params, [])
+    with StageRun(project, "prepare", resolved(project, params, "prepare"), 0, deliver=False) as stage_run:
+        prepare.run(Stage("prepare", "prepare", params, project, stage_run))
+    found: dict[str, float] = json.loads(project.receipt("prepare").read_text())["headline"]
+    return found
+
+
+def chat(*turns: dict[str, Any]) -> bytes:
+    return line(category="sums", messages=list(turns))
+
+
+def asks(*turns: dict[str, Any], **more: Any) -> bytes:
+    return line(**{"category": "sums", "prompt": list(turns), "answer": "4"} | more)
+
+
+# Appended to the file as its next line: file, bytes, words of the refusal.
+WRONG_LINES: list[tuple[str, bytes, str]] = [
+    # no JSON object
+    ("sft.jsonl", b"not json\n", "not a JSON object"), ("sft.jsonl", b'{"category": "sums"\n', "not a JSON object"),
+    ("prompts.jsonl", b"[1, 2]\n", "a list, not an object"), ("prompts.jsonl", b"null\n", "not an object"),
+    ("corpus.jsonl", b'"text"\n', "a str, not an object"), ("corpus.jsonl", b'{"text": NaN}\n', "NaN is no JSON"),
+    ("corpus.jsonl", b'{"text": Infinity}\n', "Infinity is no JSON"), ("corpus.jsonl", b"{'text': 'x'}\n", "not a JSON object"),
+    ("corpus.jsonl", b'{"text": "a"} {"text": "b"}\n', "not a JSON"), ("corpus.jsonl", b'{"text": "a",}\n', "not a JSON"),
+    ("corpus.jsonl", b'{"text": "a", "text": "b"}\n', "stands twice"), ("corpus.jsonl", b'{"text": "a\nb"}\n', "not a JSON object"),
+    ("corpus.jsonl", b"[" * 100_000 + b"\n", "nested too deeply"), ("corpus.jsonl", b'{"text": "\\x"}\n', "not a JSON object"),
+    ("corpus.jsonl", b'// a comment\n', "not a JSON object"),
+    # no text
+    ("corpus.jsonl", '{"text": "Größe"}\n'.encode("latin-1"), "not UTF-8"), ("corpus.jsonl", b'{"text": "\xff"}\n', "not UTF-8"),
+    ("corpus.jsonl", b'{"text": "\0"}\n', "NUL"), ("corpus.jsonl", b'{"text": "\\ud800"}\n', "surrogate"),
+    ("corpus.jsonl", b'{"text": "\\udc00\\ud800"}\n', "surrogate"), ("sft.jsonl", b'{"category": "a\\ud83d"}\n', "surrogate"),
+    ("corpus.jsonl", '{"text": "a\U000f0000b"}\n'.encode(), r"U\+F0000"),
+    ("sft.jsonl", chat(U, {"role": "assistant", "content": "4\U000f0001"}), r"U\+F0000"),
+    # columns
+    ("corpus.jsonl", line(txt="a"), "column text"), ("corpus.jsonl", line(text=""), "column text"),
+    ("corpus.jsonl", line(text=None), "column text"), ("corpus.jsonl", line(text=["a"]), "column text"),
+    ("sft.jsonl", line(category="sums"), "column messages"), ("sft.jsonl", line(messages=[U, A]), "column category"),
+    ("sft.jsonl", line(category="", messages=[U, A]), "column category"),
+    ("sft.jsonl", line(category="sums", messages="hi"), "column messages"),
+    ("sft.jsonl", line(category="sums", messages=[U]), "column messages"),
+    ("sft.jsonl", line(category="sums", messages=[]), "column messages"),
+    ("sft.jsonl", line(category=1.5, messages=[U, A]), "column category"),
+    ("sft.jsonl", line(id=True, category="sums", messages=[U, A]), "column id"),
+    ("sft.jsonl", line(id=2.0, category="sums", messages=[U, A]), "column id"),
+    ("prompts.jsonl", line(category="sums", prompt="What?", answer="4"), "column prompt"),
+    ("prompts.jsonl", line(category="sums", prompt=[], answer="4"), "column prompt"),
+    ("prompts.jsonl", asks(U, answer=0.1), "write it as text"), ("prompts.jsonl", asks(U, answer=["4"]), "column answer"),
+    ("prompts.jsonl", asks(U, answer=True), "column answer"),
+    ("judgements.jsonl", line(**judged(label=2)), "label"), ("judgements.jsonl", line(**judged(label="yes")), "column label"),
+    ("judgements.jsonl", line(**judged(label=None)), "label"), ("judgements.jsonl", line(**judged(response=4)), "column resp"),
+    ("judgements.jsonl", line(**judged(prompt=[U, A])), "must be the user's"),
+    # turns
+    ("sft.jsonl", chat(U, {"role": "assistant", "content": ""}), "content is empty"),
+    ("sft.jsonl", chat(U, {"role": "assistant", "content": " \n"}), "content is empty"),
+    ("sft.jsonl", chat(U, {"role": "assistant"}), "content is empty"),
+    ("sft.jsonl", chat({"role": "user", "content": ""}, A), "content is empty"),
+    ("sft.jsonl", chat(U, A, U), "must be the assistant's"), ("sft.jsonl", chat(A, U, A), "begins with the assistant"),
+    ("sft.jsonl", chat(U, {"role": "model", "content": "4"}), "role"), ("sft.jsonl", chat(U, {"content": "4"}), "role"),
+    ("sft.jsonl", chat(U, {"from": "gpt", "value": "4"}), "role: Field"), ("sft.jsonl", chat(U, A | {"weight": 0}), "no such key"),
+    ("sft.jsonl", chat(U, {"role": "assistant", "content": ["4"]}), "content"),
+    ("sft.jsonl", chat(U, {"role": "assistant", "content": 4}), "content"),
+    ("sft.jsonl", chat(U | {"tool_calls": [{"name": "add"}]}, A), "only the assistant calls tools"),
+    ("prompts.jsonl", asks(U, A), "must be"), ("prompts.jsonl", asks({"role": "system", "content": "Be kind."}), "must be"),
+    # what the model's template does not say is not left out without a word
+    ("sft.jsonl", chat(U, A | {"tool_calls": [{"function": {"name": "add", "arguments": {}}}]}), "tool_calls"),
+    ("sft.jsonl", chat(U, A | {"reasoning_content": "2 and 2 ..."}), "reasoning_content"),
+    ("sft.jsonl", chat(U | {"name": "Ann"}, A), "name"),
+    # ids
+    ("prompts.jsonl", line(**question(1, id="a")) + line(**question(2, id="a")), "already stands at .*mine/prompts.jsonl:9"),
+    ("prompts.jsonl", line(**question(1, id=7)) + line(**question(2, id="7")), "already stands"),
+    ("sft.jsonl", line(**shown(1, id="a")) + line(**shown(2, id="a")), "already stands"),
+    ("judgements.jsonl", line(**judged(id="a")) + line(**judged(id="a", label=0)), "already stands"),
+    ("heldout.jsonl", line(**question(31, id="a")) + line(**question(31, id="a", answer="33")), "already stands"),
+    # what no rubric or verifier can make anything of
+    ("prompts.jsonl", asks(U, category="poems"), "no rubric for the category 'poems'"),
+    ("heldout.jsonl", asks(U, category="poems"), "no rubric for the category 'poems'"),
+    ("prompts.jsonl", asks(U, answer=None), "answer"), ("prompts.jsonl", asks(U, answer="four"), "four"),
+    ("prompts.jsonl", asks(U, answer="4 apples"), "4 apples"), ("prompts.jsonl", asks(U, answer="3 or 4"), "3 or 4"),
+    ("prompts.jsonl", asks(U, answer="1/0"), "1/0"), ("prompts.jsonl", asks(U, answer=""), "needs|answer"),
+    ("prompts.jsonl", asks(U, answer="1,00"), "1,00"), ("prompts.jsonl", asks(U, answer="x = 4"), "x = 4"),
+    ("heldout.jsonl", asks(U, answer="2 + 2"), r"2 \+ 2"),
+    ("judgements.jsonl", line(**judged(category="poems")), "no rubric for the category 'poems'"),
+    ("judgements.jsonl", line(**judged(item="warm")), "no item 'warm'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "data", "words"), WRONG_LINES, ids=lambda x: repr(x)[:60])
+def test_a_wrong_line(project: Project, file: str, data: bytes, words: str) -> None:
+    path = project.root / "mine" / file
+    before = FILES[file] + b"\n \t\n"  # blank lines count, and are no rows
+    path.write_bytes(before + data)
+    with pytest.raises(GrapeError, match=words) as caught:
+        run(project)
+    first = before.count(b"\n") + 1
+    wrong = first + ("already stands" in words)
+    if "already stands" in words:
+        before = FILES[file]
+    assert str(caught.value.where).startswith((f"mine/{file}:{wrong}", str(path) + f":{wrong}")), caught.value
+    assert caught.value.mend and not (project.root / "data").exists() and not project.receipt("prepare").exists()
+
+
+# The whole file: file, bytes, words of the refusal.
+WRONG_FILES: list[tuple[str, bytes | None, str]] = [
+    ("sft.jsonl", None, "missing"), ("prompts.jsonl", None, "missing"), ("corpus.jsonl", None, "no corpus"),
+    ("corpus.jsonl", b"", "no corpus"), ("corpus.jsonl", b"PAR1\0\0\0", "Parquet"), ("corpus.jsonl", b"\x1f\x8b\x08", "gzip"),
+    ("corpus.jsonl", b"PK\x03\x04", "ZIP"), ("corpus.jsonl", FILES["corpus.jsonl"].decode().encode("utf-16"), "UTF-16"),
+    ("corpus.jsonl", FILES["corpus.jsonl"].decode().encode("utf-32"), "UTF-32|UTF-16|NUL"), ("corpus.jsonl", b"\0" * 4096, "NUL"),
+    ("sft.jsonl", json.dumps([shown(1), shown(2)], indent=1).encode(), "not a JSON object|not an object"),
+    ("sft.jsonl", FILES["sft.jsonl"][:-20], "not a JSON object"), ("prompts.jsonl", b"", "no training prompt"),
+    ("prompts.jsonl", FILES["heldout.jsonl"], "no training prompt"), ("sft.jsonl", b"", "no demonstration"),
+    ("heldout.jsonl", b"\n" * 9, "asked of 6 different"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "data", "words"), WRONG_FILES, ids=lambda x: repr(x)[:60])
+def test_a_wrong_file(project: Project, file: str, data: bytes | None, words: str) -> None:
+    path = project.root / "mine" / file
+    path.unlink()
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(GrapeError, match=words) as caught:
+        run(project)
+    assert caught.value.where and caught.value.mend
+    assert not (project.root / "data").exists()
+
+
+def written(project: Project, name: str) -> list[dict[str, Any]]:
+    text = (project.root / "data" / name).read_bytes().decode("utf-8")
+    return [json.loads(row) for row in text.split("\n") if row]
+
+
+def last(name: str, **columns: Any) -> Callable[[Project, dict[str, float]], bool]:
+    """The last row of data/NAME has these columns."""
+    return lambda project, _: {k: written(project, name)[-1][k] for k in columns} == columns
+
+
+def rows(name: str, count: int) -> Callable[[Project, dict[str, float]], bool]:
+    return lambda project, _: len(written(project, name)) == count
+
+
+def count(name: str, value: float) -> Callable[[Project, dict[str, float]], bool]:
+    return lambda _, headline: headline.get(name, 0.0) == value
+
+
+SFT, TRAIN, HELD, CORPUS = "sft/train.jsonl", "prompts/train.jsonl", "prompts/heldout.jsonl", "corpus/train.jsonl"
+SAYS = [U, {"role": "assistant", "content": "It is <|end|> of it."}]
+# Appended to the file -> what must hold of data/ and the receipt.
+RIGHT: list[tuple[str, bytes, Callable[[Project, dict[str, float]], bool]]] = [
+    ("corpus.jsonl", '{"text": "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg"}\n'.encode().replace(b"\x0b", b"\\u000b")
+     .replace(b"\x0c", b"\\u000c").replace(b"\x1c", b"\\u001c"), last(CORPUS, text="a\u2028b\u2029c\x85d\x0be\x0cf\x1cg")),
+    ("corpus.jsonl", b'{"text": "a\\u2028b"}\r\n', last(CORPUS, text="a\u2028b")),
+    ("corpus.jsonl", b'{"text": "no line feed"}', last(CORPUS, text="no line feed")),
+    ("corpus.jsonl", b'\n\n   \n\t\n{"text": "after blanks"}\n\n', rows(CORPUS, 2)),
+    ("corpus.jsonl", b'{"text": "\\ud83c\\udf47"}\n', last(CORPUS, text="\N{GRAPES}")),
+    ("corpus.jsonl", '{"text": "e\u0301 \u00e9 \ufeff"}\n'.encode(), last(CORPUS, text="e\u0301 \u00e9 \ufeff")),
+    ("corpus.jsonl", b'{"text": "\\\\ud800"}\n', last(CORPUS, text="\\ud800")),
+    ("corpus.jsonl", line(text="x", n=2**80, m=[1, "a", None], o={"k": 1.5}), last(CORPUS, text="x")),
+    ("prompts.jsonl", line(**question(7, answer=8)), last(TRAIN, answer="8")),
+    ("prompts.jsonl", line(**question(7, id=12)), last(TRAIN, id="12")),
+    ("prompts.jsonl", line(**question(7, id=None)), rows(TRAIN, 7)),
+    ("prompts.jsonl", line(**question(7, answer="1/2")), last(TRAIN, answer="1/2")),
+    ("prompts.jsonl", line(**question(7, answer=".5")), last(TRAIN, answer=".5")),
+    ("prompts.jsonl", line(**question(7, answer="-3")), last(TRAIN, answer="-3")),
+    ("prompts.jsonl", line(**question(7, answer="\u20133")), last(TRAIN, answer="\u20133")),
+    ("prompts.jsonl", line(**question(7, answer="1,000,000")), last(TRAIN, answer="1,000,000")),
+    ("prompts.jsonl", line(**question(7, answer="2.50")), last(TRAIN, answer="2.50")),
+    ("prompts.jsonl", line(category="talk", prompt=[U]), last(TRAIN, answer=None, category="talk")),
+    ("prompts.jsonl", line(**question(7, id="a")) + line(**question(7, id="a")), count("dropped/duplicate", 1)),
+    ("prompts.jsonl", line(**question(7)) + line(**question(7, answer="9")), count("dropped/duplicate", 1)),
+    ("prompts.jsonl", line(**question(20)), count("dropped/leakage", 1)),
+    ("prompts.jsonl", asks(U, A, {"role": "user", "content": "Again?"}), rows(TRAIN, 7)),
+    ("prompts.jsonl", line(category="sums", prompt=[{"role": "user", "content": "What is  21 + 1?  "}], answer="22"),
+     count("dropped/leakage", 1)),
+    ("sft.jsonl", chat({"role": "system", "content": "Be kind."}, U, A), last(SFT, category="sums")),
+    ("sft.jsonl", chat(U, A, {"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "Yes."}), rows(SFT, 7)),
+    ("sft.jsonl", chat({"role": "user", "content": "What is 20 + 1?"}, A, U, A), count("dropped/leakage", 1)),
+    ("sft.jsonl", chat({"role": "system", "content": "S"}, {"role": "user", "content": "What is 20 + 1?"}, A),
+     count("dropped/leakage", 1)),
+    ("sft.jsonl", line(category="sums", messages=SAYS), last(SFT, messages=SAYS)),
+    ("sft.jsonl", line(category="sums", messages=[U, A], prompt="text", id=2**70), last(SFT, id=str(2**70))),
+    ("sft.jsonl", line(category="sums", messages=[U | {"name": None}, A | {"tool_calls": None}]), last(SFT, messages=[U, A])),
+    ("sft.jsonl", chat(U, {"role": "assistant", "content": "4" * 300}), count("too_long/sft", 1)),
+    ("prompts.jsonl", line(**question(7, prompt=[{"role": "user", "content": "1 + " * 90}])), count("too_long/train", 1)),
+    ("heldout.jsonl", line(**question(7, prompt=[{"role": "user", "content": "1 + " * 90}])), count("too_long/heldout", 1)),
+    ("corpus.jsonl", line(text="long " * 99), count("too_long/corpus", 1)),
+    ("judgements.jsonl", line(**judged(response="long " * 99)), count("too_long/judgements", 1)),
+    ("judgements.jsonl", line(**judged(label=0, response="")), rows("judgements/train.jsonl", 2)),
+    ("judgements.jsonl", line(**judged(prompt=[{"role": "user", "content": "What is 20 + 1?"}])), count("dropped/leakage", 1)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "data", "holds"), RIGHT, ids=lambda x: repr(x)[:60] if isinstance(x, (str, bytes)) else "")
+def test_a_right_line(project: Project, file: str, data: bytes, holds: Callable[[Project, dict[str, float]], bool]) -> None:
+    path = project.root / "mine" / file
+    path.write_bytes(codecs.BOM_UTF8 + FILES[file] + data)
+    headline = run(project)
+    assert holds(project, headline), (headline, (project.root / "data").rglob("*.jsonl"))
+    for name in (SFT, TRAIN, HELD):  # every row has the columns of its type, whatever the others lack
+        assert len({tuple(row) for row in written(project, name)}) == 1
+
+
+@pytest.mark.parametrize("table", ["sft", "prompts", "heldout", "corpus", "judgements"])
+def test_what_is_too_long_may_be_refused(project: Project, table: str) -> None:
+    long = "1 + " * 90
+    row = {
+        "sft": shown(1, messages=[U, {"role": "assistant", "content": long}]), "corpus": {"text": long},
+        "judgements": judged(response=long),
+    }.get(table, question(1, prompt=[{"role": "user", "content": long}]))  # fmt: skip
+    with (project.root / "mine" / f"{table}.jsonl").open("ab") as file:
+        file.write(line(**row))
+    params_file.set_values(project.params, ["model.too_long=refuse"])
+    with pytest.raises(GrapeError, match="1 of . rows are longer than model.positions") as caught:
+        run(project)
+    assert {"prompts": "train"}.get(table, table) in str(caught.value.where) and not (project.root / "data").exists()
+
+
+def test_the_process_of_the_stage_ends_with_2_and_no_traceback(project: Project, capfd: pytest.CaptureFixture[str]) -> None:
+    from grape.stages.__main__ import main
+
+    (project.root / "mine" / "sft.jsonl").write_bytes(FILES["sft.jsonl"] + b"\n" + line(category="sums", messages=[U]))
+    assert main(["prepare"]) == 2
+    shown = capfd.readouterr().err
+    assert f"{project.root}/mine/sft.jsonl:8" in shown and "messages" in shown and " -> " in shown and "Traceback" not in shown
+    assert not (project.root / "data").exists()
