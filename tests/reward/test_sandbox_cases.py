@@ -27,6 +27,11 @@ def test_what_is_no_strict_json_is_refused(text: str) -> None:
     (2.0000000001, 2, False), (2, 2.0, True), (0.1 + 0.2, 0.3, True), (1e-12, 0.0, True), (1.001, 1.0, False), (True, 1.0, False),
     (10**30, 1e30, True), ([1], [1], True), ([1, 2], [1], False), ([1], [True], False), ({"a": [1]}, {"a": [1]}, True),
     ({"a": 1}, {"a": 1, "b": 2}, False), ({"a": 1, "b": 2}, {"a": 1}, False), ([], {}, False), ("", None, False), ("a", "a", True),
+    ({"$set": [2, 1]}, [1, 2], True), ({"$set": [2, 1]}, {"$set": [1, 2]}, True), ([1, 2], {"$set": [1, 2]}, False),
+    ({"$set": [1]}, [1, 1], False), ({"$set": [1, 2]}, [1, 3], False), ({"$set": []}, [], True), ({"$set": [1, 2]}, [2], False),
+    ({"$set": [[1, 2], [3]]}, [[3], [1, 2]], True), ({"$set": [True]}, [1], False), ({"$set": 1}, [1], False),
+    ({"$set": [1]}, 1, False),
+    ([{"$set": [2, 1]}], [[1, 2]], True), ({"$set": list(range(2000))}, list(range(2000)), False), ({"$set": [1]}, {"a": 1}, False),
 ])
 def test_comparing(found: object, expected: object, same: bool) -> None:
     assert equal(found, expected, 1e-9) is same

@@ -83,14 +83,16 @@ def reply(kind: str, mark: str) -> str:
 
 
 def rows(made: Any, count: int, *keys: object) -> list[Row]:
-    """Conversations with answers of all kinds in turn, each with another key, as token ids."""
-    found, chat = [], Chat(made)
+    """Conversations with answers of all kinds in turn, each with another key, as token ids: as a server makes them, to whom text
+    that spells a control token is one."""
+    found = []
     for i in range(count):
         kind = list(VERDICTS)[i % len(VERDICTS)]
         text = answer(kind, *keys, i)
         mark = new_mark(Question(QUESTION, PROMPT, text), *keys, i)
         turns = unfenced(text, mark) if kind == "ended" else asked(text, mark)
-        found.append(chat.conversation([*turns, {"role": "assistant", "content": reply(kind, mark)}]).row)
+        prompt = made.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        found.append(Row(prompt, [*made.encode(reply(kind, mark), add_special_tokens=False), made.eos_token_id]))
     return found
 
 
