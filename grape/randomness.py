@@ -11,8 +11,9 @@ import numpy as np
 
 
 def key(*parts: object) -> int:
-    """A 128-bit key from the parts, e.g. key(seed, "rl", update, prompt_id, sample_index)."""
-    text = "\x1f".join(str(part) for part in parts)
+    """A 128-bit key from the parts, e.g. key(seed, "rl", update, prompt_id, sample_index). Other parts have another text, whatever
+    stands in them."""
+    text = "\x1f".join(str(part).replace("\\", "\\\\").replace("\x1f", "\\x1f") for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
 
 

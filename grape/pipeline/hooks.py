@@ -37,7 +37,7 @@ class Hooks:
         """
         note = params.parent / ".grape" / "params.valid"
         key = _identity(params)
-        if note.is_file() and note.read_text(encoding="utf-8") == key:
+        if note.is_file() and note.read_bytes() == key.encode():
             return
         from grape.params import load
         from grape.stages.watched import refuse_imports

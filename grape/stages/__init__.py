@@ -95,13 +95,14 @@ class Stage:
         self.run.headline({n: c for n, c in self.left.items() if c or n == "dropped/too_long"})
 
     def write_history(self, history: Sequence[Mapping[str, float]]) -> None:
-        """Write reports/train: the metrics of every step; before them, as step 0, what was left out, if anything was. A number
-        that is not finite is null."""
+        """Write reports/train: the metrics of every step; before them, as step 0, what was left out, if anything was or nothing
+        was learned (DVC warns of empty files). A number that is not finite is null."""
         from math import isfinite
 
         from grape.files import write_lines
 
-        left = [{"step": 0, **self.left}] if any(c for n, c in self.left.items() if n.startswith("dropped/")) else []
+        said = any(c for n, c in self.left.items() if n.startswith("dropped/")) or not history
+        left = [{"step": 0, **self.left}] if said else []
         rows = [{k: v if isfinite(v) else None for k, v in row.items()} for row in [*left, *history]]
         write_lines(self.history(), rows)
 

@@ -14,7 +14,7 @@ import pytest
 
 from grape import params as params_file
 from grape.errors import GrapeError
-from grape.project import Project
+from grape.project import NONCE, Project
 from grape.stages import Stage, prepare
 from grape.stages.inputs import resolved
 from grape.track import StageRun
@@ -283,9 +283,12 @@ def test_what_is_too_long_may_be_refused(project: Project, table: str) -> None:
     assert {"prompts": "train"}.get(table, table) in str(caught.value.where) and not (project.root / "data").exists()
 
 
-def test_the_process_of_the_stage_ends_with_2_and_no_traceback(project: Project, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_process_of_the_stage_ends_with_2_and_no_traceback(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     from grape.stages.__main__ import main
 
+    monkeypatch.setenv(NONCE, "1")  # as under `grape run`, which tells MLflow itself
     (project.root / "mine" / "sft.jsonl").write_bytes(FILES["sft.jsonl"] + b"\n" + line(category="sums", messages=[U]))
     assert main(["prepare"]) == 2
     shown = capfd.readouterr().err

@@ -407,3 +407,49 @@ def test_a_judge_from_outside_is_calibrated_and_not_trained(trained: Project) ->
     run(trained, "rl", "grpo", 0)
     with pytest.raises(GrapeError, match="critic.judge"):
         params_file.set_values(trained.params, ["critic.judge.backend=trained"])
+
+
+def test_an_algorithm_under_another_name_gives_the_same_bits_and_others_see_the_same_draws(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import grape.sampling
+
+    (project.root / "algorithms/twin.py").write_text((project.root / "grape/algorithms/grpo.py").read_text())
+    knobs = "{}"
+    params_file.set_values(
+        project.params,
+        [
+            "algorithms.twin.use=algorithms.twin:ALGORITHM", f"algorithms.grpo={knobs}", f"algorithms.reinforce={knobs}",
+            "rl.algorithms=[grpo, twin, reinforce]",
+        ],
+    )  # fmt: skip
+    for kind in CHAIN:
+        run(project, kind)
+        if kind == "sft":
+            strengthen(project)
+    drawn: dict[str, list[tuple[list[str], Any]]] = {}
+    uniforms = grape.sampling.uniforms
+    for name in ("grpo", "twin", "reinforce"):
+        seen = drawn.setdefault(name, [])
+
+        def noted(prompts: Any, *rest: Any, seen: Any = seen) -> Any:
+            made = uniforms(prompts, *rest)
+            seen.append(([prompt.id for prompt in prompts], made))
+            return made
+
+        monkeypatch.setattr(grape.sampling, "uniforms", noted)
+        run(project, "rl", name, 0)
+    assert drawn["grpo"], "nothing was drawn"
+    for name in ("twin", "reinforce"):
+        for (ids, numbers), (others, theirs) in zip(drawn["grpo"], drawn[name], strict=True):
+            assert ids == others and torch.equal(numbers, theirs)
+    weights = {name: (project.root / f"models/policy/{name}-0/model.safetensors").read_bytes() for name in drawn}
+    assert weights["grpo"] == weights["twin"] != weights["reinforce"]
+    records = {
+        name: [
+            {k: v for k, v in json.loads(line).items() if not k.endswith(("time", "mb"))}
+            for line in (project.root / f"reports/train/rl/{name}-0.jsonl").read_text().splitlines()
+        ]
+        for name in drawn
+    }
+    assert records["grpo"] == records["twin"] != records["reinforce"]
