@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 import grape
 from grape import dvc
 from grape.errors import GrapeError
-from grape.pipeline.preflight import algorithm_files, version_text
+from grape.pipeline.preflight import algorithm_files, named_files, version_text
 from grape.project import Project
 
 GITIGNORE = "/.venv/\n/.grape/\n/data/\n/models/\n/reports/\n__pycache__/\n"
@@ -52,6 +52,7 @@ def make(folder: Path) -> Iterator[str]:
                                         encoding="utf-8")
     _write_dag(source / "dvc.yaml", folder / "dvc.yaml")
     algorithm_files(project)
+    named_files(project)
     (folder / "grape.version").write_text(version_text(), encoding="utf-8")
     (folder / ".gitignore").write_text(GITIGNORE, encoding="utf-8")
     (folder / ".dvcignore").write_text(DVCIGNORE, encoding="utf-8")

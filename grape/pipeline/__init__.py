@@ -62,6 +62,7 @@ def look(project: Project, request: Request, hooks: Hooks) -> Plan | None:
         hooks.edit(project.params, list(request.sets))
     dvc.stages(project)  # refused in our words when it cannot be read
     preflight.algorithm_files(project)
+    preflight.named_files(project)
     question = dvc.ask_status(project)  # half a second, in which the parameters are checked
     try:
         hooks.check(project.params)

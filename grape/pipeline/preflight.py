@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from grape import dvc, slot, yamlfile
+from grape import dvc, named, slot, yamlfile
 from grape.disk import free_mb, wanted_mb
 from grape.errors import GrapeError
 from grape.pipeline import mend
@@ -96,6 +96,12 @@ def algorithm_files(project: Project) -> None:
             path.parent.mkdir(exist_ok=True)
             if not path.exists() or path.read_bytes() != text.encode():
                 mend.replace(path, text)
+
+
+def named_files(project: Project) -> None:
+    """`inputs/<key>` for what params.yaml names: what DVC compares to see whether a model or a file of yours changed."""
+    deps = {dep for stage in dvc.stages(project).values() for dep in stage.get("deps") or [] if isinstance(dep, str)}
+    named.write(project, yamlfile.read(project.params), deps)
 
 
 def _at(tree: Any, *keys: str) -> Any:

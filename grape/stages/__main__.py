@@ -50,6 +50,7 @@ def main(arguments: list[str]) -> int:
         from grape.track import StageRun
 
         inputs = Inputs.read(project, name)
+        inputs.refuse_untrue_cards()
         params = params_file.load(project.params, [given.algorithm] if given.stage == "rl" else [])
         refuse_imports(project, params, name)
         module = importlib.import_module(f"grape.stages.{given.stage}")

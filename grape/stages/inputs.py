@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from grape import yamlfile
+from grape import named, yamlfile
 from grape.errors import GrapeError
 from grape.project import Project
 from grape.slot import USE
@@ -76,6 +76,15 @@ class Inputs:
         hashes = {path: known.get(path) or _hash(project, path) for path in declared["deps"]}
         return cls(project, name, hashes, {key: _at(tree, key) for key in declared["params"]}, marks)
 
+    def refuse_untrue_cards(self) -> None:
+        """
+        Raises:
+            GrapeError: what params.yaml names is not what DVC compares in its place.
+        """
+        for key in named.untrue(self.project, yamlfile.read(self.project.params), self.hashes):
+            raise GrapeError(f"{named.FOLDER}/{key} does not say what {key} names now", where=f"stage {self.name}",
+                             mend="run `grape run`, or `grape plan` before `dvc repro`: both write it anew")
+
     def changed(self) -> list[str]:
         """What is not as it was, for people; [] where all is. Bytes are only read again where a file was touched."""
         found = []
@@ -90,6 +99,7 @@ class Inputs:
         except GrapeError as error:
             return [*found, f"{error.where} ({error.what})"]
         keys = [key for key, value in self.values.items() if _at(tree, key) != value]
+        found += [f"what {key} names" for key in named.untrue(self.project, tree, self.hashes) if key not in keys]
         return [*found, *([f"params.yaml ({', '.join(keys)})"] if keys else [])]
 
     def refuse_changes(self) -> None:

@@ -26,7 +26,7 @@ from tests.pipeline.harness import until
 pytestmark = pytest.mark.timeout(1800)  # eleven processes that import torch, on a machine that may be busy
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("grape", "flows", "rubrics", "algorithms", "params.yaml", "dvc.yaml", ".dvcignore", ".gitignore")
+PARTS = ("grape", "flows", "rubrics", "algorithms", "inputs", "params.yaml", "dvc.yaml", ".dvcignore", ".gitignore")
 MINIATURE = (
     "model.layers=1", "model.width=32", "model.heads=2", "model.positions=128", "prepare.documents=300",
     "prepare.demonstrations=160", "prepare.prompts=60", "prepare.heldout=12", "prepare.judgements=160",
