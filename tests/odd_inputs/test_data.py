@@ -61,6 +61,7 @@ def project(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Proj
         (tmp_path / folder).mkdir()
         for name, data in files.items():
             (tmp_path / folder / name).write_bytes(data)
+    shutil.copytree(root / "inputs", tmp_path / "inputs")
     params_file.set_values(tmp_path / "params.yaml", ["prepare.source=mine"])
     monkeypatch.chdir(tmp_path)
     return Project(tmp_path)

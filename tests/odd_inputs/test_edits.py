@@ -18,6 +18,7 @@ from grape import disk, yamlfile
 from grape import params as params_file
 from grape.cli import app
 from grape.errors import GrapeError
+from grape.pipeline import preflight
 from grape.pipeline.hooks import Hooks
 from grape.pipeline.screen import Screen
 from grape.project import NONCE, Project
@@ -105,6 +106,36 @@ def test_what_is_no_edit(project: Project, monkeypatch: pytest.MonkeyPatch, edit
     monkeypatch.setattr(prepare, "run", edited)
     assert main(["prepare"]) == 0
     assert project.receipt("prepare").exists()
+
+
+def test_what_params_yaml_names_is_compared_by_its_bytes(
+    project: Project,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    model, card = project.root / "model", project.root / "inputs" / "model.base"
+    model.mkdir()
+    (model / "weights").write_text("1")
+
+    def written() -> str:
+        preflight.named_files(project)
+        return card.read_text()
+
+    assert written() == "# model.base names no file.\n"
+    params_file.set_values(project.params, ["model.base=./model"])
+    assert main(["prepare"]) == 2  # as `dvc repro` would begin it, with a card that is no longer true
+    assert "inputs/model.base does not say what model.base names now" in capfd.readouterr().err
+    first = written()
+    os.utime(model / "weights")
+    assert written() == first != "# model.base names no file.\n"
+    (model / "weights").write_text("2")
+    second = written()
+    (model / "more").touch()
+    assert len({first, second, written()}) == 3
+    (project.state / "named.json").write_bytes(b"\0torn")  # a cache
+    assert written() == card.read_text()
+    monkeypatch.setattr(prepare, "run", lambda stage: (model / "weights").write_text("3"))
+    assert main(["prepare"]) == 2 and "what model.base names" in capfd.readouterr().err
 
 
 def test_the_last_update_is_kept_when_something_was_edited(tmp_path: Path) -> None:
