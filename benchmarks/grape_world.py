@@ -8,7 +8,7 @@ Makes a project in an empty folder (`grape init`), or goes on with the one that 
     grape run compare --algorithms grape,rar,grape_ema,grape_revise,grape_distil,grpo,ppo_rm --seeds 0,1,2,3,4
 
 where the names that are not grape's own stand for settings, see VARIANTS. All start from one SFT policy, with the same number of
-samples a round; a revision is one of them. Gold score on held-out prompts; intervals are t over seeds, Welch's for differences.
+samples a round; a revision is one of them. Gold score on held-out prompts; intervals are t over seeds, paired for differences.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ def spread(values: Sequence[float]) -> str:
 
 
 def against(values: Sequence[float], others: Sequence[float]) -> str:
-    """Difference of two means with Welch's interval: the seeds of two algorithms draw different samples and are no pairs."""
+    """Mean difference with a paired t interval: with one seed all algorithms see the same prompts and uniform numbers."""
     if len(values) < 2:
         return f"{fmean(values) - fmean(others):+.3f}"
-    interval = stats.ttest_ind(values, others, equal_var=False).confidence_interval(0.95)
+    interval = stats.ttest_rel(values, others).confidence_interval(0.95)
     return f"{fmean(values) - fmean(others):+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
 
 
