@@ -104,6 +104,7 @@ class Evaluation(Strict):
     difference: Scores
     win_rate: WinRate
     kl: KL
+    dropped: dict[str, int] = Field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -164,14 +165,18 @@ def read(root: Path, algorithms: Sequence[str], seeds: Sequence[int]) -> Inputs:
     rl = {name: _records(root, reports / "train" / "rl" / f"{name}.jsonl", f"rl@{name}") for name in names}
     first = {name: _records(root, reports / "train" / f"{name}.jsonl", name) for name in ("prepare", "preferences")}
     first |= training | {f"rl@{name}": records for name, records in rl.items()}
+    evaluations = tuple(_evaluation(root, reports / "evaluate" / name / "metrics.json", f"evaluate@{name}") for name in names)
+    left = {stage: records[0] for stage, records in first.items() if records and KEPT in records[0]}
+    for e in evaluations:
+        if any(e.dropped.values()):
+            left[f"evaluate@{e.name}"] = {KEPT: float(e.prompts), **{f"dropped/{why}": float(n) for why, n in e.dropped.items()}}
     return Inputs(
-        evaluations=tuple(_evaluation(root, reports / "evaluate" / name / "metrics.json", f"evaluate@{name}")
-                          for name in names),
+        evaluations=evaluations,
         samples={name: _lines(root, reports / "evaluate" / name / "samples.jsonl", f"evaluate@{name}")
                  for name in names},
         training={stage: [r for r in records if KEPT not in r] for stage, records in training.items()},
         rl={name: [r for r in records if KEPT not in r] for name, records in rl.items()},
-        left={stage: records[0] for stage, records in first.items() if records and KEPT in records[0]},
+        left=left,
     )
 
 

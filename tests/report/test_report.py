@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -126,6 +127,20 @@ def test_the_verdict_counts_seeds(make_reports: Callable[..., Path], algorithm: 
     found = summary.verdict(inputs, algorithm, 0.95)
     assert (found.outcome, found.sentence) == (outcome, sentence)
     assert render.context(inputs, 0.95, KNOBS, {})["title"] == title
+
+
+def test_what_was_left_out_stands_in_the_report_by_stage_and_reason(make_reports: Callable[..., Path]) -> None:
+    root = make_reports(("grpo",), (0,))
+    train, evaluated = root / "reports/train", root / "reports/evaluate/grpo-0/metrics.json"
+    for name, reason, count in (("prepare", "leakage", 3), ("preferences", "too_long", 2), ("sft", "too_long", 4)):
+        first = {"step": 0, "rows/kept": 100.0, f"dropped/{reason}": float(count), "dropped/other": 0.0}
+        path = train / f"{name}.jsonl"
+        path.write_text(json.dumps(first) + "\n" + ("" if name == "prepare" else path.read_text()))
+    evaluated.write_text(json.dumps(json.loads(evaluated.read_text()) | {"dropped": {"too_long": 5}}))
+    rows = tables.left_out(data.read(root, ["grpo"], [0]))
+    assert [(row["stage"], row["reason"], row["rows"]) for row in rows] == [
+        ("prepare", "leakage", 3), ("preferences", "too long", 2), ("sft", "too long", 4), ("evaluate@grpo-0", "too long", 5),
+    ]  # fmt: skip
 
 
 def test_samples_show_gains_losses_and_the_middle(make_reports: Callable[..., Path]) -> None:
