@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -66,6 +67,8 @@ class Turn(Record):
     def _says_something(self) -> Turn:
         if self.tool_calls is not None and self.role != "assistant":
             raise ValueError(f"tool_calls in a turn of the {self.role}: only the assistant calls tools")
+        for text in _leaves(self.tool_calls, self.name, self.tool_call_id):
+            _spoken(text)
         if not self.content.strip() and not self.tool_calls:
             raise ValueError(f"the {self.role}'s content is empty")
         return self
@@ -73,6 +76,22 @@ class Turn(Record):
     def message(self) -> dict[str, Any]:
         """As chat templates take it."""
         return self.model_dump(exclude_none=True)
+
+
+def _leaves(*values: Any) -> Iterator[str]:
+    """Every text within, keys included."""
+    for value in values:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, Mapping):
+            yield from _leaves(*value.keys(), *value.values())
+        elif isinstance(value, list):
+            yield from _leaves(*value)
+
+
+def _compared(turn: Turn) -> dict[str, Any]:
+    """A turn as it is compared with another: a letter is one however it is composed, white space around is nothing."""
+    return turn.message() | {"content": unicodedata.normalize("NFC", turn.content).strip()}
 
 
 def _begins(turns: Sequence[Turn], what: str) -> None:
@@ -161,8 +180,10 @@ class Preference(Record):
             if turns[0].role != "assistant":
                 raise ValueError(f"{name} begins with a turn of the {turns[0].role}: what both answers follow belongs into prompt")
             _ends(turns, name)
-        if self.chosen == self.rejected:
+        if [_compared(t) for t in self.chosen] == [_compared(t) for t in self.rejected]:
             raise ValueError("chosen and rejected are the same, so there is nothing to prefer")
+        if self.chosen_score is not None and self.rejected_score is not None and self.chosen_score < self.rejected_score:
+            raise ValueError(f"chosen has the lower score ({self.chosen_score:g} against {self.rejected_score:g})")
         return self
 
 

@@ -95,7 +95,7 @@ def _decoded(path: Path, number: int, raw: bytes, mend: str | None) -> str:
 
 def _object(path: Path, number: int, text: str, mend: str | None) -> Row:
     try:
-        value = json.loads(text, object_pairs_hook=_unrepeated, parse_constant=_no_number)
+        value = json.loads(text, object_pairs_hook=_unrepeated, parse_constant=_no_number, parse_float=_finite)
         if not isinstance(value, dict):
             raise ValueError(f"a {type(value).__name__}, not an object {{...}}")
         if "\\ud" in text or "\\uD" in text:
@@ -121,6 +121,13 @@ def _unrepeated(pairs: list[tuple[str, Any]]) -> Row:
         names = [name for name, _ in pairs]
         raise ValueError(f"the name {next(n for n in names if names.count(n) > 1)!r} stands twice")
     return made
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"the number {text[:20]} is too large")
+    return value
 
 
 def _no_number(text: str) -> NoReturn:

@@ -2,28 +2,49 @@
 
 from __future__ import annotations
 
+import json
+import unicodedata
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from grape.artifacts import Demonstration, Preference, Question, Turn
 
-Said = tuple[str, str]  # (role, what was said) with white space folded
+Said = tuple[str, ...]  # who spoke, and what was said
+_INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff"))
 
 
-def said(turns: Iterable[Turn]) -> tuple[Said, ...]:
-    """A conversation as what was said in it, whatever the white space; system turns are instructions, no part of a question."""
-    return tuple((t.role, " ".join(t.content.split())) for t in turns if t.role != "system")
+def spoken(turn: Turn) -> Said:
+    """A turn as it is compared: letters however they are composed, without invisible characters, white space folded; with its tool
+    calls."""
+    text = " ".join(unicodedata.normalize("NFC", turn.content).translate(_INVISIBLE).split())
+    return (turn.role, text, *([json.dumps(turn.tool_calls, sort_keys=True)] if turn.tool_calls else []))
 
 
-def holds(heldout: Iterable[Question]) -> Callable[[Iterable[Turn]], bool]:
-    """Whether a conversation holds a held-out question: all that was said in a held-out prompt, turn by turn, anywhere within
-    it."""
-    asked = {said(row.prompt) for row in heldout}
+def said(turns: Iterable[Turn], system: bool = False) -> tuple[Said, ...]:
+    """A conversation as what was said in it. System turns are instructions, no part of a question, unless `system`."""
+    return tuple(spoken(turn) for turn in turns if system or turn.role != "system")
+
+
+def holds(heldout: Iterable[Question], known: Iterable[Question] = ()) -> Callable[[Iterable[Turn]], bool]:
+    """Whether a conversation holds a held-out question: all that was said in a held-out prompt, turn by turn, anywhere within it.
+
+    Args:
+        known: more prompts. Where the same words have two right answers among all of these ("Answer.", behind system turns that ask
+            different things), the system turn is part of the question.
+    """
+    rows = list(heldout)
+    answers: dict[tuple[Said, ...], set[str]] = {}
+    for row in (*rows, *known):
+        if row.answer is not None:
+            answers.setdefault(said(row.prompt), set()).add(row.answer)
+    whole = [len(answers.get(said(row.prompt), ())) > 1 and row.prompt[0].role == "system" for row in rows]
+    asked = {said(row.prompt, full) for row, full in zip(rows, whole, strict=True)}
     lengths = {len(turns) for turns in asked}
 
     def found(turns: Iterable[Turn]) -> bool:
-        whole = said(turns)
-        return any(whole[i : i + n] in asked for n in lengths for i in range(len(whole) - n + 1))
+        turns = list(turns)
+        ways = {said(turns), said(turns, system=True)}
+        return any(way[i : i + n] in asked for way in ways for n in lengths for i in range(len(way) - n + 1))
 
     return found
 

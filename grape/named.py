@@ -42,8 +42,12 @@ def card(project: Project, params: Any, key: str) -> str:
     value = params
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None
-    path = project.root / Path(value).expanduser() if isinstance(value, str) and value else None
-    if path is None or not path.exists():
+    try:
+        path = project.root / Path(value).expanduser() if isinstance(value, str) and value else None
+        there = path is not None and path.exists()
+    except (OSError, RuntimeError):  # a name that is too long, the home of nobody
+        there = False
+    if path is None or not there:
         return f"# {key} names no file.\n"
     return f"# What {key} names has the md5 {_md5(project, path)}. grape keeps this true.\n"
 

@@ -25,8 +25,12 @@ _USER = re.compile(r"([A-Za-z][\w+.-]*://)[^\s/@'\"]*:[^\s'\"]*@")
 def is_loopback(url: str) -> bool:
     """Whether the address names this machine by one of its loopback names."""
     try:
-        host = urlsplit(url).hostname or ""
-        return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
+        host = (urlsplit(url).hostname or "").lower().rstrip(".")
+        if host == "localhost" or host.endswith(".localhost"):
+            return True
+        address = ipaddress.ip_address(host)
+        address = getattr(address, "ipv4_mapped", None) or address
+        return address.is_loopback or address.is_unspecified  # 0.0.0.0 is what a server prints that listens everywhere here
     except ValueError:
         return False
 

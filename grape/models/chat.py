@@ -102,7 +102,7 @@ class Chat:
         self.tokenizer, self.settings = tokenizer, template or Template()
         if self.settings.text is not None:
             tokenizer.chat_template = self.settings.text
-        self.template, self.dated = _at_a_fixed_date(tokenizer.get_chat_template(), self.settings.date)
+        self.template, self.dated = _at_a_fixed_date(_template_of(tokenizer), self.settings.date)
         self.pad = int(tokenizer.pad_token_id)
         self.thinking = _thinking(self.settings.thinking, self.template, tokenizer)
         added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
@@ -215,7 +215,13 @@ class Chat:
                     mend="use a chat template whose generation prompt is a prefix of the answer's text"
                     + ("" if i == places[-1] else ", or learn the last turn alone (sft.turns: last)"),
                 )
-        ids, starts, apart = self._split(whole, [len(head) for head in heads])
+        cuts = [len(head) for head in heads]
+        for i, start, end in zip(places, cuts, [*cuts[1:], len(whole)], strict=True):
+            self._refuse_unsaid(messages[i], i, whole[start:end], where)
+        ids, starts, apart = self._split(whole, cuts)
+        if self._tail and whole.endswith(self._tail) and not self.stops & set(ids[starts[-1] :]):
+            # The template leaves the end to the tokenizer; its own text behind the content is not the model's to write.
+            ids, starts, apart = self._split(whole.removesuffix(self._tail), cuts)
         ids, ends = self._turn_ends(ids, starts, where)
         first = starts[0]
         given = [True] * (len(ids) - first)
@@ -223,6 +229,25 @@ class Chat:
             given[start - first : end - first] = [False] * (end - start)
         row = Row(ids[:first], ids[first:], tuple(given) if any(given) else ())
         return Encoded(row, _MARK in whole, apart)
+
+    def _refuse_unsaid(self, message: Mapping[str, Any], place: int, said: str, where: str) -> None:
+        """
+        Raises:
+            GrapeError: a turn that is to be learned says something that does not stand in the text the template makes of it.
+        """
+        marked = self._marked(message)
+        content = str(marked.get("content") or "")
+        tags = self.thinking or _THINKING[0]
+        parts = [*re.split("|".join(map(re.escape, tags)), content), str(marked.get("reasoning_content") or "")]
+        parts += _texts([call.get("function", call) for call in marked.get("tool_calls") or ()])
+        for part in (part.strip() for part in parts):
+            if part not in said and json.dumps(part)[1:-1] not in said and json.dumps(part, ensure_ascii=False)[1:-1] not in said:
+                raise GrapeError(
+                    f"the chat template leaves out part of message {place}, which is to be learned: {part[:40]!r}",
+                    where=where or None,
+                    mend="learn the last turn alone (sft.turns: last), take that part out, or give a template that says all "
+                    "(model.template.text)",
+                )
 
     def _split(self, text: str, cuts: Sequence[int]) -> tuple[list[int], list[int], bool]:
         """Ids of the text, and where each cut falls. The ids of the whole decide; where a token would lie across a cut, what
@@ -253,10 +278,7 @@ class Chat:
                 )
             ends.append(stop)
         if ends[-1] is None:
-            # The template leaves the end to the tokenizer; its own text behind the content is not the model's to write.
-            tail = self.tokens(self._tail) if self._tail else []
-            body = ids[: len(ids) - len(tail)] if tail and ids[-len(tail) :] == tail else ids
-            ids, ends[-1] = [*body, self.tokenizer.eos_token_id], len(body) + 1
+            ids, ends[-1] = [*ids, self.tokenizer.eos_token_id], len(ids) + 1
         return ids[: ends[-1]], [int(e) for e in ends]  # type: ignore[arg-type]
 
     # ---- tokens to text
@@ -270,14 +292,13 @@ class Chat:
         if self.thinking is None:
             return self._decoded(own, True), raw
         begin, end = self.thinking
-        if not self._opened and not raw.lstrip().startswith(begin):
-            return self._decoded(own, True), raw
-        if end not in raw:
-            return "", raw
-        closing = self.tokens(end)
-        if len(closing) == 1 and closing[0] in own:
-            return self._decoded(own[own.index(closing[0]) + 1 :], True).lstrip(), raw
-        return self._decoded(own, True).partition(end)[2].lstrip(), raw
+        opening, closing = self.tokens(begin), self.tokens(end)
+        if len(closing) == 1 and len(opening) == 1:
+            kept = _outside(own, opening[0], closing[0], self._opened)
+            return self._decoded(kept, True).lstrip(), raw
+        answer = self._decoded(own, True)
+        pieces = [piece for piece in re.split(f"({re.escape(begin)}|{re.escape(end)})", answer) if piece]
+        return "".join(_outside(pieces, begin, end, self._opened)).lstrip(), raw
 
     def _decoded(self, ids: list[int], skip: bool) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False))
@@ -311,15 +332,56 @@ _MARK = "\U000f0000"
 
 
 def _mark(value: Any, tokens: frozenset[str]) -> Any:
-    """A text, or the texts within a mapping or list, with each of these tokens marked."""
+    """A text, or the texts within a mapping (its keys too) or list, with each of these tokens marked."""
     from transformers.utils.chat_template_utils import mark_control_tokens
 
+    if isinstance(value, Mapping):
+        return {_mark(key, tokens): _mark(inner, tokens) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_mark(inner, tokens) for inner in value]
     return mark_control_tokens(value, _pattern(tokens))
+
+
+def _texts(value: Any) -> list[str]:
+    """Every text within, keys of arguments included."""
+    if isinstance(value, Mapping):
+        inner = [v for k, v in value.items() if k not in ("id", "type")]
+        return _texts(inner) + [k for k in value if k not in ("id", "type", "name", "arguments", "function")]
+    if isinstance(value, list):
+        return [text for inner in value for text in _texts(inner)]
+    return [value] if isinstance(value, str) else []
+
+
+def _outside(pieces: Sequence[Any], begin: Any, end: Any, opened: bool) -> list[Any]:
+    """What stands outside of the thinking. One that has no end takes all that follows; an end that comes first of all tags takes
+    all before it; an end behind that is text."""
+    kept: list[Any] = []
+    within, first = opened, not opened
+    for piece in pieces:
+        if piece == begin:
+            within, first = True, False
+        elif piece == end and (within or first):
+            kept, within, first = ([] if first else kept), False, False
+        elif not within:
+            kept.append(piece)
+    return kept
 
 
 @lru_cache(maxsize=64)
 def _pattern(tokens: frozenset[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, sorted(tokens, key=lambda t: (-len(t), t)))) or "(?!)")
+
+
+def _template_of(tokenizer: Any) -> str:
+    """
+    Raises:
+        GrapeError: it has several templates and none by default.
+    """
+    try:
+        return str(tokenizer.get_chat_template())
+    except ValueError as error:
+        what, mend = f"no chat template can be chosen: {error}", "give one (text)"
+        raise GrapeError(what.splitlines()[0], where=TEMPLATES, mend=mend) from error
 
 
 def _at_a_fixed_date(template: str, date: str) -> tuple[str, bool]:
@@ -330,7 +392,7 @@ def _at_a_fixed_date(template: str, date: str) -> tuple[str, bool]:
     """
     day = datetime.datetime.fromisoformat(date)
     fixed = _ASKS_FOR_THE_DATE.sub(lambda found: json.dumps(day.strftime(found["format"])), template)
-    if re.search(r"strftime_now\s*\(", fixed):
+    if re.search(r"strftime_now(?!\s+is\s)", fixed):
         raise GrapeError(
             "the chat template asks for today's date in a form that cannot be fixed, so its prompts would change from day to day",
             where=TEMPLATES,

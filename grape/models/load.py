@@ -142,7 +142,10 @@ def _source(base: str) -> tuple[str, dict[str, str]]:
 
 def place(base: str, root: Path) -> str:
     """What `model.base` names: a path counts from the project's folder, all else is a hub id."""
-    local = root / Path(base).expanduser()
+    try:
+        local = root / Path(base).expanduser()
+    except RuntimeError as error:
+        raise GrapeError(str(error), where="params.yaml, model.base", mend="write the path out") from error
     return str(local) if local.exists() or base.startswith((".", "/", "~")) else base
 
 

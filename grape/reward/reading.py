@@ -14,16 +14,31 @@ from grape.reward.verdict import Undecidable
 _DASHES = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d", "-"))
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d+)?|\.\d+"
 _ONE = re.compile(rf"(-?)({_DIGITS})(?:[eE]([-+]?\d+))?(?:/(\d+(?:\.\d+)?))?")
-# A minus is a sign where nothing stands before it that it could join: 5-8 is a range, (-8) is not.
+# A minus is a sign where nothing stands before it that it could join: 5-8 is a range, (-8) is not, and -- is a dash.
 _FOUND = re.compile(
-    rf"((?<![\w.)\]%])-)?(?<![\d.])({_DIGITS}|\d+(?:[.,]\d+)+)(?:[eE]([-+]?\d+))?(?![\d])(?:/(\d+(?:\.\d+)?)(?![\d/]))?"
+    rf"((?<![0-9A-Za-z_.)\]%-])-)?(?<![\d.^])({_DIGITS}|\d+(?:[.,]\d+)+)(?:[eE]([-+]?\d+))?(?!\d|\.\d)(?:/(\d+(?:\.\d+)?)(?![\d/]))?"
+    r"(\s*\^)?"
+)
+# How else numbers are written, as the forms above.
+_SPELLINGS = (
+    (re.compile(r"\.{2,}(?=\d)"), " "),  # is...8
+    (re.compile(r"(?<=\d)(?:(?:\{,\}|\\[,!]|[\u00a0\u2009\u202f])(?=\d{3}(?!\d))| (?=000(?!\d)))"), ","),  # 10{,}000, 10 000
+    (re.compile(r"-\s*\\?[$€£]\s*(?=[\d.])"), "-"),  # -$8
+    (re.compile(r"(\d)?\\[dt]?frac\s*\{\s*(-?[\d.]+)\s*\}\s*\{\s*([\d.]+)\s*\}"),
+     lambda found: f"{found[1] + ' ' if found[1] else ''}{found[2]}/{found[3]}"),
+    (re.compile(r"(\d)\s*(?:×|·|\*|\\times|\\cdot)\s*10\s*\^\s*\{?\s*([-+]?\d+)\s*\}?"), r"\1e\2"),  # 1.5 x 10^3
+    (re.compile(r"(?<![\w.])10\s*\^\s*\{?\s*([-+]?\d+)\s*\}?"), r"1e\1"),
+    (re.compile(r"\^\s*\{\s*([-+]?\d+)\s*\}"), r"^\1"),
+    (re.compile(r"(?<![\d/])(\d+)/(\d+)/(\d+)(?![\d/])"), r"\1 \2 \3"),  # a date
+    (re.compile(r"(?<![\d/.,])(\d{1,9})\s+(\d{1,9})/(\d{1,9})(?![\d/.])"),  # 2 1/2
+     lambda found: f"{int(found[1]) * int(found[3]) + int(found[2])}/{found[3]}" if int(found[2]) < int(found[3]) else found[0]),
 )
 MOST_DIGITS, LARGEST_EXPONENT = 400, 400
-_FENCE = re.compile(
-    r"^(?P<before>[ \t]*(?:[-*+]|\d+[.)])?[ \t]*)(?P<mark>`{3,}|~{3,})[ \t]*(?P<language>[\w+#.-]*)[^\n]*\n"
-    r"(?P<body>.*?)(?:^[ \t]*(?P=mark)[ \t]*$|\Z)",
-    re.DOTALL | re.MULTILINE,
-)
+# A fence opens behind an indent, a list's or a quotation's mark, or a few words ("Sure: ```python").
+_MARKS = r"[ \t]*(?:(?:[-*+]|\d+[.)])[ \t]*)?(?:>[ \t]?)*"
+_OPENS = re.compile(rf"(?P<before>{_MARKS})(?P<mark>`{{3,}}|~{{3,}})[ \t]*(?P<language>[\w+#.-]*)(?P<rest>[^`]*)")
+_OPENS_BEHIND = re.compile(r"(?P<before>[^`~]+)(?P<mark>`{3,})(?P<language>[\w+#.-]*)(?P<rest>[ \t]*)")
+_CLOSES = re.compile(r"(?P<before>[ \t>]*)(?P<mark>`{3,}|~{3,})[ \t]*")
 
 
 def text_of(text: str) -> str:
@@ -58,30 +73,66 @@ def one_number(text: str) -> Fraction:
 
 def last_number(text: str) -> Fraction | None:
     """The last number in a response; None if there is none that can be read."""
-    found = _FOUND.findall(text.translate(_DASHES))
-    if not found:
+    text = text.translate(_DASHES)
+    for spelling, plain in _SPELLINGS:
+        text = spelling.sub(plain, text)
+    found = _FOUND.findall(text)
+    if not found or found[-1][4]:  # x^3 is no 3, and 2^3 no 2
         return None
-    sign, digits, exponent, divisor = found[-1]
+    sign, digits, exponent, divisor, _ = found[-1]
     if "," in digits and not re.fullmatch(_DIGITS, digits):  # 1,2,3 is a list, not a thousand
         sign, digits = "", digits.rpartition(",")[2]
     return _value(sign, digits, exponent, divisor or None)
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
-    """(language, body) of the fenced blocks: of backticks or tildes, indented or in a list, also one that is never closed."""
-    return [
-        (found["language"].lower(), textwrap.dedent(found["body"])) for found in _FENCE.finditer(text.replace("\r\n", "\n"))
-    ]
+    """(language, body) of the fenced blocks: of backticks or tildes, indented, in a list or a quotation, also one that is never
+    closed. A fence that is indented further than the one that opened the block belongs to its text."""
+    found: list[tuple[str, str]] = []
+    opened: re.Match[str] | None = None
+    body: list[str] = []
+
+    def end() -> None:
+        assert opened is not None
+        quoted = ">" in opened["before"]
+        lines = [re.sub(r"^[ \t]*>[ \t]?", "", line) for line in body] if quoted else body
+        found.append((opened["language"].lower(), textwrap.dedent("\n".join([*lines, ""]))))
+
+    for line in text.replace("\r\n", "\n").split("\n"):
+        if opened is None:
+            opened, body = _OPENS.fullmatch(line) or _OPENS_BEHIND.fullmatch(line), []
+            continue
+        closed = _CLOSES.fullmatch(line)
+        indent = len(opened["before"]) if re.fullmatch(_MARKS, opened["before"]) else 0
+        if closed and closed["mark"].startswith(opened["mark"]) and len(closed["before"].expandtabs(4)) <= indent + 3:
+            end()
+            opened = None
+        else:
+            body.append(line)
+    if opened is not None:
+        while body and not body[-1].strip():
+            body.pop()
+        if body and body[-1].rstrip().endswith(opened["mark"]):  # closed behind its last line
+            body[-1] = body[-1].rstrip()[: -len(opened["mark"])]
+        end()
+    return found
 
 
 def boxed(text: str) -> list[str]:
-    """What stands in every \\boxed{...}, braces within braces included."""
-    found = []
-    for start in re.finditer(r"\\boxed\s*\{", text):
-        depth, i = 1, start.end()
-        while i < len(text) and depth:
-            depth += {"{": 1, "}": -1}.get(text[i], 0) if text[i - 1] != "\\" else 0
-            i += 1
-        if not depth:
-            found.append(text[start.end() : i - 1])
-    return found
+    """What stands in every \\boxed{...}, braces within braces included, in the order in which they begin."""
+    found: dict[int, str] = {}
+    open_at: list[int] = []  # of every brace that is open; negative: not of a box
+    begins = {match.end() - 1 for match in re.finditer(r"\\boxed\s*\{", text)}
+    i = 0
+    while i < len(text):
+        if text[i] == "\\":
+            i += 2  # what is escaped is no brace
+            continue
+        if text[i] == "{":
+            open_at.append(i if i in begins else -1)
+        elif text[i] == "}" and open_at:
+            start = open_at.pop()
+            if start >= 0:
+                found[start] = text[start + 1 : i]
+        i += 1
+    return [found[start] for start in sorted(found)]

@@ -16,6 +16,8 @@ from typing import Any, Literal
 import regex
 from pydantic import Field, field_validator, model_validator
 
+from grape.reward.choosing import chosen
+from grape.reward.limit import time_limit
 from grape.reward.reading import blocks, boxed, last_number, one_number, text_of
 from grape.reward.sandbox.library import Maths, ReasoningGym
 from grape.reward.sandbox.protocol import NotJson, read
@@ -67,6 +69,13 @@ class Contains(Options):
     texts: tuple[str, ...] | None = Field(None, min_length=1)
     need: Literal["share", "all", "any", "none"] = "share"
 
+    @field_validator("texts")
+    @classmethod
+    def _says_something(cls, texts: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if texts is not None and not all(text.strip() for text in texts):
+            raise ValueError("an empty text stands in every response")
+        return texts
+
     def score(self, prompt: Prompt, text: str) -> float:
         parts = self.texts or tuple(p.strip() for p in reference(prompt).split(self.separator) if p.strip())
         if not parts:
@@ -88,7 +97,7 @@ class Matches(Options):
 
     def model_post_init(self, context: Any) -> None:
         re.compile(self.pattern)
-        regex.compile(self.pattern)
+        regex.compile(_as_re(self.pattern))
 
     def score(self, prompt: Prompt, text: str) -> float:
         return float(_in_time(regex.fullmatch, text_of(self.pattern), text_of(text).strip()) is not None)
@@ -130,31 +139,8 @@ class Choice(Options):
         expected = text_of(reference(prompt)).strip(" ().:[]").upper()
         if len(expected) != 1 or expected not in self.letters:
             raise Undecidable(f"the reference answer {prompt.answer!r} is none of the letters {self.letters}")
-        found = self.chosen(text)
+        found = chosen(text, self.letters)
         return Verdict(float(found == expected), f"chooses {found}" if found else "makes no single choice")
-
-    def chosen(self, text: str) -> str | None:
-        """The letter, from the plainest statement there is: a box, "the answer is B", a line that is or begins with a letter, the
-        only capital letter that stands alone."""
-        for inside in boxed(text)[-1:]:
-            bare = re.sub(r"\\(?:text|math)\w*|[\s{}()$*.]", "", inside).upper()
-            if len(bare) == 1:
-                return bare if bare in self.letters else None
-        said = r"(?im)\b(?:answer|choice|option)\b(?:\s+is\b)?\s*[:=]\s*"
-        if plain := re.findall(rf"{said}[(\[*_\"']*([{self.letters}])[)\]*_\"'.]*\s*$", text):
-            return str(plain[-1]).upper()
-        one = rf"[(\[*_\"'$ ]*(?:\\text\{{)?([{self.letters}])(?![\w'])"
-        lone = text.strip().strip("().:[]*").upper()
-        if len(lone) == 1:
-            return lone if lone in self.letters else None
-        article = r"A\s+(?!or\b|and\b)[a-z]"
-        for pattern in (rf"\\boxed\{{\s*{one}", rf"(?i:\b(?:answer|choice|option)\b(?:\s+is\b)?\s*[:=]?)\s*{one}",
-                        rf"(?m)^{one}[)\]*_]*(?:[.:)\]]|\s*$)", rf"(?<![\w'])(?!{article})([{self.letters}])(?![\w'])"):
-            if found := list(re.finditer(pattern, text)):
-                distinct = {match[1] for match in (found[-1:] if "answer" in pattern or "boxed" in pattern else found)}
-                hedged = re.match(rf"[)\]*_}}]*\s*(?:,|/|or|and)\s*[(\[*_]*([{self.letters}])(?![\w'])", text[found[-1].end():])
-                return distinct.pop() if len(distinct) == 1 and not (hedged and hedged[1] != found[-1][1]) else None
-        return None
 
 
 class JsonSchema(Options):
@@ -185,7 +171,10 @@ class JsonSchema(Options):
             return Verdict(0.0, f"no JSON: {error}")
         try:  # an empty registry: by default a reference to another schema would be fetched over the network
             validator = _timed(validator_for(self.schema_))
-            problem = next(validator(self.schema_, registry=Registry()).iter_errors(value), None)
+            with time_limit(PATTERN_SECONDS):  # a schema can ask for more than its patterns: that all of a thousand differ
+                problem = next(validator(self.schema_, registry=Registry()).iter_errors(value), None)
+        except TimeoutError as error:
+            raise Undecidable("the schema found no end on this text", "write it simpler") from error
         except Unresolvable as error:
             raise Undecidable(f"the schema refers to what is not in it: {error}") from error
         return Verdict(float(problem is None), "" if problem is None else f"{problem.json_path}: {problem.message}"[:200])
@@ -242,13 +231,18 @@ Verify = Callable[[Prompt, str], float]
 PATTERN_SECONDS = 2.0
 
 
+def _as_re(pattern: str) -> str:
+    """The pattern as `re` reads it: `{e}` and the like are text, where the `regex` library takes them for fuzzy matching."""
+    return re.sub(r"(?<!\\)(?<!\\N)\{(?!\d*,?\d*\})", r"\\{", pattern)
+
+
 def _in_time(search: Any, pattern: str, text: str) -> Any:
     """
     Raises:
         Undecidable: the search took too long.
     """
     try:
-        return search(pattern, text, flags=regex.DOTALL if search is regex.fullmatch else 0, timeout=PATTERN_SECONDS)
+        return search(_as_re(pattern), text, flags=regex.DOTALL if search is regex.fullmatch else 0, timeout=PATTERN_SECONDS)
     except TimeoutError as error:
         what = f"the pattern {pattern[:60]!r} found no end on this text"
         raise Undecidable(what, "write it without nested repetitions") from error

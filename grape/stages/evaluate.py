@@ -23,10 +23,10 @@ from grape.models.forward import batched_language, exact_kl
 from grape.models.load import device, load_language_model
 from grape.randomness import generator
 from grape.reward.items import describe_items, number, overlap
+from grape.reward.limit import time_limit
 from grape.sampling import response_rows, sample
 from grape.stages import Stage
 from grape.stages.judges import Gold, gold_judge, reward_source
-from grape.stages.modules import time_limit
 from grape.types import Prompt, Response, Scores
 
 RESAMPLES = 2000

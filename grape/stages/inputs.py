@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from grape import named, yamlfile
+from grape import dvc, named, yamlfile
 from grape.errors import GrapeError
 from grape.project import Project
 from grape.slot import USE
@@ -40,7 +40,10 @@ def entry(project: Project, source: str, name: str) -> dict[str, Any]:
                 value = value.replace(place, text)
         return value
 
-    found: dict[str, Any] = filled(yamlfile.read(project.root / "dvc.yaml")["stages"][kind])
+    found: dict[str, Any] = filled(dvc.stages(project).get(kind) or {})
+    if not all(isinstance(found.get(key), list) and all(isinstance(x, str) for x in found[key]) for key in ("deps", "params")):
+        raise GrapeError(f"the stage {kind} is not there, or lacks its lists `deps` and `params`", where="dvc.yaml",
+                         mend="restore it from git or from `grape init`")
     return found
 
 

@@ -48,7 +48,11 @@ def imported(stage: Stage) -> tuple[list[Preference], dict[str, float]]:
     """Pairs labelled by people, checked row by row, without those that hold a held-out question."""
     path = stage.root / stage.params.preferences.source
     records = read_rows(path, Preference, mend=f"every line has the columns {', '.join(Preference.model_fields)}")
-    leaks = holds(read_rows(stage.root / "data/prompts/heldout.jsonl", Question, mend="run it again: grape run prepare"))
+    prompts = [
+        read_rows(stage.root / f"data/prompts/{name}.jsonl", Question, mend="run it again: grape run prepare")
+        for name in ("heldout", "train")
+    ]
+    leaks = holds(*prompts)
     kept = [record for record in records if not leaks(turns_of(record))]
     if len(kept) < len(records):
         print(f"{stage.name}: {len(records) - len(kept)} pairs left out: they hold a held-out question", flush=True)

@@ -17,7 +17,7 @@ from typing import Any
 from grape.artifacts import Demonstration, Document, Judgement, Question, Record, checked, write_rows
 from grape.errors import GrapeError
 from grape.files import read_lines, write_lines
-from grape.leakage import holds, turns_of
+from grape.leakage import holds, said, turns_of
 from grape.stages import Stage
 from grape.stages.modules import load_module
 from grape.stages.usable import Places, check
@@ -60,7 +60,7 @@ def run(stage: Stage) -> None:
 
 REASONS = {
     "leakage": "they hold a held-out question",
-    "duplicate": "training prompts that stand in the data more than once",
+    "duplicate": "prompts that stand in the data more than once",
 }
 
 
@@ -74,7 +74,7 @@ def built(source: Path, stage: Stage) -> tuple[Tables, Places]:
     try:
         made = module.build(stage.params.prepare, stage.params.seed)
         tables = {name: list(made.get(name, [])) for name in DATASETS}
-    except Exception as error:  # a world is somebody's program
+    except (Exception, SystemExit) as error:  # a world is somebody's program
         line = next((f.lineno for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == str(source)), None)
         raise GrapeError(
             str(error) if isinstance(error, ValueError) else f"`build` raised {type(error).__name__}: {error}",
@@ -125,7 +125,7 @@ def imported(folder: Path, stage: Stage) -> tuple[Tables, Places]:
 def content(record: Any) -> str:
     """What makes a prompt the same prompt: its category and all turns up to the answer."""
     turns = record.messages[:-1] if isinstance(record, Demonstration) else record.prompt
-    return json.dumps([record.category, *([t.role, " ".join(t.content.split())] for t in turns)])
+    return json.dumps([record.category, *said(turns, system=True)])
 
 
 def _once(rows: Iterable[Any]) -> dict[str, Any]:
@@ -150,14 +150,14 @@ def take_heldout(train: Sequence[Question], count: int) -> list[Question]:
 
 
 def without_leakage(tables: Mapping[str, list[Any]]) -> tuple[Tables, Counter[str]]:
-    """Every training table without the rows that hold a held-out question, training prompts once each; and how many went, by
-    reason."""
-    leaks = holds(tables["heldout"])
+    """Every training table without the rows that hold a held-out question, prompts once each; and how many went, by reason."""
+    leaks = holds(tables["heldout"], tables["train"])
     kept, dropped = dict(tables), Counter({"leakage": 0, "duplicate": 0})
     for name in ("sft", "train", "judgements"):
         kept[name] = [row for row in tables[name] if not leaks(turns_of(row))]
         dropped["leakage"] += len(tables[name]) - len(kept[name])
-    once = list(_once(kept["train"]).values())
-    dropped["duplicate"] = len(kept["train"]) - len(once)
-    kept["train"] = once
+    for name in ("train", "heldout"):
+        once = list(_once(kept[name]).values())
+        dropped["duplicate"] += len(kept[name]) - len(once)
+        kept[name] = once
     return kept, dropped

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from grape.artifacts import Preference, read_rows
 from grape.errors import GrapeError
 from grape.models.chat import Chat
 from grape.models.encode import encode_documents, encode_turns, fitting_prompts
@@ -17,6 +18,7 @@ from grape.reward.rubric import load_rubrics
 from grape.reward.source import RubricReward
 from grape.stages import Stage
 from grape.stages.lessons import lesson, question
+from grape.stages.modules import load_module
 from grape.types import Prompt
 
 Tables = Mapping[str, Sequence[Any]]
@@ -39,6 +41,7 @@ def check(stage: Stage, tables: Tables, places: Places) -> dict[str, float]:
                 where=f"prepare.source, {name}",
                 mend=mend + (", or set sft.steps: 0" if name == "sft" else ""),
             )
+    _refuse_files(stage)
     prompts = {name: [row.value() for row in tables[name]] for name in ("train", "heldout")}
     _scorable(stage, prompts, places)
     long = _long(stage, tables, prompts, Chat(_tokenizer(stage, tables), stage.params.model.template), places)
@@ -54,6 +57,15 @@ def check(stage: Stage, tables: Tables, places: Places) -> dict[str, float]:
         if count:
             print(f"prepare: {count} of {len(tables[name])} rows of {name} will be left out: longer than {longest}", flush=True)
     return {f"too_long/{name}": float(count) for name, (count, _) in long.items()}
+
+
+def _refuse_files(stage: Stage) -> None:
+    """Refuse what later stages read beside the tables: pairs that people have labelled, the gold judge."""
+    source, gold = stage.params.preferences.source, stage.root / stage.params.prepare.source / "gold.py"
+    if source.endswith(".jsonl"):
+        read_rows(stage.root / source, Preference, mend=f"every line has the columns {', '.join(Preference.model_fields)}")
+    if gold.is_file():
+        load_module(gold)
 
 
 def _at(places: Places, table: str) -> Callable[[Any], str]:

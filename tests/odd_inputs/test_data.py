@@ -94,7 +94,7 @@ WRONG_LINES: list[tuple[str, bytes, str]] = [
     ("corpus.jsonl", b'{"text": "a"} {"text": "b"}\n', "not a JSON"), ("corpus.jsonl", b'{"text": "a",}\n', "not a JSON"),
     ("corpus.jsonl", b'{"text": "a", "text": "b"}\n', "stands twice"), ("corpus.jsonl", b'{"text": "a\nb"}\n', "not a JSON object"),
     ("corpus.jsonl", b"[" * 100_000 + b"\n", "nested too deeply"), ("corpus.jsonl", b'{"text": "\\x"}\n', "not a JSON object"),
-    ("corpus.jsonl", b'// a comment\n', "not a JSON object"),
+    ("corpus.jsonl", b'// a comment\n', "not a JSON object"), ("corpus.jsonl", b'{"text": "a", "n": 1e999}\n', "too large"),
     # no text
     ("corpus.jsonl", '{"text": "Größe"}\n'.encode("latin-1"), "not UTF-8"), ("corpus.jsonl", b'{"text": "\xff"}\n', "not UTF-8"),
     ("corpus.jsonl", b'{"text": "\0"}\n', "NUL"), ("corpus.jsonl", b'{"text": "\\ud800"}\n', "surrogate"),
@@ -135,6 +135,7 @@ WRONG_LINES: list[tuple[str, bytes, str]] = [
     ("sft.jsonl", chat(U, A | {"tool_calls": [{"function": {"name": "add", "arguments": {}}}]}), "tool_calls"),
     ("sft.jsonl", chat(U, A | {"reasoning_content": "2 and 2 ..."}), "reasoning_content"),
     ("sft.jsonl", chat(U | {"name": "Ann"}, A), "name"),
+    ("sft.jsonl", chat(U, A | {"tool_calls": [{"function": {"name": "a", "arguments": {"\U000f0000": 1}}}]}), r"U\+F0000"),
     # ids
     ("prompts.jsonl", line(**question(1, id="a")) + line(**question(2, id="a")), "already stands at .*mine/prompts.jsonl:9"),
     ("prompts.jsonl", line(**question(1, id=7)) + line(**question(2, id="7")), "already stands"),
@@ -254,6 +255,9 @@ RIGHT: list[tuple[str, bytes, Callable[[Project, dict[str, float]], bool]]] = [
     ("heldout.jsonl", line(**question(7, prompt=[{"role": "user", "content": "1 + " * 90}])), count("too_long/heldout", 1)),
     ("corpus.jsonl", line(text="long " * 99), count("too_long/corpus", 1)),
     ("judgements.jsonl", line(**judged(response="long " * 99)), count("too_long/judgements", 1)),
+    ("sft.jsonl", chat({"role": "user", "content": "What is 2\u200b0 + 1?"}, A), count("dropped/leakage", 1)),
+    ("heldout.jsonl", line(**question(20)), count("dropped/duplicate", 1)),
+    ("heldout.jsonl", line(category="sums", prompt=[{"role": "user", "content": "Caf\u00e9?"}], answer="1"), rows(HELD, 4)),
     ("judgements.jsonl", line(**judged(label=0, response="")), rows("judgements/train.jsonl", 2)),
     ("judgements.jsonl", line(**judged(prompt=[{"role": "user", "content": "What is 20 + 1?"}])), count("dropped/leakage", 1)),
 ]  # fmt: skip
@@ -295,3 +299,44 @@ def test_the_process_of_the_stage_ends_with_2_and_no_traceback(
     shown = capfd.readouterr().err
     assert f"{project.root}/mine/sft.jsonl:8" in shown and "messages" in shown and " -> " in shown and "Traceback" not in shown
     assert not (project.root / "data").exists()
+
+
+def test_a_question_in_a_system_turn_is_a_question(project: Project) -> None:
+    def asked(n: int) -> bytes:
+        turns = [{"role": "system", "content": f"What is {n} + 1?"}, {"role": "user", "content": "Answer."}]
+        return line(**question(n, prompt=turns))
+
+    (project.root / "mine/prompts.jsonl").write_bytes(b"".join(map(asked, range(5))) + asked(50))
+    (project.root / "mine/heldout.jsonl").write_bytes(asked(50))
+    assert run(project)["dropped/leakage"] == 1 and len(written(project, TRAIN)) == 5
+
+
+def test_letters_composed_otherwise_are_the_same_question(project: Project) -> None:
+    for name, text in (("heldout", "Caf\u00e9?"), ("prompts", "Cafe\u0301?")):
+        row = line(category="sums", prompt=[{"role": "user", "content": text}], answer="1")
+        (project.root / f"mine/{name}.jsonl").write_bytes(FILES[f"{name}.jsonl"] + row)
+    assert run(project)["dropped/leakage"] == 1
+
+
+@pytest.mark.parametrize(("name", "data", "words"), [
+    ("pairs.jsonl", None, "cannot be read"), ("pairs.jsonl", b"not json\n", "not a JSON object"),
+    ("pairs.jsonl", line(category="sums", prompt=[U], chosen=[A], rejected=[A | {"content": "4 "}]), "are the same"),
+    ("pairs.jsonl", line(category="sums", prompt=[U], chosen=[A], rejected=[A | {"content": "5"}], chosen_score=1,
+                         rejected_score=5), "lower score"),
+    ("mine/gold.py", b"def gold(:\n", "gold.py"), ("mine/gold.py", b"import nothing_there\n", "gold.py"),
+])  # fmt: skip
+def test_what_later_stages_read_is_looked_at_before(project: Project, name: str, data: bytes | None, words: str) -> None:
+    if data is not None:
+        (project.root / name).write_bytes(data)
+    if name == "pairs.jsonl":
+        params_file.set_values(project.params, ["preferences.source=pairs.jsonl"])
+    with pytest.raises(GrapeError, match=words):
+        run(project)
+    assert not (project.root / "data").exists()
+
+
+def test_a_world_that_ends_the_process_is_refused(project: Project) -> None:
+    (project.root / "w.py").write_text("import sys\ndef build(params, seed):\n    sys.exit(0)\n")
+    params_file.set_values(project.params, ["prepare.source=w.py"])
+    with pytest.raises(GrapeError, match="SystemExit"):
+        run(project)

@@ -183,7 +183,9 @@ def test_what_is_no_matter_of_the_disk(tmp_path: Path) -> None:
     assert refused is not None and refused.where == "data"
 
 
-TORN = [b"\0" * 300, b"\xff\xfe\x00s", b"stages:\n  prepare:\n    cmd: [", b"stages: 3\n", b"- a\n", b"stages:\n  prepare: x\n"]
+TORN = [b"\0" * 300, b"\xff\xfe\x00s", b"stages:\n  prepare:\n    cmd: [", b"stages: 3\n", b"- a\n", b"stages:\n  prepare: x\n",
+        b"stages:\n",
+        b"stages:\n  prepare: {}\n", (ROOT / "dvc.yaml").read_bytes()[:2000]]
 
 
 @pytest.mark.parametrize("data", TORN, ids=lambda x: repr(x)[:30])

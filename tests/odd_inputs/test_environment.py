@@ -284,3 +284,13 @@ def test_the_records_stay_in_the_project(tmp_path: Path, database: Path, name: s
     assert json.loads(logged.inputs.dataset_inputs[0].dataset.source)["path"] == 'da"ta\\'
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert len(list((project.state / "mlartifacts").rglob("da*"))) == 1
+
+
+@pytest.mark.parametrize(("url", "here"), [
+    ("http://127.0.0.1:1", True), ("http://LOCALHOST", True), ("http://localhost.", True), ("http://x.localhost:8", True),
+    ("http://[::1]:1", True), ("http://[::ffff:127.0.0.1]", True), ("http://0.0.0.0:8000", True), ("http://127.9.9.9", True),
+    ("http://localhost.example.org", False), ("http://10.0.0.1", False), ("http://[::ffff:10.0.0.1]", False), ("nonsense", False),
+    ("http://", False), ("", False), ("http://[::1", False),
+])  # fmt: skip
+def test_what_is_this_machine(url: str, here: bool) -> None:
+    assert net.is_loopback(url) is here

@@ -6,9 +6,11 @@ from __future__ import annotations
 from fractions import Fraction
 
 import pytest
+from pydantic import ValidationError
 
 from grape.errors import GrapeError
 from grape.reward import verifiers
+from grape.reward.choosing import chosen
 from grape.reward.reading import blocks, boxed, last_number, one_number
 from grape.reward.rubric import Item, Rubric
 from grape.reward.sandbox.cases import program
@@ -193,3 +195,92 @@ def test_the_program_is_the_block_that_defines_the_function(text: str, runs: int
 
 def test_a_response_without_python_has_no_program() -> None:
     assert program("```sh\nls\n```", "f") == "" and program("", "f") == ""
+
+
+@pytest.mark.parametrize(("text", "value"), [
+    ("$10{,}000$", 10000), (r"$10\,000$", 10000), ("10 000", 10000), ("10\u202f000", 10000), ("The change is -$8.", -8),
+    ("It takes 2 1/2 hours", Fraction(5, 2)), (r"$\frac{1}{2}$", Fraction(1, 2)), (r"$-\dfrac{1}{2}$", Fraction(-1, 2)),
+    (r"2\frac{1}{2}", Fraction(5, 2)), ("1.5×10^3", 1500), (r"2 \times 10^{-2}", Fraction(1, 50)), ("10^3", 1000), ("x^3", None),
+    ("2^{3}", None), ("v1.2.3", None), ("答案是-3", -3), ("answer--8", 8), ("So the answer is...8", 8), ("12/25/2024", 2024),
+    ("x=-3", -3), ("5 - 3 = 2", 2), ("a 1/2", Fraction(1, 2)), ("$1,234.50", Fraction(2469, 2)), ("3, 4, 5", 5), ("5-8", 8),
+])  # fmt: skip
+def test_numbers_as_people_write_them(text: str, value: object) -> None:
+    assert last_number(text) == value
+
+
+@pytest.mark.parametrize("letters", ["ABCD", "ABCDEFGHIJ"])
+@pytest.mark.parametrize("text", [
+    "The correct answer is B. Option A is incorrect because it is too small.", "Option A is wrong, so it must be B.",
+    "The best choice is B; choice A lacks C.", "I think it is B.", "The answer I would give is B.",
+    r"A and C fail: \boxed{\textbf{(B)}\ 12}", r"So. The answer is \(B\).", r"$\textbf{(B)}$", "A is wrong.\n<answer>B</answer>",
+    "答案是B", "b) Paris", "The answer is b.", "A cat is an animal, so B", "Perhaps A? No.\nB", "Not A. B.",
+])  # fmt: skip
+def test_what_is_said_of_other_options_does_not_count(text: str, letters: str) -> None:
+    assert chosen(text, letters) == "B"
+
+
+@pytest.mark.parametrize("text", ["The answer is not A.", "The answer cannot be A", "not A", "I do not know.", "A or B", "A cat",
+                                  r"\boxed{A or B}", "The answer is A or B", "", "none of these"])
+def test_no_choice_is_none(text: str) -> None:
+    assert chosen(text, "ABCDEFGHIJ") is None
+
+
+@pytest.mark.parametrize(("text", "found"), [
+    ('```python\ndef f():\n    """\n    ```\n    a\n    ```\n    """\n```\nout', [("python", 'def f():\n    """\n    ```\n    a\n    ```\n    """\n')]),
+    ("```json\n{}\n````", [("json", "{}\n")]), ("~~~\nx\n~~~~", [("", "x\n")]), ("```py\nreturn 2*x```", [("py", "return 2*x\n")]),
+    ("> ```python\n> x\n> ```", [("python", "x\n")]), ("Sure: ```python\nx\n```", [("python", "x\n")]),
+    ("````\n```\nx\n```\n````", [("", "```\nx\n```\n")]), ("a ``` b", []),
+])  # fmt: skip
+def test_fences(text: str, found: list[tuple[str, str]]) -> None:
+    assert blocks(text) == found
+
+
+def test_boxes() -> None:
+    assert boxed(r"\boxed{\frac{\sqrt{3}}{2}}, \boxed{x \\}, \boxed{\{1\}}, \boxed{") == [r"\frac{\sqrt{3}}{2}", r"x \\", r"\{1\}"]
+
+
+@pytest.mark.parametrize("text", [" ", "```", "\\boxed{", "- ", "1", "1 ", "1/", "-$", "\\frac{", "1.5×", "A ", "not ", "((", "option ", "> "])
+def test_a_text_that_says_one_thing_for_ever_is_read_to_its_end(text: str) -> None:
+    """Quadratic reading would take minutes here."""
+    for whole in (text * 50_000, text * 50_000 + "x", f"The answer{text * 50_000}."):
+        assert chosen(whole, "ABCD") in (None, "A")
+        blocks(whole)
+        boxed(whole)
+        last_number(whole)
+
+
+@pytest.mark.parametrize(("verifier", "options", "text", "score"), [
+    ("matches", {"pattern": r".*\\boxed{e}.*"}, r"\boxe hello", 0), ("matches", {"pattern": "Dear {d}!"}, "Dear {d}!", 1),
+    ("matches", {"pattern": "a{2}b{,3}c{1,}"}, "aabbcc", 1), ("matches", {"pattern": r"\N{DIGIT ONE}+"}, "11", 1),
+])  # fmt: skip
+def test_braces_of_a_pattern_are_those_of_re(verifier: str, options: dict[str, object], text: str, score: float) -> None:
+    assert build(verifier, options)(tiny.prompt("q"), text) == score
+
+
+def test_a_schema_that_asks_for_too_much_gives_no_score() -> None:
+    schema = {"unevaluatedProperties": False, "patternProperties": {"^(a|aa)+$": {}}}
+    with pytest.raises(Undecidable, match="no end"):
+        build("json_schema", {"schema": schema})(tiny.prompt("q"), '{"' + "a" * 60 + 'b": 1}')
+
+
+@pytest.mark.parametrize("texts", [["tea", ""], [" "], ["a", "\n"]])
+def test_an_empty_text_is_no_text_to_contain(texts: list[str]) -> None:
+    with pytest.raises(ValidationError, match="empty text"):
+        build("contains", {"texts": texts})
+
+
+@pytest.mark.parametrize(("text", "source"), [
+    ("```python\nprint(f(2))\n```\n```python\ndef f(x):\n    return x\n```", "def f(x):\n    return x\n"),
+    ("```python\nassert f(2) == 4\n```\n```python\ndef f(x): return x\n```", "def f(x): return x\n"),
+    ("```\nls\n```\n```python\ndef f(x): return x\n```\n```\nf = 4\n```", "def f(x): return x\n"),
+    ("```python\nK = 2\n```\n```python\nf = lambda x: K * x\n```\n```\nf: 4\n```", "K = 2\n\nf = lambda x: K * x\n"),
+    ("```python\nwhile True: pass\n```\n```py3\ndef f(x): return x\n```", "def f(x): return x\n"),
+])  # fmt: skip
+def test_the_program_is_what_defines_the_function(text: str, source: str) -> None:
+    assert program(text, "f") == f"from typing import *\n{source}"
+
+
+def test_imports_from_the_future_come_first_and_a_docstring_stays() -> None:
+    made = program('```python\n"""\nfrom __future__ import x\n"""\nfrom __future__ import (\n  annotations,\n)\nf = len\n```', "f")
+    assert made.startswith("from __future__ import annotations\n") and '"""\nfrom __future__ import x\n"""' in made
+    compile(made, "made", "exec")
