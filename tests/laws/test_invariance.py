@@ -98,8 +98,8 @@ def gradient(case: str, batch: Batch, max_tokens: int = 10**6) -> torch.Tensor:
 def test_split_padding_order_and_pad_token_change_nothing(case: str) -> None:
     whole = gradient(case, filled(case))
     assert float(whole.abs().max()) > 1e-4
-    # float32 rounds sums by the size of what is summed: IPO's squares give a gradient of tens.
-    close = partial(torch.testing.assert_close, rtol=1e-3, atol=1e-6 * max(1.0, float(whole.abs().max())))
+    # float32 rounds sums by the size of what is summed: IPO's squares give a gradient of 64.
+    close = partial(torch.testing.assert_close, rtol=1e-3, atol=2e-5 if case == "ipo" else 1e-6)
     close(gradient(case, filled(case), max_tokens=20), whole)
     close(gradient(case, filled(case, extra=(5, 4))), whole)
     close(gradient(case, filled(case, pad=2)), whole)  # pad == eos

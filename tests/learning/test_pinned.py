@@ -55,7 +55,7 @@ def test_the_trajectory_is_the_one_written_down(name: str, tmp_path: Path) -> No
     for row, wanted in zip(found, expected, strict=True):
         assert row.keys() == wanted.keys()
         # PPO with a head differs by 0.57 % in its gradient norm between two kinds of processors.
-        assert row == pytest.approx(wanted, rel=1e-2, abs=2e-4)
+        assert row == pytest.approx(wanted, rel=1e-2 if name == "ppo-head" else 5e-3, abs=2e-4)
 
 
 @pytest.mark.parametrize("what", EQUIVALENT)
