@@ -12,7 +12,7 @@ from grape.errors import GrapeError
 from grape.project import Project
 
 if TYPE_CHECKING:
-    from grape.models.chat import Template
+    from grape.models.template import Template
 
 HELP = "type a question; /reset forgets the conversation, /quit (or Ctrl-D) leaves"
 

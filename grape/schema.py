@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from grape import slot
 from grape.algorithms import base as algorithm_base
-from grape.models.chat import Template
+from grape.models.template import Template
 from grape.reward.critics.settings import Judge
 
 

@@ -10,54 +10,27 @@ can end its turn or begin another's (transformers' `mark_control_tokens`).
 
 from __future__ import annotations
 
-import datetime
 import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
-
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from typing import Any, NamedTuple
 
 from grape.errors import GrapeError
+from grape.models.template import (
+    MARK,
+    TEMPLATES,
+    THINKING,
+    Template,
+    at_a_fixed_date,
+    mark,
+    outside,
+    template_of,
+    texts,
+    thinking_tags,
+)
 
 Messages = Sequence[Mapping[str, Any]]
-TEMPLATES = "params.yaml, model.template"
-_ASKS_FOR_THE_DATE = re.compile(r"strftime_now\s*\(\s*(?P<quote>['\"])(?P<format>.*?)(?P=quote)\s*\)")
-# How reasoning is marked by the templates that know it.
-_THINKING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<thinking>", "</thinking>"))
-
-
-class Template(BaseModel):
-    """`model.template` of params.yaml: what the chat template is told. Everything that decides a prompt's tokens stands here."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-    text: str | None = Field(default=None, min_length=1)
-    arguments: dict[str, Any] = Field(default_factory=dict)
-    date: str = Field(default="2025-01-01", pattern=r"^\d{4}-\d{2}-\d{2}$")
-    thinking: Literal["auto", "none"] | list[str] = "auto"
-
-    @field_validator("date")
-    @classmethod
-    def _a_day(cls, date: str) -> str:
-        datetime.date.fromisoformat(date)
-        return date
-
-    @field_validator("thinking")
-    @classmethod
-    def _two_tags(cls, thinking: Any) -> Any:
-        if isinstance(thinking, list) and (len(thinking) != 2 or not all(thinking)):
-            raise ValueError('two tags, e.g. ["<think>", "</think>"], or auto, or none')
-        return thinking
-
-    @field_validator("arguments")
-    @classmethod
-    def _not_ours(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        taken = {"messages", "conversation", "add_generation_prompt", "tokenize", "chat_template", "return_dict", "strftime_now"}
-        if wrong := sorted(taken & arguments.keys()):
-            raise ValueError(f"{wrong[0]} is set by grape")
-        return arguments
-
 
 class Row(NamedTuple):
     """Token ids of a text and what continues it. `given`: per response token, whether it was given, not written by the model
@@ -102,9 +75,9 @@ class Chat:
         self.tokenizer, self.settings = tokenizer, template or Template()
         if self.settings.text is not None:
             tokenizer.chat_template = self.settings.text
-        self.template, self.dated = _at_a_fixed_date(_template_of(tokenizer), self.settings.date)
+        self.template, self.dated = at_a_fixed_date(template_of(tokenizer), self.settings.date)
         self.pad = int(tokenizer.pad_token_id)
-        self.thinking = _thinking(self.settings.thinking, self.template, tokenizer)
+        self.thinking = thinking_tags(self.settings.thinking, self.template, tokenizer)
         added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
         tags = set(self.thinking or ())
         # What only the template may write. The assistant writes its own thinking tags and tool calls itself, others do not.
@@ -149,7 +122,7 @@ class Chat:
     def _marked(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """The message with every control token in its texts marked, so that it is encoded as text."""
         texts = {k: v for k, v in message.items() if k != "role"}
-        return {"role": message["role"], **_mark(texts, self._assistants if message["role"] == "assistant" else self._others)}
+        return {"role": message["role"], **mark(texts, self._assistants if message["role"] == "assistant" else self._others)}
 
     def _refuse_unread(self, messages: Messages, where: str) -> None:
         """
@@ -182,7 +155,7 @@ class Chat:
 
     def plain(self, text: str) -> tuple[list[int], bool]:
         """Ids of a text that is no conversation, and whether a control token in it was spelled out."""
-        marked = _mark(text, self._others)
+        marked = mark(text, self._others)
         return self.tokens(marked), marked != text
 
     def prompt(self, messages: Messages, where: str = "") -> list[int]:
@@ -228,7 +201,7 @@ class Chat:
         for start, end in zip(starts, ends, strict=True):
             given[start - first : end - first] = [False] * (end - start)
         row = Row(ids[:first], ids[first:], tuple(given) if any(given) else ())
-        return Encoded(row, _MARK in whole, apart)
+        return Encoded(row, MARK in whole, apart)
 
     def _refuse_unsaid(self, message: Mapping[str, Any], place: int, said: str, where: str) -> None:
         """
@@ -237,9 +210,9 @@ class Chat:
         """
         marked = self._marked(message)
         content = str(marked.get("content") or "")
-        tags = self.thinking or _THINKING[0]
+        tags = self.thinking or THINKING[0]
         parts = [*re.split("|".join(map(re.escape, tags)), content), str(marked.get("reasoning_content") or "")]
-        parts += _texts([call.get("function", call) for call in marked.get("tool_calls") or ()])
+        parts += texts([call.get("function", call) for call in marked.get("tool_calls") or ()])
         for part in (part.strip() for part in parts):
             if part not in said and json.dumps(part)[1:-1] not in said and json.dumps(part, ensure_ascii=False)[1:-1] not in said:
                 raise GrapeError(
@@ -294,11 +267,11 @@ class Chat:
         begin, end = self.thinking
         opening, closing = self.tokens(begin), self.tokens(end)
         if len(closing) == 1 and len(opening) == 1:
-            kept = _outside(own, opening[0], closing[0], self._opened)
+            kept = outside(own, opening[0], closing[0], self._opened)
             return self._decoded(kept, True).lstrip(), raw
         answer = self._decoded(own, True)
         pieces = [piece for piece in re.split(f"({re.escape(begin)}|{re.escape(end)})", answer) if piece]
-        return "".join(_outside(pieces, begin, end, self._opened)).lstrip(), raw
+        return "".join(outside(pieces, begin, end, self._opened)).lstrip(), raw
 
     def _decoded(self, ids: list[int], skip: bool) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False))
@@ -325,86 +298,3 @@ class Chat:
             return False
         text = self._render([{"role": "user", "content": "?"}], True, TEMPLATES)
         return text.rfind(self.thinking[0]) > text.rfind(self.thinking[1])
-
-
-# What transformers puts before a control token that is to be text.
-_MARK = "\U000f0000"
-
-
-def _mark(value: Any, tokens: frozenset[str]) -> Any:
-    """A text, or the texts within a mapping (its keys too) or list, with each of these tokens marked."""
-    from transformers.utils.chat_template_utils import mark_control_tokens
-
-    if isinstance(value, Mapping):
-        return {_mark(key, tokens): _mark(inner, tokens) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_mark(inner, tokens) for inner in value]
-    return mark_control_tokens(value, _pattern(tokens))
-
-
-def _texts(value: Any) -> list[str]:
-    """Every text within, keys of arguments included."""
-    if isinstance(value, Mapping):
-        inner = [v for k, v in value.items() if k not in ("id", "type")]
-        return _texts(inner) + [k for k in value if k not in ("id", "type", "name", "arguments", "function")]
-    if isinstance(value, list):
-        return [text for inner in value for text in _texts(inner)]
-    return [value] if isinstance(value, str) else []
-
-
-def _outside(pieces: Sequence[Any], begin: Any, end: Any, opened: bool) -> list[Any]:
-    """What stands outside of the thinking. One that has no end takes all that follows; an end that comes first of all tags takes
-    all before it; an end behind that is text."""
-    kept: list[Any] = []
-    within, first = opened, not opened
-    for piece in pieces:
-        if piece == begin:
-            within, first = True, False
-        elif piece == end and (within or first):
-            kept, within, first = ([] if first else kept), False, False
-        elif not within:
-            kept.append(piece)
-    return kept
-
-
-@lru_cache(maxsize=64)
-def _pattern(tokens: frozenset[str]) -> re.Pattern[str]:
-    return re.compile("|".join(map(re.escape, sorted(tokens, key=lambda t: (-len(t), t)))) or "(?!)")
-
-
-def _template_of(tokenizer: Any) -> str:
-    """
-    Raises:
-        GrapeError: it has several templates and none by default.
-    """
-    try:
-        return str(tokenizer.get_chat_template())
-    except ValueError as error:
-        what, mend = f"no chat template can be chosen: {error}", "give one (text)"
-        raise GrapeError(what.splitlines()[0], where=TEMPLATES, mend=mend) from error
-
-
-def _at_a_fixed_date(template: str, date: str) -> tuple[str, bool]:
-    """The template with today's date, where it asks for it, fixed: prompts must not change at midnight.
-
-    Raises:
-        GrapeError: it asks in a way that cannot be seen from its text.
-    """
-    day = datetime.datetime.fromisoformat(date)
-    fixed = _ASKS_FOR_THE_DATE.sub(lambda found: json.dumps(day.strftime(found["format"])), template)
-    if re.search(r"strftime_now(?!\s+is\s)", fixed):
-        raise GrapeError(
-            "the chat template asks for today's date in a form that cannot be fixed, so its prompts would change from day to day",
-            where=TEMPLATES,
-            mend="give the template with a date of your own in it (text)",
-        )
-    return fixed, fixed != template
-
-
-def _thinking(said: Any, template: str, tokenizer: Any) -> tuple[str, str] | None:
-    if isinstance(said, list):
-        return said[0], said[1]
-    if said == "none":
-        return None
-    known = tokenizer.get_added_vocab()
-    return next((tags for tags in _THINKING if tags[1] in template or tags[1] in known), None)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from grape.dvc import Graph
-from grape.pipeline import mend
+from grape.files import write_text
 from grape.project import Project
 
 
@@ -46,7 +46,7 @@ class Hooks:
         runs = [f"{algorithm}-{values.rl.seeds[0]}" for algorithm in values.rl.algorithms]
         for stage in ("prepare", *(f"{kind}@{run}" for run in runs for kind in ("rl", "evaluate"))):
             refuse_imports(Project(params.parent.resolve()), values, stage)
-        mend.replace(note, key)
+        write_text(note, key)
 
     def edit(self, params: Path, assignments: list[str]) -> None:
         from grape.params import set_values

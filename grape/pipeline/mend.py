@@ -19,6 +19,7 @@ from typing import Any, Literal
 import psutil
 
 from grape import dvc
+from grape.files import write_text
 from grape.pipeline.execute import GRACE, kill_session, session
 from grape.project import Project
 
@@ -64,7 +65,7 @@ def path_locks(project: Project) -> tuple[list[str], list[int]]:
             path.unlink(missing_ok=True)
             return ["DVC's lock on paths (.dvc/tmp/rwlock) was cut short: removed"], []
         if state == "stale":
-            replace(path, json.dumps(kept))
+            write_text(path, json.dumps(kept))
             return ["DVC's lock on paths (.dvc/tmp/rwlock) held entries of a process that is gone: removed"], holders
     return [], holders
 
@@ -161,7 +162,7 @@ def lock_file(project: Project) -> list[str]:
     except ValueError:
         whole = False
     if whole:
-        replace(path, copy.read_text(encoding="utf-8"))
+        write_text(path, copy.read_text(encoding="utf-8"))
         return [f"dvc.lock was damaged ({why}): restored from its last good copy"]
     aside = project.state / f"dvc.lock.damaged-{int(time.time())}"
     shutil.move(path, aside)
@@ -174,20 +175,10 @@ def keep_lock_file(project: Project) -> None:
     path = project.root / "dvc.lock"
     try:
         if dvc.read_lock(path):
-            replace(_copy(project), path.read_text(encoding="utf-8"))
+            write_text(_copy(project), path.read_text(encoding="utf-8"))
     except ValueError:
         return  # the next start mends it
 
 
 def _copy(project: Project) -> Path:
     return project.state / "dvc.lock"
-
-
-def replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

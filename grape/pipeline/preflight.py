@@ -16,6 +16,7 @@ from typing import Any
 from grape import dvc, named, slot, yamlfile
 from grape.disk import free_mb, wanted_mb
 from grape.errors import GrapeError
+from grape.files import write_text
 from grape.pipeline import mend
 from grape.project import Project
 
@@ -76,7 +77,7 @@ def version_file(project: Project) -> None:
     """
     path = project.root / "grape.version"
     if path.is_file() and path.read_bytes() != version_text().encode():
-        mend.replace(path, version_text())
+        write_text(path, version_text())
 
 
 def algorithm_files(project: Project) -> None:
@@ -95,7 +96,7 @@ def algorithm_files(project: Project) -> None:
             text = slot.card(name, _at(knobs, name, slot.USE), project.root)
             path.parent.mkdir(exist_ok=True)
             if not path.exists() or path.read_bytes() != text.encode():
-                mend.replace(path, text)
+                write_text(path, text)
 
 
 def named_files(project: Project) -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 
 from grape.errors import GrapeError
-from grape.models.chat import Chat, Row, Template
+from grape.models.chat import Chat, Row
 from grape.models.encode import collate
 from grape.models.forward import Dtype, batched_scores
 from grape.models.load import device, load_scalar_model, positions
+from grape.models.template import Template
 from grape.types import Response, Scores
 
 STATISTICS = "reward_statistics.json"

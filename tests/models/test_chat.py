@@ -11,10 +11,11 @@ import torch
 
 from grape.artifacts import Demonstration, Preference
 from grape.errors import GrapeError
-from grape.models.chat import Chat, Template
+from grape.models.chat import Chat
 from grape.models.encode import collate, encode_documents, encode_pairs, encode_turns, fitting_prompts
 from grape.models.forward import language, scalar
 from grape.models.load import checked_tokenizer
+from grape.models.template import Template
 from tests import tiny
 from tests.odd_inputs import tokenizers as shapes
 

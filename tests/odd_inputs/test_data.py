@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import codecs
 import json
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,53 +16,7 @@ from grape.project import NONCE, Project
 from grape.stages import Stage, prepare
 from grape.stages.inputs import resolved
 from grape.track import StageRun
-
-RUBRICS = {
-    "sums": "version: 1\ncategory: sums\nitems:\n  - {id: right, question: Is it right?, kind: verify, verifier: numeric}\n",
-    "talk": "version: 1\ncategory: talk\nitems:\n  - {id: kind, question: Is it kind?, kind: critic}\n"
-    "  - {id: short, question: Is it short?, kind: verify, verifier: length, options: {high: 50}}\n",
-}
-U, A = {"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}
-
-
-def line(**row: Any) -> bytes:
-    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
-
-
-def question(n: int, **more: Any) -> dict[str, Any]:
-    return {"category": "sums", "prompt": [{"role": "user", "content": f"What is {n} + 1?"}], "answer": str(n + 1)} | more
-
-
-def shown(n: int, **more: Any) -> dict[str, Any]:
-    turns = [{"role": "user", "content": f"What is {n} + 3?"}, {"role": "assistant", "content": str(n + 3)}]
-    return {"category": "sums", "messages": turns} | more
-
-
-def judged(**more: Any) -> dict[str, Any]:
-    return {"category": "talk", "item": "kind", "prompt": [U], "response": "Four.", "label": 1} | more
-
-
-FILES = {
-    "prompts.jsonl": b"".join(line(**question(n)) for n in range(6)),
-    "sft.jsonl": b"".join(line(**shown(n)) for n in range(6)),
-    "heldout.jsonl": b"".join(line(**question(n)) for n in range(20, 23)),
-    "corpus.jsonl": line(text="Two and two is four."),
-    "judgements.jsonl": line(**judged()),
-}
-
-
-@pytest.fixture
-def project(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    for name in ("params.yaml", "dvc.yaml"):
-        shutil.copy(root / name, tmp_path / name)
-    for folder, files in (("rubrics", {f"{k}.yaml": v.encode() for k, v in RUBRICS.items()}), ("mine", FILES)):
-        (tmp_path / folder).mkdir()
-        for name, data in files.items():
-            (tmp_path / folder / name).write_bytes(data)
-    shutil.copytree(root / "inputs", tmp_path / "inputs")
-    params_file.set_values(tmp_path / "params.yaml", ["prepare.source=mine"])
-    monkeypatch.chdir(tmp_path)
-    return Project(tmp_path)
+from tests.odd_inputs.own_data import FILES, A, U, judged, line, question, shown
 
 
 def run(project: Project) -> dict[str, float]:

@@ -26,7 +26,7 @@ from grape.stages import Stage, prepare
 from grape.stages.__main__ import main
 from grape.stages.inputs import Inputs
 from grape.training.checkpoint import Checkpoints
-from tests.odd_inputs.test_data import FILES, project  # noqa: F401
+from tests.odd_inputs.own_data import FILES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,6 +65,19 @@ HARMLESS: list[Callable[[Path], object]] = [
 ]
 
 
+@pytest.fixture
+def editing(project: Project, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Path], object]], int]:
+    """Runs prepare in a project with grape's code in it and edits something before its end; the exit code."""
+    copied(project.root)
+    real = prepare.run
+
+    def run(edit: Callable[[Path], object]) -> int:
+        monkeypatch.setattr(prepare, "run", lambda stage: (real(stage), edit(project.root)))
+        return main(["prepare"])
+
+    return run
+
+
 def copied(root: Path) -> None:
     for name in ("grape", "algorithms"):
         subprocess.run(["cp", "-r", str(ROOT / name), str(root / name)], check=True)
@@ -73,21 +86,9 @@ def copied(root: Path) -> None:
 
 @pytest.mark.parametrize(("edit", "words"), EDITS, ids=range(len(EDITS)))
 def test_an_edit_under_a_stage(
-    project: Project,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-    edit: Callable[[Path], object],
-    words: str,
+    project: Project, editing: Callable[..., int], capfd: pytest.CaptureFixture[str], edit: Callable[[Path], object], words: str
 ) -> None:
-    copied(project.root)
-    real = prepare.run
-
-    def edited(stage: Stage) -> None:
-        real(stage)
-        edit(project.root)
-
-    monkeypatch.setattr(prepare, "run", edited)
-    assert main(["prepare"]) == 2
+    assert editing(edit) == 2
     shown = capfd.readouterr().err
     assert "changed while the stage ran, so its results are not recorded" in shown and "Traceback" not in shown
     assert re.search(words, shown), shown
@@ -95,21 +96,13 @@ def test_an_edit_under_a_stage(
 
 
 @pytest.mark.parametrize("edit", HARMLESS, ids=range(len(HARMLESS)))
-def test_what_is_no_edit(project: Project, monkeypatch: pytest.MonkeyPatch, edit: Callable[[Path], object]) -> None:  # noqa: F811
-    copied(project.root)
-    real = prepare.run
-
-    def edited(stage: Stage) -> None:
-        real(stage)
-        edit(project.root)
-
-    monkeypatch.setattr(prepare, "run", edited)
-    assert main(["prepare"]) == 0
+def test_what_is_no_edit(project: Project, editing: Callable[..., int], edit: Callable[[Path], object]) -> None:
+    assert editing(edit) == 0
     assert project.receipt("prepare").exists()
 
 
 def test_what_params_yaml_names_is_compared_by_its_bytes(
-    project: Project,  # noqa: F811
+    project: Project,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
@@ -146,7 +139,7 @@ def test_the_last_update_is_kept_when_something_was_edited(tmp_path: Path) -> No
     assert checkpoints.due(12, 12) and not Checkpoints(tmp_path, {}, 0, lambda: changed).due(12, 12)
 
 
-def test_a_checkpoint_belongs_to_what_was_read_at_the_start(project: Project) -> None:  # noqa: F811
+def test_a_checkpoint_belongs_to_what_was_read_at_the_start(project: Project) -> None:
     from grape.stages.inputs import identity
 
     copied(project.root)
@@ -162,7 +155,7 @@ def test_a_checkpoint_belongs_to_what_was_read_at_the_start(project: Project) ->
     RuntimeError("sqlite3.OperationalError: database or disk is full"),
 ])  # fmt: skip
 def test_a_full_disk_under_a_stage(
-    project: Project,  # noqa: F811
+    project: Project,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     error: Exception,

@@ -19,7 +19,6 @@ from grape.stages import Stage
 from grape.stages.inputs import resolved
 from grape.track import StageRun
 from tests.odd_inputs import tokenizers as shapes
-from tests.odd_inputs.test_data import FILES, RUBRICS
 
 COUNTS = "{{ messages | length }}" + shapes.CHATML  # a conversation does not begin with its prompt
 
@@ -96,17 +95,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def project(tmp_path: Path, root: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    for name in ("params.yaml", "dvc.yaml"):
-        shutil.copy(root / name, tmp_path / name)
-    for folder, files in (("rubrics", {f"{k}.yaml": v.encode() for k, v in RUBRICS.items()}), ("mine", FILES)):
-        (tmp_path / folder).mkdir()
-        for name, data in files.items():
-            (tmp_path / folder / name).write_bytes(data)
-    shutil.copytree(model, tmp_path / "model")
-    params_file.set_values(tmp_path / "params.yaml", ["prepare.source=mine", "model.base=model", "base.steps=0"])
-    monkeypatch.chdir(tmp_path)
-    return Project(tmp_path)
+def loading(project: Project, model: Path) -> Project:
+    """The project, told to start from the model."""
+    shutil.copytree(model, project.root / "model")
+    params_file.set_values(project.params, ["model.base=model", "base.steps=0"])
+    return project
 
 
 def run(project: Project, *kinds: str) -> None:
@@ -117,20 +110,20 @@ def run(project: Project, *kinds: str) -> None:
 
 
 @pytest.mark.parametrize(("change", "sets", "words"), WRONG, ids=range(len(WRONG)))
-def test_a_wrong_model(project: Project, change: Callable[[Path], object], sets: list[str], words: str) -> None:
-    change(project.root / "model")
+def test_a_wrong_model(loading: Project, change: Callable[[Path], object], sets: list[str], words: str) -> None:
+    change(loading.root / "model")
     with pytest.raises(GrapeError, match=words) as caught:
-        params_file.set_values(project.params, sets)
-        run(project, "prepare", "base")
+        params_file.set_values(loading.params, sets)
+        run(loading, "prepare", "base")
     assert caught.value.where and caught.value.mend
-    assert not (project.root / "models").exists()
+    assert not (loading.root / "models").exists()
 
 
 @pytest.mark.parametrize("template", [shapes.CHATML, shapes.GEMMA, shapes.MISTRAL, shapes.LLAMA3, shapes.QWEN3, shapes.TOOLS, None])
 @pytest.mark.parametrize("make", [shapes.byte_pair, shapes.sentence_piece])
-def test_a_right_model(project: Project, make: Callable[..., object], template: str | None) -> None:
+def test_a_right_model(loading: Project, make: Callable[..., object], template: str | None) -> None:
     tokenizer = make(template)
-    shutil.rmtree(project.root / "model")
-    save_model(scratch("llama", 1, 16, 2, 256, tokenizer, 0), tokenizer, project.root / "model")
-    run(project, "prepare", "base")
-    assert (project.root / "models/base/model.safetensors").is_file()
+    shutil.rmtree(loading.root / "model")
+    save_model(scratch("llama", 1, 16, 2, 256, tokenizer, 0), tokenizer, loading.root / "model")
+    run(loading, "prepare", "base")
+    assert (loading.root / "models/base/model.safetensors").is_file()

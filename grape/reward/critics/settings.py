@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from grape.errors import GrapeError, first_problem
 from grape.files import write_json
-from grape.models.chat import Template
 from grape.models.forward import Dtype
+from grape.models.template import Template
 from grape.reward.critics.base import Certainty, Critic
 from grape.reward.critics.calibration import Calibration, Method
 

@@ -16,9 +16,10 @@ from typing import Any
 
 from torch import Tensor
 
-from grape.models.chat import Chat, Template
+from grape.models.chat import Chat
 from grape.models.forward import Dtype
 from grape.models.load import device, load_language_model, positions
+from grape.models.template import Template
 from grape.reward.critics.base import Question, Verdicts, from_log_odds
 from grape.reward.critics.calibration import Calibration
 from grape.reward.critics.logits import TOO_LONG, Asked, log_odds, part
