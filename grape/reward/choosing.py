@@ -15,6 +15,7 @@ _WORD = r"(?!A (?!or\b|and\b)[a-z]|I [a-z]|I')"
 _IS = r"(?: is| would be| must be| should be)?(?: option| choice)?"
 _NO = r"(?:incorrect|wrong|not|too|false|out|invalid|impossible)\b"
 _LACKS = r"(?:lacks?|fails?|cannot|can't|does not|doesn't|do not|don't|contradicts?|ignores?)\b"
+_DENIES = r"(?i:rul(?:e|es|ed|ing) out|(?:eliminat|exclud)(?:e|es|ed|ing)|(?:discard|reject)(?:s|ed|ing)?)"
 _MARK_UP = re.compile(r"\\(?:text|math)\w*|\\[()\[\]]|[{}$]|</?answer>")
 
 
@@ -62,7 +63,7 @@ def _patterns(
     ]
     ruled_out = (
         rf"{some} (?:is|are|was|were|seems?|looks?) (?:\w{{1,20}}ly |also )?{_NO}|{some} {_LACKS}"
-        rf"|\b(?:[Nn]ot|n't|cannot be|[Nn]either|nor|[Rr]ule out|[Ee]liminate) {bare}"
+        rf"|\b(?:[Nn]ot|n't|cannot be|[Nn]either|nor|{_DENIES}) {bare}"
     )
     return (
         [(last, re.compile(pattern)) for last, pattern in statements],

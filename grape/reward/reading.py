@@ -16,7 +16,7 @@ _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d+)?|\.\d+"
 _ONE = re.compile(rf"(-?)({_DIGITS})(?:[eE]([-+]?\d+))?(?:/(\d+(?:\.\d+)?))?")
 # A minus is a sign where nothing stands before it that it could join: 5-8 is a range, (-8) is not, and -- is a dash.
 _FOUND = re.compile(
-    rf"((?<![0-9A-Za-z_.)\]%-])-)?(?<![\d.^])({_DIGITS}|\d+(?:[.,]\d+)+)(?:[eE]([-+]?\d+))?(?!\d|\.\d)(?:/(\d+(?:\.\d+)?)(?![\d/]))?"
+    rf"((?<![0-9A-Za-z_.)\]%-])-)?(?<![\d.^])({_DIGITS}|\d+(?:[.,]\d+)+)(?:[eE]([-+]?\d+))?(?!\d|[.,]\d)(?:/(\d+(?:\.\d+)?)(?![\d/]))?"
     r"(\s*\^)?"
 )
 # How else numbers are written, as the forms above.
@@ -80,6 +80,8 @@ def last_number(text: str) -> Fraction | None:
     if not found or found[-1][4]:  # x^3 is no 3, and 2^3 no 2
         return None
     sign, digits, exponent, divisor, _ = found[-1]
+    if re.fullmatch(r"\d+,\d+", digits) and not re.fullmatch(_DIGITS, digits):
+        return None  # 2,5 may be two and a half, or two numbers
     if "," in digits and not re.fullmatch(_DIGITS, digits):  # 1,2,3 is a list, not a thousand
         sign, digits = "", digits.rpartition(",")[2]
     return _value(sign, digits, exponent, divisor or None)

@@ -202,7 +202,7 @@ def test_a_response_without_python_has_no_program() -> None:
     ("It takes 2 1/2 hours", Fraction(5, 2)), (r"$\frac{1}{2}$", Fraction(1, 2)), (r"$-\dfrac{1}{2}$", Fraction(-1, 2)),
     (r"2\frac{1}{2}", Fraction(5, 2)), ("1.5×10^3", 1500), (r"2 \times 10^{-2}", Fraction(1, 50)), ("10^3", 1000), ("x^3", None),
     ("2^{3}", None), ("v1.2.3", None), ("答案是-3", -3), ("answer--8", 8), ("So the answer is...8", 8), ("12/25/2024", 2024),
-    ("x=-3", -3), ("5 - 3 = 2", 2), ("a 1/2", Fraction(1, 2)), ("$1,234.50", Fraction(2469, 2)), ("3, 4, 5", 5), ("5-8", 8),
+    ("x=-3", -3), ("5 - 3 = 2", 2), ("it is 2,5", None), ("−0,5", None), ("1,2,3", 3), ("a 1/2", Fraction(1, 2)), ("$1,234.50", Fraction(2469, 2)), ("3, 4, 5", 5), ("5-8", 8),
 ])  # fmt: skip
 def test_numbers_as_people_write_them(text: str, value: object) -> None:
     assert last_number(text) == value
@@ -213,7 +213,7 @@ def test_numbers_as_people_write_them(text: str, value: object) -> None:
     "The correct answer is B. Option A is incorrect because it is too small.", "Option A is wrong, so it must be B.",
     "The best choice is B; choice A lacks C.", "I think it is B.", "The answer I would give is B.",
     r"A and C fail: \boxed{\textbf{(B)}\ 12}", r"So. The answer is \(B\).", r"$\textbf{(B)}$", "A is wrong.\n<answer>B</answer>",
-    "答案是B", "b) Paris", "The answer is b.", "A cat is an animal, so B", "Perhaps A? No.\nB", "Not A. B.",
+    "We can exclude A. Therefore **(B)**.", "Ruling out C, I choose (B).", "答案是B", "b) Paris", "The answer is b.", "A cat is an animal, so B", "Perhaps A? No.\nB", "Not A. B.",
 ])  # fmt: skip
 def test_what_is_said_of_other_options_does_not_count(text: str, letters: str) -> None:
     assert chosen(text, letters) == "B"
