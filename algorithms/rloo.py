@@ -8,22 +8,22 @@ The worked example of CONTRIBUTING.md. It is selected by `algorithms.rloo.use: a
 from pydantic import Field
 
 from grape.algorithms.base import Algorithm, Credit, OnlineParams
-from grape.maths.advantage import leave_one_out_advantage, weighted_reward
+from grape.maths.advantage import relative
 from grape.types import Loss
 
 
 class RLOOParams(OnlineParams):
     scale: float = Field(1.0, gt=0, description="of the advantage")
 
-    @property
-    def compares(self) -> bool:
-        return True
+
+def needs(params):
+    return frozenset({"group"})
 
 
-def credit(scores, batch, params, state):
-    reward, known = weighted_reward(scores.score, scores.valid, scores.weight, batch.group)
-    advantage = params.scale * leave_one_out_advantage(reward, known, batch.group)
-    return Credit(batch.with_(advantage=advantage.unsqueeze(1) * batch.mask), known, state)
+def credit(scores, rollouts, params, state):
+    reward, known = scores.reward(rollouts.group)
+    advantage = params.scale * relative(reward, known, rollouts.group, "leave_one_out")
+    return Credit(rollouts.per_token(advantage), known, state)
 
 
 def loss(outputs, batch, params):
@@ -31,4 +31,4 @@ def loss(outputs, batch, params):
     return Loss(-outputs.logp * batch.advantage, weight, weight.amax(1), {})
 
 
-ALGORITHM = Algorithm(params=RLOOParams, data="rollouts", loss=loss, credit=credit, needs=lambda _: frozenset({"scores"}))
+ALGORITHM = Algorithm(params=RLOOParams, data="rollouts", loss=loss, credit=credit, needs=needs)

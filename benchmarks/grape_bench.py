@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean, stdev
@@ -39,8 +39,10 @@ from grape.models.load import character_tokenizer, scratch
 from grape.report import plots
 from grape.sampling import sample
 from grape.training.adam import Adam, AdamParams
-from grape.training.batches import Actors, Rollout, offline, online
+from grape.training.assemble import assemble
+from grape.training.batches import offline
 from grape.training.loop import train
+from grape.training.sampler import Sampling
 from grape.types import Prompt, Response, Scores
 
 LETTERS = "abcdefgh"
@@ -123,11 +125,10 @@ def curves(algorithm: Any, params: Any, judge: Judge, measures: Mapping[str, Mea
 
     groups = ROUND // plan.samples
     asked = prompts(groups // len(LETTERS))
-    rollout = Rollout(groups, plan.samples, 1.0, 4, 64, 8192, 0.0)
-    source = online(Actors(model, chat()), asked, judge, algorithm.ALGORITHM, params, rollout, ("train", seed))
+    learner = assemble(algorithm.ALGORITHM, params, model, AdamParams(5e-4, plan.rounds))
+    sampling = Sampling(groups, plan.samples, 1.0, 4, 64, 8192, 0.0)
     measure()
-    adam = Adam(model, AdamParams(5e-4, plan.rounds))
-    train(model, algorithm.ALGORITHM, params, source, partial(language, temperature=1.0), adam, steps=plan.rounds, track=track)
+    learner.train(learner.rollouts(chat(), asked, judge, sampling, ("train", seed)), plan.rounds, track)
     return found
 
 

@@ -25,13 +25,14 @@ def measure() -> None:
     from grape.models.forward import language
     from grape.models.load import character_tokenizer, scratch
     from grape.training.adam import Adam, AdamParams
+    from grape.types import Batch
 
     threads = torch.get_num_threads()
     model = scratch("llama", 3, 128, 4, 256, character_tokenizer([]), 0)
     torch.set_num_threads(threads)  # scratch() has just chosen one: here it is what is measured
     generator = torch.Generator().manual_seed(0)
     rows = [([2], torch.randint(4, 90, (40,), generator=generator).tolist()) for _ in range(64)]
-    batch, adam, times = collate(rows, 0), Adam(model, AdamParams(1e-3, STEPS, micro_batch_tokens=2048)), []
+    batch, adam, times = Batch.of(collate(rows, 0)), Adam(model, AdamParams(1e-3, STEPS, micro_batch_tokens=2048)), []
     for _ in range(STEPS):
         began = time.perf_counter()
         adam.update(

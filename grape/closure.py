@@ -23,6 +23,7 @@ INERT = {
     "grape/project.py": "says where the files of a project lie",
     "grape/receipt.py": "writes down what a stage did",
     "grape/slot.py": "finds an algorithm, whose code DVC sees as algorithms/NAME.py",
+    "grape/stages/__init__.py": "says what stages are",
     "grape/stages/declared.py": "hands out knobs that DVC compares, or refuses",
     "grape/stages/inputs.py": "reads dvc.yaml; names the state that a checkpoint belongs to",
     "grape/stages/watched.py": "compares imports with dvc.yaml, and refuses",

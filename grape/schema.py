@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from grape import slot
-from grape.algorithms import base as algorithm_base
+from grape.algorithms.base import AnyAlgorithm, SlotParams
 from grape.models.template import Template
 from grape.reward.critics.settings import Judge
 
@@ -60,7 +60,7 @@ class SFT(Optimisation):
     turns: Literal["all", "last"]
 
 
-class Critic(Optimisation):
+class CriticSection(Optimisation):
     heldout: float = Field(ge=0, le=0.5)
     judge: Judge
 
@@ -131,7 +131,7 @@ class Params(Section):
     prepare: Prepare
     base: Optimisation
     sft: SFT
-    critic: Critic
+    critic: CriticSection
     preferences: Preferences
     reward: Reward
     rl: RL
@@ -148,19 +148,19 @@ class Params(Section):
             )
         return self
 
-    def algorithm(self, name: str) -> algorithm_base.Params:
+    def algorithm(self, name: str) -> SlotParams:
         """The knobs of algorithm `name`, defaults filled in."""
         return self._slotted(name)[1]
 
-    def slot(self, name: str) -> algorithm_base.Algorithm:
+    def slot(self, name: str) -> AnyAlgorithm:
         """What `name` stands for: one of grape's own, an installed one, or what its `use` names."""
         return self._slotted(name)[0]
 
     @cached_property
-    def _known(self) -> dict[str, tuple[algorithm_base.Algorithm, algorithm_base.Params]]:
+    def _known(self) -> dict[str, tuple[AnyAlgorithm, SlotParams]]:
         return {}
 
-    def _slotted(self, name: str) -> tuple[algorithm_base.Algorithm, algorithm_base.Params]:
+    def _slotted(self, name: str) -> tuple[AnyAlgorithm, SlotParams]:
         """Found and checked when it is asked for: a stage loads the code of its own algorithm alone."""
         if name not in self._known:
             given = dict(self.algorithms[name] or {})

@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks import grape_bench as bench
 from benchmarks import grape_confidence, grape_gaming, grape_scope
 from grape.algorithms import grape
-from grape.types import Batch, Response, Scores
+from grape.types import Response, Rollouts, Scores
 
 A = bench.prompts()[0]
 
@@ -25,8 +25,8 @@ def reward(given: Scores, params: grape.GRAPEParams, state: dict[str, float] | N
     """R of answers that are all of one group."""
     rows = given.score.shape[0]
     ones = torch.ones(rows, 1, dtype=torch.bool)
-    batch = Batch(ones.long(), ones, ones.long(), ones, group=torch.zeros(rows, dtype=torch.long))
-    return grape.reward(given, batch, params, state or {})[0]
+    rollouts = Rollouts(ones.long(), ones, ones.long(), ones, group=torch.zeros(rows, dtype=torch.long))
+    return grape.weigh(given, rollouts, params, state or {})[0]
 
 
 def test_which_answers_are_hedges() -> None:

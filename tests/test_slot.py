@@ -17,7 +17,7 @@ from grape.errors import GrapeError
 from grape.params import load, set_values
 from grape.pipeline import preflight
 from grape.project import Project
-from grape.types import Batch, Outputs, Scores
+from grape.types import Outputs, Rollouts, Scores
 
 USE = "algorithms.rloo.use=algorithms.rloo:ALGORITHM"
 
@@ -38,7 +38,7 @@ def test_an_algorithm_of_ones_own_is_selected_validated_and_listed(project: Proj
     params = load(project.params)
     assert params.slot("rloo").data == "rollouts" and params.algorithm("rloo").scale == 2.0  # type: ignore[attr-defined]
     entry = next(e for e in catalogue.entries(project.root) if e["name"] == "rloo")
-    assert entry["needs"] == ["scores"] and entry["what"].startswith("RLOO (2402.14740)")
+    assert entry["needs"] == ["group"] and entry["what"].startswith("RLOO (2402.14740)")
     assert any(line.startswith("    A_i = R_i") for line in catalogue.explain("rloo", project.root))
     with pytest.raises(GrapeError, match=r"algorithms.rloo.scale: .*greater than 0"):
         set_values(project.params, ["algorithms.rloo.scale=-1"])
@@ -51,13 +51,13 @@ def test_the_worked_example_is_reinforce_with_leave_one_out(project: Project) ->
     ones = torch.ones(4, 1)
     scores = Scores(("a/b",), torch.tensor([[0.1], [0.9], [0.4], [0.4]]), ones, ones.bool(), ones)
     ids, mask = torch.ones(4, 3, dtype=torch.long), torch.ones(4, 3, dtype=torch.bool)
-    batch = Batch(ids[:, :1], mask[:, :1], ids, mask, group=torch.zeros(4, dtype=torch.long))
+    rollouts = Rollouts(ids[:, :1], mask[:, :1], ids, mask, group=torch.zeros(4, dtype=torch.long))
     gradients = []
     for algorithm in (rloo, reinforce.ALGORITHM):
         params = algorithm.params()
-        given = algorithm.credit(scores, batch, params, {})  # type: ignore[misc]
+        given = algorithm.credit(scores, rollouts, params, {})  # type: ignore[misc]
         logp = torch.linspace(-2, -0.1, 12).reshape(4, 3).requires_grad_()
-        loss = algorithm.loss(Outputs(logp=logp, entropy=torch.zeros(4, 3)), given.batch, params)
+        loss = algorithm.loss(Outputs(logp=logp, entropy=torch.zeros(4, 3)), given.batch(rollouts), params)
         ((loss.value * loss.weight).sum() / loss.norm.sum()).backward()
         gradients.append(logp.grad)
     torch.testing.assert_close(gradients[0], gradients[1])

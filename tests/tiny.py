@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
+from grape.algorithms.base import Credit
 from grape.models.chat import Chat, Row
 from grape.models.encode import collate
 from grape.models.load import character_tokenizer, scratch
-from grape.types import Batch, Prompt
+from grape.types import Batch, Prompt, Rollouts
 
 ARCHITECTURES = ("gpt2", "llama", "qwen3")
 
@@ -63,4 +64,9 @@ def rows(seed: int = 0, count: int = 6) -> list[tuple[list[int], list[int]]]:
 
 
 def batch(seed: int = 0, count: int = 6, pad: int = 0, unit: int = 1) -> Batch:
-    return collate(rows(seed, count), pad, unit)
+    return Batch.of(collate(rows(seed, count), pad, unit))
+
+
+def credited(given: Credit, rollouts: Rollouts) -> Batch:
+    """What a loss would read of all rows, also of those that do not stay."""
+    return Batch.of(rollouts, advantage=given.advantage, returns=given.returns, beta=given.beta, length=given.length)

@@ -19,7 +19,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from grape.algorithms.base import Algorithm, Need, Params, SlotParams
+from grape.algorithms.base import Algorithm, Needs, SlotParams
 from grape.maths.masked import metric
 from grape.maths.preference import dpo_loss, split_pairs
 from grape.types import Batch, Loss, Outputs
@@ -32,7 +32,6 @@ class DPOParams(SlotParams):
     length_normalised: bool = Field(False, description="log-probabilities per token instead of per response")
     sft: float = Field(0.0, ge=0, description="weight of the chosen answer's surprise per token (2404.19733: 1)")
 
-
     @model_validator(mode="after")
     def _smoothing_is_the_sigmoids(self) -> Self:
         if self.label_smoothing and self.loss != "sigmoid":
@@ -40,13 +39,12 @@ class DPOParams(SlotParams):
         return self
 
 
-def needs(params: Params) -> frozenset[Need]:
+def needs(params: DPOParams) -> Needs:
     return frozenset({"reference"})
 
 
-def loss(outputs: Outputs, batch: Batch, params: Params) -> Loss:
+def loss(outputs: Outputs, batch: Batch, params: DPOParams) -> Loss:
     """The preference loss of every pair (N,), averaged over pairs."""
-    assert isinstance(params, DPOParams) and outputs.logp is not None and batch.logp_ref is not None
     length = batch.mask.sum(1).clamp(min=1)
     divisor = length if params.length_normalised else 1
     logp, logp_ref = outputs.logp.sum(1), batch.logp_ref.sum(1)

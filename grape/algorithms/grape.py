@@ -29,15 +29,16 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from grape.algorithms.base import Algorithm, Credit, Need, Params, State
-from grape.algorithms.clipped import GroupParams, group_loss
+from grape.algorithms.base import Algorithm, Credit, Needs, State, Sum
+from grape.algorithms.clipped import GroupParams, group_loss, round_length
 from grape.algorithms.penalty import penalty_needs, reward_penalty
-from grape.maths.advantage import group_advantage, group_sum, relative_advantage, weighted_reward
+from grape.maths.advantage import Relative, group_advantage, group_sum, relative, weighted_reward
 from grape.maths.items import distilled, item_advantage, per_item_advantage
 from grape.maths.masked import metric
-from grape.types import Batch, Loss, Outputs, Scores
+from grape.types import Batch, Loss, Outputs, Rollouts, Scores
 
 STATE = "confidence/"
+ADVANTAGE: dict[str, Relative] = {"mean": "mean", "leave_one_out": "leave_one_out", "mean_std": "group_std"}
 
 
 class GRAPEParams(GroupParams):
@@ -57,22 +58,21 @@ class GRAPEParams(GroupParams):
     )
     revision_margin: float = Field(0.0, ge=0, le=1, description="by how much a revision must beat its group's best to be distilled")
 
-    @model_validator(mode="after")
-    def _distilling_compares_rewards(self) -> GRAPEParams:
-        if self.revision == "distil" and self.advantage not in ("mean", "leave_one_out"):
-            raise ValueError("revision: distil compares rewards of two groups; advantage must be mean or leave_one_out")
-        return self
+    @property
+    def distils(self) -> bool:
+        return self.revision == "distil"
 
     @model_validator(mode="after")
-    def _warn_of_the_ablation(self) -> GRAPEParams:
+    def _checked(self) -> GRAPEParams:
+        if self.distils and self.advantage not in ("mean", "leave_one_out"):
+            raise ValueError("revision: distil compares rewards of two groups; advantage must be mean or leave_one_out")
         if self.scope == "sample":
             warnings.warn("scope: sample is an ablation: a policy can gain by leaving the judge unsure", stacklevel=2)
         return self
 
 
-def needs(params: Params) -> frozenset[Need]:
-    assert isinstance(params, GRAPEParams)
-    return penalty_needs(params) | {"scores"}
+def needs(params: GRAPEParams) -> Needs:
+    return penalty_needs(params) | {"group"}
 
 
 def item_confidence(scores: Scores, group: Tensor, params: GRAPEParams, state: State) -> tuple[Tensor, dict[str, float]]:
@@ -96,31 +96,31 @@ def item_confidence(scores: Scores, group: Tensor, params: GRAPEParams, state: S
     return mean.clamp(min=params.floor).pow(params.exponent) * asked, means
 
 
-def reward(scores: Scores, batch: Batch, params: GRAPEParams, state: State) -> tuple[Tensor, Tensor, Tensor, Mapping[str, float]]:
+def weigh(
+    scores: Scores, rollouts: Rollouts, params: GRAPEParams, state: State
+) -> tuple[Tensor, Tensor, Tensor, Mapping[str, float]]:
     """R (B,), whether it is known (B,), the items' share omega of it (B, K), and the items' mean confidences of this round."""
-    assert batch.group is not None
-    confidence, means = item_confidence(scores, batch.group, params, state)
-    if params.revision == "distil" and batch.revises is not None:
+    confidence, means = item_confidence(scores, rollouts.group, params, state)
+    if params.distils and (revises := rollouts.get("revises")) is not None:
         # One yardstick for an answer and its revision, which will be compared.
-        own = torch.arange(batch.rows, device=batch.revises.device)
-        confidence = confidence[torch.where(batch.revises >= 0, batch.revises, own)]
+        confidence = confidence[torch.where(revises >= 0, revises, torch.arange(rollouts.rows, device=revises.device))]
     # An item that nobody of the group has a score of is no part of the group's rubric.
-    scored = group_sum(scores.valid.float(), batch.group)[batch.group] > 0
+    scored = group_sum(scores.valid.float(), rollouts.group)[rollouts.group] > 0
     weight = scores.weight * confidence * scored
-    value, known = weighted_reward(scores.score, scores.valid, weight, batch.group)
+    reward, known = weighted_reward(scores.score, scores.valid, weight, rollouts.group)
     total = weight.sum(1)
     if params.norm != "conf":
-        value = value * total / ((scores.weight * scored).sum(1).clamp(min=1e-12) if params.norm == "weight" else 1.0)
-    return value, known, weight / total.clamp(min=1e-12).unsqueeze(1), means
+        reward = reward * total / ((scores.weight * scored).sum(1).clamp(min=1e-12) if params.norm == "weight" else 1.0)
+    return reward, known, weight / total.clamp(min=1e-12).unsqueeze(1), means
 
 
-def weighing(scores: Scores, batch: Batch, value: Tensor, known: Tensor, share: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+def item_metrics(scores: Scores, rollouts: Rollouts, reward: Tensor, known: Tensor, share: Tensor) -> dict[str, Sum]:
     """Of plain prompts: what was maximised, where nobody was sure, per item its share of the reward and part of the advantage."""
-    assert batch.group is not None
-    plain = torch.ones_like(known) if batch.revises is None else batch.revises < 0
+    revises = rollouts.get("revises")
+    plain = torch.ones_like(known) if revises is None else revises < 0
     known = known & plain
-    metrics = {"grape/reward": metric(value, known), "unsure": metric((share.sum(1) == 0).float(), plain)}
-    part = share * item_advantage(scores.score, scores.valid & (scores.weight > 0), batch.group)
+    metrics = {"grape/reward": metric(reward, known), "unsure": metric((share.sum(1) == 0).float(), plain)}
+    part = share * item_advantage(scores.score, scores.valid & (scores.weight > 0), rollouts.group)
     for k, item in enumerate(scores.items):
         asked = scores.weight[:, k] > 0
         if bool(asked.any()):
@@ -129,33 +129,29 @@ def weighing(scores: Scores, batch: Batch, value: Tensor, known: Tensor, share: 
     return metrics
 
 
-def credit(scores: Scores, batch: Batch, params: Params, state: State) -> Credit:
+def credit(scores: Scores, rollouts: Rollouts, params: GRAPEParams, state: State) -> Credit:
     """The group-relative advantage of the confidence-weighted reward. State: the items' running confidences, the KL's beta."""
-    assert isinstance(params, GRAPEParams) and batch.group is not None
-    value, known, share, means = reward(scores, batch, params, state)
-    penalty, beta, state = reward_penalty(params, batch, state)
-    value = value - penalty.sum(1)
+    reward, known, share, means = weigh(scores, rollouts, params, state)
+    penalty, beta, state = reward_penalty(params, rollouts, state)
+    reward = reward - penalty.sum(1)
     if params.advantage == "per_item":
         asked = scores.valid & (scores.weight > 0)
-        dearer = group_advantage(penalty.sum(1), known, batch.group)
-        advantage = (per_item_advantage(scores.score, asked, share, batch.group) - dearer) * known
+        dearer = group_advantage(penalty.sum(1), known, rollouts.group)
+        advantage = (per_item_advantage(scores.score, asked, share, rollouts.group) - dearer) * known
     else:
-        how = "group_std" if params.advantage == "mean_std" else params.advantage
-        advantage = relative_advantage(value, known, batch.group, how)
-    updated = {item: params.decay * state.get(STATE + item, mean) + (1 - params.decay) * mean for item, mean in means.items()}
-    metrics = weighing(scores, batch, value, known, share)
+        advantage = relative(reward, known, rollouts.group, ADVANTAGE[params.advantage])
+    metrics = item_metrics(scores, rollouts, reward, known, share)
     keep = known
-    if params.revision == "distil" and batch.revises is not None:
-        advantage, keep = distilled(value, known, advantage, batch.group, batch.revises, params.revision_margin)
-        metrics["revision/accepted"] = metric((keep & (batch.revises >= 0)).float(), batch.revises >= 0)
-    length = (batch.mask[keep].sum() / keep.sum().clamp(min=1)).expand(batch.rows)
-    credited = batch.with_(advantage=advantage.unsqueeze(1) * batch.mask, length=length, beta=beta)
-    return Credit(credited, keep, {**state, **{STATE + item: c for item, c in updated.items()}}, metrics)
+    if params.distils and (revises := rollouts.get("revises")) is not None:
+        advantage, keep = distilled(reward, known, advantage, rollouts.group, revises, params.revision_margin)
+        metrics["revision/accepted"] = metric((keep & (revises >= 0)).float(), revises >= 0)
+    ema = {STATE + k: params.decay * state.get(STATE + k, mean) + (1 - params.decay) * mean for k, mean in means.items()}
+    length = round_length(rollouts, keep)
+    return Credit(rollouts.per_token(advantage), keep, {**state, **ema}, metrics, beta=beta, length=length)
 
 
-def loss(outputs: Outputs, batch: Batch, params: Params) -> Loss:
-    """-min(rho A, clip(rho) A) + beta k per token (B, T): PPO's, with GRPO's choice of aggregation."""
-    assert isinstance(params, GRAPEParams)
+def loss(outputs: Outputs, batch: Batch, params: GRAPEParams) -> Loss:
+    """-min(rho A, clip(rho) A) + beta k per token (B, T); weights and norms by the named aggregation: GRPO's."""
     return group_loss(outputs, batch, params)
 
 

@@ -21,16 +21,16 @@ the denominator, `resample` draws another prompt. A truncated response is kept, 
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from grape.algorithms.base import Algorithm, Credit, Need, Params, State
-from grape.algorithms.clipped import GroupParams, Objective, group_loss
+from grape.algorithms.base import Algorithm, Credit, Needs, State
+from grape.algorithms.clipped import GroupParams, group_loss, round_length
 from grape.algorithms.penalty import penalty_needs, reward_penalty
-from grape.maths.advantage import Relative, constant_groups, relative_advantage, weighted_reward
-from grape.types import Batch, Loss, Outputs, Scores
+from grape.maths.advantage import Relative, constant_groups, relative
+from grape.types import Batch, Loss, Outputs, Rollouts, Scores
 
 ADVANTAGE: dict[str, Relative] = {
     "group": "group_std",
@@ -45,50 +45,37 @@ class GRPOParams(GroupParams):
         "group",
         description="R - mean divided by the group's std | the batch's std | nothing | leave-one-out mean, undivided",
     )
-    objective: Objective = Field("clip", description="token ratio | sequence ratio | clipped weight")
-    dual_clip: float | None = Field(None, gt=1, description="floor c A of the objective for A < 0 (3 in 1912.09729)")
     kl: Literal["reward_k1", "loss_k2", "loss_k3"] = Field("loss_k3", description="KL as in 2402.03300; beta 0.04 there")
     zero_variance: Literal["keep", "drop"] = Field("keep", description="groups whose rewards are all equal")
     overlong: Literal["keep", "mask", "penalty"] = Field("keep", description="responses cut at their limit")
     overlong_buffer: int = Field(16, ge=1, description="L_c: tokens before L_max over which the penalty falls to -1")
 
-    @model_validator(mode="after")
-    def _clips_of_cispo(self) -> Self:
-        if self.objective == "cispo" and self.dual_clip is not None:
-            raise ValueError("cispo clips the weight from above alone: dual_clip has no place in it")
-        return self
+
+def needs(params: GRPOParams) -> Needs:
+    return penalty_needs(params) | {"group"}
 
 
-def needs(params: Params) -> frozenset[Need]:
-    assert isinstance(params, GRPOParams)
-    return penalty_needs(params) | {"scores"}
-
-
-def overlong_penalty(batch: Batch, limit: int, buffer: int) -> torch.Tensor:
+def overlong_penalty(rollouts: Rollouts, limit: int, buffer: int) -> torch.Tensor:
     """(B,) 0 up to limit - buffer tokens, then linear to -1 at the limit."""
-    return -((batch.mask.sum(1) - (limit - buffer)).float() / buffer).clamp(0, 1)
+    return -((rollouts.mask.sum(1) - (limit - buffer)).float() / buffer).clamp(0, 1)
 
 
-def credit(scores: Scores, batch: Batch, params: Params, state: State) -> Credit:
-    """The group-relative advantage, the same for every token of a response; rows without a reward leave the batch."""
-    assert isinstance(params, GRPOParams) and batch.group is not None and batch.finished is not None
-    reward, known = weighted_reward(scores.score, scores.valid, scores.weight, batch.group)
-    penalty, beta, state = reward_penalty(params, batch, state)
+def credit(scores: Scores, rollouts: Rollouts, params: GRPOParams, state: State) -> Credit:
+    """The group-relative advantage, the same for every token of a response; rows without a reward leave the round."""
+    reward, known = scores.reward(rollouts.group)
+    penalty, beta, state = reward_penalty(params, rollouts, state)
     reward = reward - penalty.sum(1)
     if params.overlong == "penalty":
-        reward = reward + overlong_penalty(batch, params.length or batch.limit, params.overlong_buffer)
-    advantage = relative_advantage(reward, known, batch.group, ADVANTAGE[params.advantage])
-    keep = known & ~constant_groups(reward, known, batch.group) if params.zero_variance == "drop" else known
-    keep = keep & batch.finished if params.overlong == "mask" else keep
-    mean_length = batch.mask[keep].sum() / keep.sum().clamp(min=1)
-    length = mean_length.expand(batch.rows)
-    return Credit(batch.with_(advantage=advantage.unsqueeze(1) * batch.mask, length=length, beta=beta), keep, state)
+        reward = reward + overlong_penalty(rollouts, params.length or rollouts.limit, params.overlong_buffer)
+    advantage = relative(reward, known, rollouts.group, ADVANTAGE[params.advantage])
+    keep = known & ~constant_groups(reward, known, rollouts.group) if params.zero_variance == "drop" else known
+    keep = keep & rollouts.finished if params.overlong == "mask" else keep
+    return Credit(rollouts.per_token(advantage), keep, state, beta=beta, length=round_length(rollouts, keep))
 
 
-def loss(outputs: Outputs, batch: Batch, params: Params) -> Loss:
+def loss(outputs: Outputs, batch: Batch, params: GRPOParams) -> Loss:
     """-min(rho A, clip(rho) A) + beta k per token (B, T); weights and norms by the named aggregation."""
-    assert isinstance(params, GRPOParams)
-    return group_loss(outputs, batch, params, params.objective, params.dual_clip)
+    return group_loss(outputs, batch, params)
 
 
 ALGORITHM = Algorithm(params=GRPOParams, data="rollouts", loss=loss, credit=credit, needs=needs)

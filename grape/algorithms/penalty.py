@@ -18,9 +18,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from grape.algorithms.base import Need, OnlineParams, State
+from grape.algorithms.base import Needs, OnlineParams, State
 from grape.maths.kl import kl_estimate
-from grape.types import Batch, Outputs
+from grape.types import Batch, Outputs, Rollouts
 
 ERROR_LIMIT = 0.2  # of the controller's relative error
 
@@ -31,7 +31,6 @@ class PenaltyParams(OnlineParams):
     kl_target: float | None = Field(None, gt=0, description="nats per response that beta adapts to; null: beta is fixed")
     kl_horizon: int = Field(10_000, ge=1, description="responses over which the adaptation works (1909.08593)")
 
-
     @model_validator(mode="after")
     def _a_target_needs_a_start(self) -> Self:
         if self.kl_target is not None and self.beta == 0:
@@ -39,33 +38,31 @@ class PenaltyParams(OnlineParams):
         return self
 
 
-def penalty_needs(params: PenaltyParams) -> frozenset[Need]:
+def penalty_needs(params: PenaltyParams) -> Needs:
     if params.beta == 0:
         return frozenset()
     return frozenset({"reference", "old"}) if params.kl == "reward_k1" or params.kl_target else frozenset({"reference"})
 
 
-def reward_penalty(params: PenaltyParams, batch: Batch, state: State) -> tuple[Tensor, Tensor | None, State]:
+def reward_penalty(params: PenaltyParams, rollouts: Rollouts, state: State) -> tuple[Tensor, Tensor | None, State]:
     """What the KL takes off the reward at every token (B, T), the loss's beta (B,), and the state with the next one."""
-    nothing = torch.zeros_like(batch.mask, dtype=torch.float32)
+    nothing = torch.zeros_like(rollouts.mask, dtype=torch.float32)
     if params.beta == 0:
         return nothing, None, state
     beta = state.get("beta", params.beta)
     if params.kl_target:
-        assert batch.logp_old is not None and batch.logp_ref is not None
-        kl = float((kl_estimate(batch.logp_old, batch.logp_ref, "k1") * batch.mask).sum(1).mean())
+        kl = float((kl_estimate(rollouts.logp_old, rollouts.logp_ref, "k1") * rollouts.mask).sum(1).mean())
         error = min(max(kl / params.kl_target - 1, -ERROR_LIMIT), ERROR_LIMIT)
-        state = {**state, "beta": beta * (1 + error * batch.rows / params.kl_horizon)}
+        state = {**state, "beta": beta * (1 + error * rollouts.rows / params.kl_horizon)}
     if params.kl != "reward_k1":
         return nothing, torch.full_like(nothing[:, 0], beta), state
-    assert batch.logp_old is not None and batch.logp_ref is not None
-    return beta * kl_estimate(batch.logp_old, batch.logp_ref, "k1") * batch.mask, None, state
+    return beta * kl_estimate(rollouts.logp_old, rollouts.logp_ref, "k1") * rollouts.mask, None, state
 
 
 def loss_penalty(params: PenaltyParams, outputs: Outputs, batch: Batch) -> Tensor | float:
     """beta k2 or beta k3 per token (B, T), with its gradient; 0 where the KL stands in the reward or nowhere."""
     if params.beta == 0 or params.kl == "reward_k1":
         return 0.0
-    assert outputs.logp is not None and batch.logp_ref is not None
-    beta = params.beta if batch.beta is None else batch.beta.unsqueeze(1)
+    adapting = batch.get("beta")
+    beta = params.beta if adapting is None else adapting.unsqueeze(1)
     return beta * kl_estimate(outputs.logp, batch.logp_ref, "k2" if params.kl == "loss_k2" else "k3")

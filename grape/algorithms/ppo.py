@@ -25,29 +25,23 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from grape.algorithms.base import Algorithm, Credit, Need, Params, State
-from grape.algorithms.clipped import ClipParams, clip_metrics
+from grape.algorithms.base import LAST, Algorithm, Credit, Needs, State, ValueParams
+from grape.algorithms.clipped import ClipParams, clip_metrics, clipped
 from grape.algorithms.penalty import penalty_needs, reward_penalty
-from grape.maths.advantage import explained_variance, generalized_advantage, weighted_reward, whiten
+from grape.maths.advantage import explained_variance, generalized_advantage, whiten
 from grape.maths.kl import kl_estimate
 from grape.maths.masked import aggregation_weights, metric
-from grape.maths.surrogate import clipped_surrogate, importance_ratio
-from grape.types import Batch, Loss, Outputs, Scores
+from grape.maths.surrogate import importance_ratio
+from grape.types import Batch, Loss, Outputs, Rollouts, Scores
 
 
-class PPOParams(ClipParams):
+class PPOParams(ClipParams, ValueParams):
     objective: Literal["clip", "penalty"] = Field("clip", description="what keeps the policy near pi_old (1707.06347)")
-    dual_clip: float | None = Field(None, gt=1, description="floor c A of the objective for A < 0 (3 in 1912.09729)")
     kl: Literal["reward_k1"] = Field("reward_k1", description="the KL to the reference stands in the reward, per token")
     penalty: float = Field(1.0, gt=0, description="first coefficient of KL(pi_old||pi), objective penalty")
     penalty_target: float = Field(0.01, gt=0, description="KL(pi_old||pi) it adapts to, nats per token")
     lam: float = Field(0.95, ge=0, le=1, description="lambda of GAE; 1: return - V (1506.02438)")
     whiten: bool = Field(True, description="advantages to mean 0 and std 1 over the round's response tokens")
-    value: Literal["model", "head"] = Field("model", description="a model of its own, or a head on the policy")
-    value_init: Literal["reward_model", "policy"] = Field(
-        "reward_model", description="whose trunk it starts from; its head starts at 0"
-    )
-    value_learning_rate: float | None = Field(None, gt=0, le=1, description="peak; null: the policy's")
     value_coefficient: float = Field(0.5, ge=0, description="c_v; a value model of its own does not feel it")
     value_clip: float | None = Field(0.2, gt=0, description="eps_v, units of the reward; null: no clip")
     value_warmup: int = Field(2, ge=0, description="rounds in which only the value model learns")
@@ -58,30 +52,26 @@ class PPOParams(ClipParams):
     mini_batches: int = Field(2, ge=1, le=1024, description="optimiser updates per pass; groups stay together")
 
 
-def needs(params: Params) -> frozenset[Need]:
-    assert isinstance(params, PPOParams)
-    common: frozenset[Need] = penalty_needs(params) | {"scores", "old", "value"}
-    return common.union({"entropy"}) if params.entropy > 0 else common
+def needs(params: PPOParams) -> Needs:
+    return penalty_needs(params).union({"old", "value"}, {"entropy"} if params.entropy > 0 else ())
 
 
-def credit(scores: Scores, batch: Batch, params: Params, state: State) -> Credit:
+def credit(scores: Scores, rollouts: Rollouts, params: PPOParams, state: State) -> Credit:
     """GAE over response tokens, returns for the value model. State: round, coefficients of the two KLs."""
-    assert isinstance(params, PPOParams) and batch.group is not None and batch.finished is not None
-    assert batch.value_old is not None and batch.bootstrap is not None
-    reward, known = weighted_reward(scores.score, scores.valid, scores.weight, batch.group)
-    penalty, beta, state = reward_penalty(params, batch, state)
+    reward, known = scores.reward(rollouts.group)
+    penalty, beta, state = reward_penalty(params, rollouts, state)
     bootstrap = torch.zeros_like(reward)
     if params.truncated == "bootstrap":
-        bootstrap = torch.where(batch.finished, bootstrap, batch.bootstrap)
-        reward = torch.where(batch.finished, reward, torch.zeros_like(reward))
+        bootstrap = torch.where(rollouts.finished, bootstrap, rollouts.bootstrap)
+        reward = torch.where(rollouts.finished, reward, torch.zeros_like(reward))
     elif params.truncated == "penalty":
-        reward = reward - params.truncated_penalty * (~batch.finished).float()
-    last = torch.arange(batch.mask.shape[1], device=reward.device) == batch.mask.sum(1, keepdim=True) - 1
+        reward = reward - params.truncated_penalty * (~rollouts.finished).float()
+    last = torch.arange(rollouts.mask.shape[1], device=reward.device) == rollouts.mask.sum(1, keepdim=True) - 1
     per_token = last * reward.unsqueeze(1) - penalty
-    advantage, returns = generalized_advantage(per_token, batch.value_old, bootstrap, batch.mask, params.lam)
-    learned = batch.mask & known.unsqueeze(1)
-    variance = torch.tensor(explained_variance(batch.value_old, returns, learned))
-    metrics = {"value/explained_variance": (variance, torch.tensor(1.0)), "value/mean": metric(batch.value_old, learned)}
+    advantage, returns = generalized_advantage(per_token, rollouts.value_old, bootstrap, rollouts.mask, params.lam)
+    learned = rollouts.mask & known.unsqueeze(1)
+    variance = torch.tensor(explained_variance(rollouts.value_old, returns, learned))
+    metrics = {"value/explained_variance": (variance, torch.tensor(1.0)), "value/mean": metric(rollouts.value_old, learned)}
     if params.whiten:
         advantage = whiten(advantage, learned)
     if state.get("round", 0) < params.value_warmup:
@@ -90,44 +80,38 @@ def credit(scores: Scores, batch: Batch, params: Params, state: State) -> Credit
         state = {**state, "penalty": adapted(state.get("penalty", params.penalty), state, params)}
         beta = torch.full_like(reward, state["penalty"])
     state = {**state, "round": state.get("round", 0) + 1}
-    return Credit(batch.with_(advantage=advantage * batch.mask, returns=returns, beta=beta), known, state, metrics)
+    return Credit(advantage * rollouts.mask, known, state, metrics, returns=returns, beta=beta)
 
 
 def adapted(coefficient: float, state: State, params: PPOParams) -> float:
     """beta' for this round: halved where the last update's KL(pi_old||pi) was below target / 1.5, doubled above 1.5 target."""
-    kl = state.get("approx_kl")
-    if state.get("round", 0) <= params.value_warmup:
+    kl = state.get(f"{LAST}approx_kl")
+    if kl is None or state.get("round", 0) <= params.value_warmup:
         return coefficient  # the policy has not moved yet
-    if kl is not None and kl < params.penalty_target / 1.5:
+    if kl < params.penalty_target / 1.5:
         return coefficient / 2
-    return coefficient * 2 if kl is not None and kl > params.penalty_target * 1.5 else coefficient
+    return coefficient * 2 if kl > params.penalty_target * 1.5 else coefficient
 
 
 def value_loss(value: Tensor, batch: Batch, clip: float | None) -> Tensor:
     """1/2 max((V - returns)^2, (clip(V, V_old +- eps_v) - returns)^2) per token (B, T)."""
-    assert batch.returns is not None and batch.value_old is not None
     error = (value - batch.returns).square()
     if clip is not None:
-        clipped = batch.value_old + (value - batch.value_old).clamp(-clip, clip)
-        error = torch.maximum(error, (clipped - batch.returns).square())
+        near = batch.value_old + (value - batch.value_old).clamp(-clip, clip)
+        error = torch.maximum(error, (near - batch.returns).square())
     return 0.5 * error
 
 
-def loss(outputs: Outputs, batch: Batch, params: Params) -> Loss:
+def loss(outputs: Outputs, batch: Batch, params: PPOParams) -> Loss:
     """Clipped (or penalised) surrogate, value loss and entropy bonus per token (B, T); mean over the batch's tokens."""
-    assert isinstance(params, PPOParams) and batch.advantage is not None
-    assert outputs.logp is not None and outputs.entropy is not None and outputs.value is not None
     weight, norm = aggregation_weights(batch.mask, "token_mean", 0)
     ratio = importance_ratio(outputs.logp, batch.logp_old)
-    old = outputs.logp.detach() if batch.logp_old is None else batch.logp_old
-    # KL(pi_old||pi) from samples of pi_old: k3 with the roles exchanged.
-    kl = kl_estimate(old, outputs.logp, "k3")
+    kl = kl_estimate(batch.logp_old, outputs.logp, "k3")  # KL(pi_old||pi) from samples of pi_old: the roles exchanged
     errors = value_loss(outputs.value, batch, params.value_clip)
     if params.objective == "penalty":
-        assert batch.beta is not None
         policy = -ratio * batch.advantage + batch.beta.unsqueeze(1) * kl
     else:
-        policy = -clipped_surrogate(ratio, batch.advantage, params.clip_low, params.clip_high, params.dual_clip)
+        policy = clipped(batch, ratio, params)
     metrics = clip_metrics(outputs, batch, ratio, params)
     metrics |= {"approx_kl": metric(kl, batch.mask), "value/loss": metric(errors, batch.mask)}
     value = policy + params.value_coefficient * errors - params.entropy * outputs.entropy

@@ -23,12 +23,14 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from grape.algorithms.base import Algorithm, Credit, Need, Params, State
+from grape.algorithms.base import Algorithm, Credit, Needs, State
 from grape.algorithms.penalty import PenaltyParams, loss_penalty, penalty_needs, reward_penalty
-from grape.maths.advantage import group_advantage, leave_one_out_advantage, weighted_reward
+from grape.maths.advantage import Relative, relative
 from grape.maths.masked import metric
 from grape.maths.surrogate import importance_ratio
-from grape.types import Batch, Loss, Outputs, Scores
+from grape.types import Batch, Loss, Outputs, Rollouts, Scores
+
+ADVANTAGE: dict[str, Relative] = {"group": "mean", "leave_one_out": "leave_one_out"}
 
 
 class ReinforceParams(PenaltyParams):
@@ -39,39 +41,29 @@ class ReinforceParams(PenaltyParams):
     epochs: Literal[1] = Field(1, description="samples are on-policy: one pass")
     mini_batches: Literal[1] = Field(1, description="samples are on-policy: one update")
 
-    @property
-    def compares(self) -> bool:
-        return self.baseline in ("group", "leave_one_out")
+
+def needs(params: ReinforceParams) -> Needs:
+    return penalty_needs(params).union({"group"} if params.baseline in ADVANTAGE else ())
 
 
-def needs(params: Params) -> frozenset[Need]:
-    assert isinstance(params, ReinforceParams)
-    return penalty_needs(params) | {"scores"}
-
-
-def credit(scores: Scores, batch: Batch, params: Params, state: State) -> Credit:
+def credit(scores: Scores, rollouts: Rollouts, params: ReinforceParams, state: State) -> Credit:
     """A_i = R'_i - b_i, the same for every token of response i. State: the moving baseline, the KL's coefficient."""
-    assert isinstance(params, ReinforceParams) and batch.group is not None
-    reward, known = weighted_reward(scores.score, scores.valid, scores.weight, batch.group)
-    penalty, beta, state = reward_penalty(params, batch, state)
+    reward, known = scores.reward(rollouts.group)
+    penalty, beta, state = reward_penalty(params, rollouts, state)
     reward = reward - penalty.sum(1)
-    if params.baseline == "group":
-        advantage = group_advantage(reward, known, batch.group)
-    elif params.baseline == "leave_one_out":
-        advantage = leave_one_out_advantage(reward, known, batch.group)
+    if params.baseline in ADVANTAGE:
+        advantage = relative(reward, known, rollouts.group, ADVANTAGE[params.baseline])
     else:
         baseline = state.get("baseline", 0.0) if params.baseline == "moving" else 0.0
         advantage = torch.where(known, reward - baseline, torch.zeros_like(reward))
     if bool(known.any()):
         mean = float(reward[known].mean())
         state = {**state, "baseline": params.decay * state.get("baseline", mean) + (1 - params.decay) * mean}
-    return Credit(batch.with_(advantage=advantage.unsqueeze(1) * batch.mask, beta=beta), known, state)
+    return Credit(rollouts.per_token(advantage), known, state, beta=beta)
 
 
-def loss(outputs: Outputs, batch: Batch, params: Params) -> Loss:
+def loss(outputs: Outputs, batch: Batch, params: ReinforceParams) -> Loss:
     """-rho_t A_t with rho = 1 (its gradient is that of log pi), summed over tokens, averaged over responses."""
-    assert isinstance(params, ReinforceParams)
-    assert outputs.logp is not None and outputs.entropy is not None and batch.advantage is not None
     weight = batch.mask.float()
     value = -importance_ratio(outputs.logp, None) * batch.advantage + loss_penalty(params, outputs, batch)
     return Loss(value, weight, weight.amax(1), {"entropy": metric(outputs.entropy, weight)})

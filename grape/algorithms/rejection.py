@@ -19,9 +19,10 @@ from pydantic import Field
 from torch import Tensor
 
 from grape.algorithms import sft
-from grape.algorithms.base import Algorithm, Credit, Need, OnlineParams, Params, State
-from grape.maths.advantage import REWARD_TOLERANCE, group_mean, weighted_reward
-from grape.types import Batch, Loss, Outputs, Scores
+from grape.algorithms.base import Algorithm, Credit, Needs, OnlineParams, State
+from grape.maths.advantage import REWARD_TOLERANCE, group_mean
+from grape.maths.masked import metric
+from grape.types import Batch, Loss, Outputs, Rollouts, Scores
 
 
 class RejectionParams(OnlineParams):
@@ -30,47 +31,41 @@ class RejectionParams(OnlineParams):
     above_mean: bool = Field(True, description="keep only what is better than the mean of its group")
     dedupe: bool = Field(True, description="of equal responses to a prompt keep one")
 
-    @property
-    def compares(self) -> bool:
-        return self.above_mean
+
+def needs(params: RejectionParams) -> Needs:
+    return frozenset({"group"} if params.above_mean else ())
 
 
-def needs(params: Params) -> frozenset[Need]:
-    return frozenset({"scores"})
-
-
-def first_of_equals(batch: Batch, known: Tensor) -> Tensor:
+def first_of_equals(rollouts: Rollouts, known: Tensor) -> Tensor:
     """(B,) bool: known, and no earlier known response to the same prompt has the same tokens."""
-    assert batch.group is not None
     seen: set[tuple[int, ...]] = set()
     first = []
-    for group, ids, mask, has in zip(batch.group.tolist(), batch.response, batch.mask, known.tolist(), strict=True):
+    for group, ids, mask, has in zip(rollouts.group.tolist(), rollouts.response, rollouts.mask, known.tolist(), strict=True):
         key = (group, *ids[mask].tolist())
         first.append(has and key not in seen)
         if has:
             seen.add(key)
-    return torch.tensor(first, device=batch.response.device)
+    return torch.tensor(first, device=rollouts.response.device)
 
 
-def credit(scores: Scores, batch: Batch, params: Params, state: State) -> Credit:
+def credit(scores: Scores, rollouts: Rollouts, params: RejectionParams, state: State) -> Credit:
     """Which rows are kept; `accepted` is their share."""
-    assert isinstance(params, RejectionParams) and batch.group is not None
-    reward, known = weighted_reward(scores.score, scores.valid, scores.weight, batch.group)
-    eligible = first_of_equals(batch, known) if params.dedupe else known
+    reward, known = scores.reward(rollouts.group)
+    eligible = first_of_equals(rollouts, known) if params.dedupe else known
     if params.threshold is not None:
         eligible = eligible & (reward >= params.threshold)
     if params.above_mean:
-        eligible = eligible & (reward > group_mean(reward, known, batch.group) + REWARD_TOLERANCE)
+        eligible = eligible & (reward > group_mean(reward, known, rollouts.group) + REWARD_TOLERANCE)
     keep = torch.zeros_like(eligible)
-    for group in torch.unique(batch.group[eligible]):
-        rows = (eligible & (batch.group == group)).nonzero().squeeze(1)
+    for group in torch.unique(rollouts.group[eligible]):
+        rows = (eligible & (rollouts.group == group)).nonzero().squeeze(1)
         # Stable: among equal rewards the first sampled is kept.
         keep[rows[torch.argsort(reward[rows], descending=True, stable=True)[: params.keep]]] = True
-    share = keep.float().sum(), torch.tensor(float(len(keep)))
-    return Credit(batch.with_(advantage=keep.float().unsqueeze(1) * batch.mask), keep, state, {"accepted": share})
+    accepted = metric(keep.float(), torch.ones_like(reward))
+    return Credit(rollouts.per_token(keep.float()), keep, state, {"accepted": accepted})
 
 
-def loss(outputs: Outputs, batch: Batch, params: Params) -> Loss:
+def loss(outputs: Outputs, batch: Batch, params: RejectionParams) -> Loss:
     """SFT's loss on the rows that were kept."""
     return sft.loss(outputs, batch, params)
 

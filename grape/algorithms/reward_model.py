@@ -16,23 +16,22 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 
-from grape.algorithms.base import Algorithm, Params
+from grape.algorithms.base import Algorithm, AlgorithmParams
 from grape.maths.masked import metric
 from grape.maths.preference import bradley_terry, split_pairs
 from grape.types import Batch, Loss, Outputs
 
 
-class RewardModelParams(Params):
+class RewardModelParams(AlgorithmParams):
     centring: float = Field(0.01, ge=0, le=1, description="weight of (r_w + r_l)^2")
     margin: float = Field(0.0, ge=0, le=100, description="m per unit of the pair's difference in score (2307.09288)")
 
 
-def loss(outputs: Outputs, batch: Batch, params: Params) -> Loss:
+def loss(outputs: Outputs, batch: Batch, params: RewardModelParams) -> Loss:
     """-log sigma(r_w - r_l - m) + centring (r_w + r_l)^2 per pair (N,), averaged over pairs."""
-    assert isinstance(params, RewardModelParams) and outputs.score is not None
     chosen, rejected = split_pairs(outputs.score.float())
     ones = torch.ones_like(chosen)
-    asked = 0.0 if params.margin == 0 or batch.margin is None else params.margin * split_pairs(batch.margin)[0]
+    asked = params.margin * split_pairs(batch.margin)[0] if params.margin > 0 else 0.0
     value = bradley_terry(chosen - rejected - asked) + params.centring * (chosen + rejected).square()
     metrics = {"accuracy": metric((chosen > rejected).float(), ones), "margin": metric(chosen - rejected, ones)}
     return Loss(value, ones, ones, metrics)

@@ -11,16 +11,15 @@ token of a short answer more. Pre-training is the same loss with an empty prompt
 
 from __future__ import annotations
 
-from grape.algorithms.base import Algorithm, Params
+from grape.algorithms.base import Algorithm, AlgorithmParams
 from grape.maths.masked import aggregation_weights, metric
 from grape.types import Batch, Loss, Outputs
 
 
-def loss(outputs: Outputs, batch: Batch, params: Params) -> Loss:
+def loss(outputs: Outputs, batch: Batch, params: AlgorithmParams) -> Loss:
     """Negative log-likelihood per response token, nats: value (B, T), weight m, norm the response lengths."""
-    assert outputs.logp is not None and outputs.entropy is not None
     weight, norm = aggregation_weights(batch.mask, "token_mean", 0)
     return Loss(-outputs.logp, weight, norm, {"entropy": metric(outputs.entropy, weight)})
 
 
-ALGORITHM = Algorithm(params=Params, data="text", loss=loss)
+ALGORITHM = Algorithm(params=AlgorithmParams, data="text", loss=loss)

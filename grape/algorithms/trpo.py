@@ -22,51 +22,37 @@ from typing import Literal
 
 from pydantic import Field
 
-from grape.algorithms.base import Algorithm, Credit, Need, OnlineParams, Params, State
-from grape.maths.advantage import group_advantage, leave_one_out_advantage, weighted_reward
+from grape.algorithms.base import Algorithm, Credit, Needs, OnlineParams, State, TrustRegionParams
+from grape.maths.advantage import Relative, relative
 from grape.maths.masked import aggregation_weights, metric
 from grape.maths.surrogate import importance_ratio
-from grape.types import Batch, Loss, Outputs, Scores
+from grape.types import Batch, Loss, Outputs, Rollouts, Scores
+
+ADVANTAGE: dict[str, Relative] = {"group": "mean", "leave_one_out": "leave_one_out"}
 
 
-class TRPOParams(OnlineParams):
-    delta: float = Field(0.01, gt=0, le=1, description="largest mean KL to pi_old, nats per token (0.01 in 1502.05477)")
+class TRPOParams(TrustRegionParams, OnlineParams):
     advantage: Literal["leave_one_out", "group"] = Field("leave_one_out", description="which mean a reward is compared with")
-    cg_iterations: int = Field(10, ge=1, le=1000, description="of conjugate gradient (Spinning Up: 10)")
-    cg_residual: float = Field(1e-10, ge=0, description="squared relative residual at which it stops")
-    damping: float = Field(0.01, ge=0, description="added to the Fisher matrix's diagonal (0.1 is for small MLPs)")
-    backtracks: int = Field(10, ge=1, le=100, description="steps tried (Spinning Up: 10)")
-    backtrack_ratio: float = Field(0.5, gt=0, lt=1, description="each shorter by this factor (0.8 in Spinning Up)")
-    improvement: float = Field(0.0, ge=0, lt=1, description="share of the expected improvement a step must reach")
-    fisher_share: float = Field(0.1, gt=0, le=1, description="share of the rows the Fisher products are computed on")
-    parameters: Literal["all", "adapters", "last_block"] = Field("all", description="which weights move")
     epochs: Literal[1] = Field(1, description="one step per round: the region is around the policy that sampled")
     mini_batches: Literal[1] = Field(1, description="one step per round")
 
-    @property
-    def compares(self) -> bool:
-        return True
+
+def needs(params: TRPOParams) -> Needs:
+    return frozenset({"group", "old"})
 
 
-def needs(params: Params) -> frozenset[Need]:
-    return frozenset({"scores", "old"})
-
-
-def credit(scores: Scores, batch: Batch, params: Params, state: State) -> Credit:
+def credit(scores: Scores, rollouts: Rollouts, params: TRPOParams, state: State) -> Credit:
     """A_i = R_i minus the mean of the others (or of all), the same for every token of response i."""
-    assert isinstance(params, TRPOParams) and batch.group is not None
-    reward, known = weighted_reward(scores.score, scores.valid, scores.weight, batch.group)
-    relative = leave_one_out_advantage if params.advantage == "leave_one_out" else group_advantage
-    advantage = relative(reward, known, batch.group)
-    return Credit(batch.with_(advantage=advantage.unsqueeze(1) * batch.mask), known, state)
+    reward, known = scores.reward(rollouts.group)
+    advantage = relative(reward, known, rollouts.group, ADVANTAGE[params.advantage])
+    return Credit(rollouts.per_token(advantage), known, state)
 
 
-def loss(outputs: Outputs, batch: Batch, params: Params) -> Loss:
+def loss(outputs: Outputs, batch: Batch, params: TRPOParams) -> Loss:
     """-rho_t A_t per token (B, T), mean over tokens: minus the surrogate L."""
-    assert outputs.logp is not None and outputs.entropy is not None and batch.advantage is not None
     weight, norm = aggregation_weights(batch.mask, "token_mean", 0)
-    ratio = importance_ratio(outputs.logp, batch.logp_old)
-    return Loss(-ratio * batch.advantage, weight, norm, {"entropy": metric(outputs.entropy, weight)})
+    value = -importance_ratio(outputs.logp, batch.get("logp_old")) * batch.advantage
+    return Loss(value, weight, norm, {"entropy": metric(outputs.entropy, weight)})
 
 
 ALGORITHM = Algorithm(

@@ -77,10 +77,8 @@ def constant_groups(reward: Tensor, known: Tensor, group: Tensor) -> Tensor:
     return ((high - low) <= REWARD_TOLERANCE)[group]
 
 
-def relative_advantage(
-    reward: Tensor, known: Tensor, group: Tensor, how: Relative
-) -> Tensor:
-    """(B,) R - mean of the group | - mean of the others | divided by the group's std | by the batch's std.
+def relative(reward: Tensor, known: Tensor, group: Tensor, how: Relative) -> Tensor:
+    """A (B,): R - mean of the group | - mean of the others | R - mean, divided by the group's std | by the batch's std.
 
     0 in a group whose rewards are all equal: rounding noise must not be blown up by a division.
     """

@@ -10,11 +10,6 @@ from torch import Tensor
 Aggregation = Literal["token_mean", "round_mean", "sequence_mean", "constant"]
 
 
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """sum(m x) / sum(m), 0 for an empty mask."""
-    return (x * mask).sum() / mask.sum().clamp(min=1)
-
-
 def metric(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """A diagnostic as (sum, weight), the only form in which micro-batches add up exactly."""
     weight = weight.to(torch.float32)
@@ -39,11 +34,10 @@ def aggregation_weights(
     weight = mask.to(torch.float32)
     lengths = weight.sum(1)
     nonempty = (lengths > 0).to(torch.float32)
-    if how == "token_mean" or (how == "round_mean" and mean_length is None):
-        return weight, lengths
-    if how == "round_mean":
-        assert mean_length is not None
+    if how == "round_mean" and mean_length is not None:
         return weight, nonempty * mean_length
+    if how in ("token_mean", "round_mean"):
+        return weight, lengths
     if how == "sequence_mean":
         return weight / lengths.clamp(min=1).unsqueeze(1), nonempty
     return weight, nonempty * float(length)

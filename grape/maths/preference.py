@@ -17,11 +17,6 @@ def bradley_terry(margin: Tensor) -> Tensor:
     return -F.logsigmoid(margin)
 
 
-def win_probability(margin: Tensor) -> Tensor:
-    """P(y_w > y_l | x) = sigma(r_w - r_l)."""
-    return torch.sigmoid(margin)
-
-
 def dpo_loss(margin: Tensor, beta: float, how: str, label_smoothing: float) -> Tensor:
     """The loss of a preference margin (N,), nats (hinge, IPO: their own units).
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from grape.models.chat import Chat, Encoded, Row
-from grape.types import Batch, Prompt
+from grape.types import Prompt, Tokens
 
 __all__ = ["Row", "Rows", "collate", "encode_documents", "encode_pairs", "encode_turns", "fitting_prompts"]
 
@@ -106,7 +106,7 @@ def fitting_prompts(chat: Chat, prompts: Sequence[Prompt], room: int, where: Whe
     return kept, dropped
 
 
-def collate(rows: Sequence[Row | tuple[list[int], list[int]]], pad_id: int, unit: int = 1) -> Batch:
+def collate(rows: Sequence[Row | tuple[list[int], list[int]]], pad_id: int, unit: int = 1) -> Tokens:
     """Left-padded prompts and right-padded responses with masks from the recorded lengths."""
     made = [Row(*row) for row in rows]
     width = max(len(row.prompt) for row in made)
@@ -122,4 +122,5 @@ def collate(rows: Sequence[Row | tuple[list[int], list[int]]], pad_id: int, unit
         response[i, : len(row.response)] = torch.tensor(row.response, dtype=torch.long)
         present[i, : len(row.response)] = True
         given[i, : len(row.given)] = torch.tensor(row.given, dtype=torch.bool)
-    return Batch(prompt, prompt_mask, response, present & ~given, given=given if bool(given.any()) else None, unit=unit)
+    tokens = Tokens(prompt, prompt_mask, response, present & ~given, unit=unit)
+    return tokens.with_(given=given) if bool(given.any()) else tokens

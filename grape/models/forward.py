@@ -8,14 +8,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from grape.maths.kl import kl_exact
 from grape.maths.logprob import entropies, log_softmax, predicting_columns, token_logp
-from grape.types import Batch, Outputs
+from grape.types import Outputs, Tokens
 
-Forward = Any  # Callable[[model, Batch], Outputs]
 Dtype = Literal["float32", "bfloat16"]
 
 
-def inputs(batch: Batch) -> dict[str, Tensor]:
+def inputs(batch: Tokens) -> dict[str, Tensor]:
     """Rows [prompt | response] with attention mask and positions that start at 0 at the first real token of each row.
 
     Without explicit positions a left-padded row would begin at its padding's position: wrong for learned positions (GPT-2).
@@ -30,7 +30,7 @@ def autocast(dtype: Dtype, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
 
-def response_logits(model: Any, batch: Batch, dtype: Dtype = "float32") -> Tensor:
+def response_logits(model: Any, batch: Tokens, dtype: Dtype = "float32") -> Tensor:
     """(B, T, V) logits that predict the response's tokens; the head runs on those positions alone."""
     columns = predicting_columns(batch.prompt.shape[1], batch.response.shape[1], batch.prompt.device)
     with autocast(dtype, batch.prompt.device):
@@ -40,7 +40,7 @@ def response_logits(model: Any, batch: Batch, dtype: Dtype = "float32") -> Tenso
 
 def language(
     model: Any,
-    batch: Batch,
+    batch: Tokens,
     temperature: float = 1.0,
     dtype: Dtype = "float32",
     entropy_gradient: bool = False,
@@ -49,10 +49,11 @@ def language(
     """log pi(y_t | s_t) and entropies of a causal language model; with `distribution` log pi(. | s_t) as well."""
     logits = response_logits(model, batch, dtype)
     logp, entropy = token_logp(logits, batch.response, batch.mask, temperature, entropy_gradient)
-    return Outputs(logp=logp, entropy=entropy, distribution=log_softmax(logits, temperature) if distribution else None)
+    outputs = Outputs(logp=logp, entropy=entropy)
+    return outputs.with_(distribution=log_softmax(logits, temperature)) if distribution else outputs
 
 
-def scalar(model: Any, batch: Batch, dtype: Dtype = "float32") -> Outputs:
+def scalar(model: Any, batch: Tokens, dtype: Dtype = "float32") -> Outputs:
     """r(x, y) of a scalar model, read at the last real token of each row (from the mask, not from a pad id)."""
     last = batch.prompt.shape[1] + batch.present.sum(1) - 1
     with autocast(dtype, batch.prompt.device):
@@ -61,7 +62,7 @@ def scalar(model: Any, batch: Batch, dtype: Dtype = "float32") -> Outputs:
     return Outputs(score=score.float().squeeze(-1))
 
 
-def micro_batches(batch: Batch, max_tokens: int) -> Iterator[Tensor]:
+def micro_batches(batch: Tokens, max_tokens: int) -> Iterator[Tensor]:
     """Row indices of micro-batches of at most `max_tokens` padded tokens (at least one unit each), rows of like length together."""
     lengths = batch.prompt_mask.sum(1) + batch.present.sum(1)
     units = lengths.view(-1, batch.unit).amax(1)
@@ -78,7 +79,7 @@ def micro_batches(batch: Batch, max_tokens: int) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def batched_language(
-    model: Any, batch: Batch, temperature: float, max_tokens: int, dtype: Dtype = "float32"
+    model: Any, batch: Tokens, temperature: float, max_tokens: int, dtype: Dtype = "float32"
 ) -> Outputs:
     """`language` without gradient, in micro-batches: for pi_old and pi_ref."""
     logp = torch.zeros(batch.response.shape, dtype=torch.float32, device=batch.response.device)
@@ -86,28 +87,23 @@ def batched_language(
     for index in micro_batches(batch, max_tokens):
         part = batch.select(index)
         out = language(model, part, temperature, dtype)
-        assert out.logp is not None and out.entropy is not None
         logp[index, : part.mask.shape[1]] = out.logp
         entropy[index, : part.mask.shape[1]] = out.entropy
     return Outputs(logp=logp, entropy=entropy)
 
 
 @torch.no_grad()
-def batched_scores(model: Any, batch: Batch, max_tokens: int, dtype: Dtype = "float32") -> Tensor:
+def batched_scores(model: Any, batch: Tokens, max_tokens: int, dtype: Dtype = "float32") -> Tensor:
     """`scalar` without gradient, in micro-batches: (B,)."""
     score = torch.zeros(batch.rows, device=batch.response.device)
     for index in micro_batches(batch, max_tokens):
-        out = scalar(model, batch.select(index), dtype)
-        assert out.score is not None
-        score[index] = out.score
+        score[index] = scalar(model, batch.select(index), dtype).score
     return score
 
 
 @torch.no_grad()
-def exact_kl(policy: Any, reference: Any, batch: Batch, temperature: float, max_tokens: int) -> tuple[Tensor, Tensor]:
+def exact_kl(policy: Any, reference: Any, batch: Tokens, temperature: float, max_tokens: int) -> tuple[Tensor, Tensor]:
     """KL(pi || ref) over the vocabulary at every response token of pi's samples, and pi's entropy, both (B, T) in nats."""
-    from grape.maths.kl import kl_exact
-
     kl = torch.zeros(batch.response.shape, device=batch.response.device)
     entropy = torch.zeros_like(kl)
     for index in micro_batches(batch, max_tokens):

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from grape.maths.logprob import predicting_columns, token_logp
 from grape.models.forward import Dtype, autocast, inputs, micro_batches
-from grape.types import Batch, Outputs
+from grape.types import Outputs, Tokens
 
 
-class ActorCritic(nn.Module):
+class ValuedPolicy(nn.Module):
     """A policy and its value model as one set of weights. `value` None: a head reads the policy's last hidden state.
 
     Heads start at zero, V = 0 everywhere: a random head would make the first advantages noise.
@@ -21,15 +21,14 @@ class ActorCritic(nn.Module):
     def __init__(self, policy: Any, value: Any | None = None) -> None:
         super().__init__()
         self.policy, self.value = policy, value
-        self.head = None if value is not None else nn.Linear(policy.config.hidden_size, 1)
-        nn.init.zeros_(self.score.weight)
-        if self.head is not None:
-            nn.init.zeros_(self.head.bias)
-        self.head = None if self.head is None else self.head.to(policy.device)
+        self.head = nn.Linear(policy.config.hidden_size, 1) if value is None else None
+        for parameter in self.score.parameters():
+            nn.init.zeros_(parameter)
+        self.score.to(policy.device)
 
     @property
     def score(self) -> Any:
-        return self.value.score if self.value is not None else self.head
+        return self.head if self.value is None else self.value.score
 
     @property
     def device(self) -> torch.device:
@@ -38,14 +37,13 @@ class ActorCritic(nn.Module):
 
     def families(self) -> list[list[nn.Parameter]]:
         """The weights in groups with a learning rate and a gradient norm of their own: policy, value."""
-        value = self.head if self.value is None else self.value
-        assert value is not None
-        return [[p for p in part.parameters() if p.requires_grad] for part in (self.policy, value)]
+        parts: tuple[Any, Any] = (self.policy, self.head if self.value is None else self.value)
+        return [[p for p in part.parameters() if p.requires_grad] for part in parts]
 
 
-def actor_critic(
-    model: ActorCritic,
-    batch: Batch,
+def valued(
+    model: ValuedPolicy,
+    batch: Tokens,
     temperature: float = 1.0,
     dtype: Dtype = "float32",
     entropy_gradient: bool = False,
@@ -56,26 +54,21 @@ def actor_critic(
     return Outputs(logp=logp, entropy=entropy, value=value[:, :-1])
 
 
-def _both(model: ActorCritic, batch: Batch, dtype: Dtype) -> tuple[Tensor, Tensor]:
+def _both(model: ValuedPolicy, batch: Tokens, dtype: Dtype) -> tuple[Tensor, Tensor]:
     """Logits (B, T, V) and values (B, T + 1): before every response token, and behind the last column."""
     width, length, device = batch.prompt.shape[1], batch.response.shape[1], batch.prompt.device
     columns = predicting_columns(width, length, device)
     states = predicting_columns(width, length + 1, device)
+    apart = model.value
     with autocast(dtype, device):
-        apart = model.value is not None
-        out = model.policy(
-            **inputs(batch), logits_to_keep=columns, use_cache=False, output_hidden_states=not apart
-        )
-        if apart:
-            hidden = model.value.base_model(**inputs(batch), use_cache=False).last_hidden_state  # type: ignore[union-attr]
-        else:
-            hidden = out.hidden_states[-1]
+        out = model.policy(**inputs(batch), logits_to_keep=columns, use_cache=False, output_hidden_states=apart is None)
+        hidden = out.hidden_states[-1] if apart is None else apart.base_model(**inputs(batch), use_cache=False).last_hidden_state
         value: Tensor = model.score(hidden[:, states])
     return out.logits, value.float().squeeze(-1)
 
 
 @torch.no_grad()
-def batched_values(model: ActorCritic, batch: Batch, max_tokens: int, dtype: Dtype = "float32") -> tuple[Tensor, Tensor]:
+def batched_values(model: ValuedPolicy, batch: Tokens, max_tokens: int, dtype: Dtype = "float32") -> tuple[Tensor, Tensor]:
     """V(s_t) of every response token (B, T), 0 outside the mask, and V behind each row's last token (B,). In micro-batches."""
     value = torch.zeros(batch.response.shape, device=batch.response.device)
     behind = torch.zeros(batch.rows, device=batch.response.device)

@@ -3,6 +3,8 @@
 import os
 import sys
 
+STAGES = ("prepare", "base", "sft", "critic", "preferences", "reward", "rl", "evaluate", "report")
+
 
 def _use_the_projects_python() -> None:
     """Go on in `.venv` when this Python lacks the packages: `.venv/bin/dvc repro` runs `python3`, which need not be the venv's."""
@@ -20,18 +22,46 @@ def _use_the_projects_python() -> None:
     )
 
 
-def main(arguments: list[str]) -> int:
-    import argparse
+def _run(name: str, kind: str, algorithm: str | None, seed: int | None) -> None:
     import importlib
     import shutil
+
+    from grape.project import NONCE, Project
+
+    project = Project.find()
+    project.enter()
+    # Only now: the variables of enter() must be set before any library reads them.
+    from grape import params as params_file
+    from grape.stages.inputs import Inputs, resolved
+    from grape.stages.watched import refuse_imports, refuse_loaded
+    from grape.track import StageRun
+
+    inputs = Inputs.read(project, name)
+    inputs.refuse_untrue_cards()
+    params = params_file.load(project.params, [algorithm] if kind == "rl" and algorithm else [])
+    refuse_imports(project, params, name)
+    module = importlib.import_module(f"grape.stages.{kind}")
+    from grape.stages.stage import Stage
+
+    values, own_seed = resolved(project, params, name), params.seed if seed is None else seed
+    with StageRun(project, name, values, own_seed, deliver=NONCE not in os.environ) as run:
+        stage = Stage(name, kind, params, project, run, algorithm or "", seed or 0, inputs)
+        module.run(stage)
+        refuse_loaded(project, params, name)
+        inputs.refuse_changes()
+    inputs.refuse_changes()  # once more: telling MLflow may have taken minutes
+    # What a checkpoint was for is done: a forced re-run starts from the beginning.
+    shutil.rmtree(project.checkpoints / name, ignore_errors=True)
+
+
+def main(arguments: list[str]) -> int:
+    import argparse
     import traceback
     from pathlib import Path
 
     from grape import disk, net
     from grape.errors import GrapeError
     from grape.progress import any_terminal
-    from grape.project import NONCE, Project
-    from grape.stages import STAGES, Stage
 
     parser = argparse.ArgumentParser(prog="python3 -m grape.stages")
     parser.add_argument("stage", choices=STAGES)
@@ -41,29 +71,7 @@ def main(arguments: list[str]) -> int:
     name = given.stage if given.algorithm is None else f"{given.stage}@{given.algorithm}-{given.seed}"
     any_terminal()
     try:
-        project = Project.find()
-        project.enter()
-        # Only now: the variables of enter() must be set before any library reads them.
-        from grape import params as params_file
-        from grape.stages.inputs import Inputs, resolved
-        from grape.stages.watched import refuse_imports, refuse_loaded
-        from grape.track import StageRun
-
-        inputs = Inputs.read(project, name)
-        inputs.refuse_untrue_cards()
-        params = params_file.load(project.params, [given.algorithm] if given.stage == "rl" else [])
-        refuse_imports(project, params, name)
-        module = importlib.import_module(f"grape.stages.{given.stage}")
-        seed = params.seed if given.seed is None else given.seed
-        orchestrated = NONCE in os.environ
-        with StageRun(project, name, resolved(project, params, name), seed, deliver=not orchestrated) as run:
-            stage = Stage(name, given.stage, params, project, run, given.algorithm, given.seed, inputs)
-            module.run(stage)
-            refuse_loaded(project, params, name)
-            inputs.refuse_changes()
-        inputs.refuse_changes()  # once more: telling MLflow may have taken minutes
-        # What a checkpoint was for is done: a forced re-run starts from the beginning.
-        shutil.rmtree(project.checkpoints / name, ignore_errors=True)
+        _run(name, given.stage, given.algorithm, given.seed)
     except GrapeError as error:
         print(f"grape: error: {error}", file=sys.stderr)
         return 2

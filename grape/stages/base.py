@@ -12,12 +12,14 @@ from grape.models.encode import Rows, encode_documents
 from grape.models.forward import language
 from grape.models.load import character_tokenizer, device, load_language_model, place, positions, save_model, scratch
 from grape.randomness import key
-from grape.stages import Stage, train_stage
+from grape.stages.chats import chat_of
+from grape.stages.fit import fit
+from grape.stages.stage import Stage
 
 
 def run(stage: Stage) -> None:
     params = stage.params.model
-    documents = [row.text for row in read_rows(stage.root / "data/corpus/train.jsonl", Document)]
+    documents = [row.text for row in read_rows(stage.path("data/corpus/train.jsonl"), Document)]
     stage.datasets("data/corpus")
     if params.base == "scratch":
         if not documents:
@@ -33,7 +35,7 @@ def run(stage: Stage) -> None:
         )
         steps = stage.params.base.steps
     else:
-        model, tokenizer = load_language_model(place(params.base, stage.root), params.revision)
+        model, tokenizer = load_language_model(place(params.base, stage.project.root), params.revision)
         # A model that comes trained is taken as it is, unless there is a corpus to go on with.
         steps = stage.params.base.steps if documents and stage.params.base.steps else 0
         if params.positions > positions(model):
@@ -42,7 +44,7 @@ def run(stage: Stage) -> None:
                 where="params.yaml, model.positions",
                 mend=f"set it to {positions(model)} or less",
             )
-    chat = stage.chat(tokenizer, model)
+    chat = chat_of(stage, tokenizer, model)
     if missing := chat.stops - _named_ends(model):
         # So that every program that loads what grape saves stops where grape does.
         model.generation_config.eos_token_id = sorted(_named_ends(model) | missing)
@@ -50,10 +52,10 @@ def run(stage: Stage) -> None:
     section = stage.params.base.model_copy(update={"steps": steps})
     rows = encode_documents(chat, documents, params.positions) if steps else Rows()
     stage.left_out(rows.counts, len(rows.kept), "documents", f"model.positions = {params.positions} tokens")
-    history = train_stage(
+    history = fit(
         stage, model, chat, ALGORITHM, ALGORITHM.params(), rows.rows, section, partial(language, dtype=params.dtype)
     )
-    save_model(model, tokenizer, stage.root / "models/base")
+    save_model(model, tokenizer, stage.path("models/base"))
     stage.run.model("models/base", "base")
     stage.run.headline(
         {

@@ -23,21 +23,23 @@ from grape.reward.critics.calibration import Calibration, calibrate
 from grape.reward.critics.settings import make_critic
 from grape.reward.critics.trained import TrainedCritic
 from grape.reward.rubric import load_rubrics
-from grape.stages import Stage, train_stage
+from grape.stages.chats import chat_of
+from grape.stages.fit import fit
 from grape.stages.lessons import lesson, question
+from grape.stages.stage import Stage
 
 
 def run(stage: Stage) -> None:
     stage.datasets("data/judgements")
     params = stage.params.critic
     judgements = read_rows(
-        stage.root / "data/judgements/train.jsonl", Judgement, mend="run the prepare stage again: grape run prepare"
+        stage.path("data/judgements/train.jsonl"), Judgement, mend="run the prepare stage again: grape run prepare"
     )
-    rubrics = load_rubrics(stage.root / "rubrics")
+    rubrics = load_rubrics(stage.path("rubrics"))
     questions = [question(rubrics, j, f"data/judgements, {j.id}") for j in judgements]
     order = [int(i) for i in permutation(len(judgements), stage.params.seed, "critic", "split")]
     count = int(len(order) * params.heldout)
-    folder = stage.root / "models/critic"
+    folder = stage.path("models/critic")
     headline = {"judgements": float(len(judgements))}
     if params.judge.backend == "trained":
         critic = _trained(stage, judgements, questions, order[count:])
@@ -46,7 +48,7 @@ def run(stage: Stage) -> None:
         folder.mkdir(parents=True)
         stage.write_history([])
         how = (stage.params.model.dtype, stage.params.model.micro_batch_tokens)
-        critic = make_critic(params.judge, Calibration({}), folder, stage.root, *how)
+        critic = make_critic(params.judge, Calibration({}), folder, stage.project.root, *how)
     names = [f"{j.category}/{j.item}" for j in judgements]
     asked = order[:count]
     z = torch.full((len(judgements),), torch.nan)
@@ -67,14 +69,14 @@ def _trained(
 ) -> Critic:
     """The critic trained on these judgements and saved."""
     params, common = stage.params.critic, stage.params.model
-    model, tokenizer = load_language_model(str(stage.root / "models/base"))
-    chat, rows = stage.chat(tokenizer, model), Rows()
+    model, tokenizer = load_language_model(str(stage.path("models/base")))
+    chat, rows = chat_of(stage, tokenizer, model), Rows()
     if training and params.steps:
         asked = [lesson(judgements[i], questions[i]) for i in training]
         rows = encode_turns(chat, asked, common.positions, "data/judgements")
     stage.left_out(rows.counts, len(rows.kept), "judgements", f"model.positions = {common.positions} tokens")
     section = params if rows.rows else params.model_copy(update={"steps": 0})
     forward = partial(language, dtype=common.dtype)
-    train_stage(stage, model.to(device()), chat, ALGORITHM, ALGORITHM.params(), rows.rows, section, forward)
-    save_model(model, tokenizer, stage.root / "models/critic")
+    fit(stage, model.to(device()), chat, ALGORITHM, ALGORITHM.params(), rows.rows, section, forward)
+    save_model(model, tokenizer, stage.path("models/critic"))
     return TrainedCritic(model, chat, Calibration({}), common.micro_batch_tokens, common.dtype)

@@ -25,8 +25,9 @@ from grape.randomness import generator
 from grape.reward.items import describe_items, number, overlap
 from grape.reward.limit import time_limit
 from grape.sampling import response_rows, sample
-from grape.stages import Stage
+from grape.stages.chats import chat_of
 from grape.stages.judges import Gold, gold_judge, reward_source
+from grape.stages.stage import Stage
 from grape.types import Prompt, Response, Scores
 
 RESAMPLES = 2000
@@ -56,12 +57,12 @@ def interval(values: np.ndarray, confidence: float, *keys: object) -> dict[str, 
 
 
 def run(stage: Stage) -> None:
-    prompts = read_prompts(stage.root / "data/prompts/heldout.jsonl")
+    prompts = read_prompts(stage.path("data/prompts/heldout.jsonl"))
     stage.datasets("data/prompts", "rubrics", context="evaluation")
     source, gold = reward_source(stage, prompts, "data/prompts/heldout.jsonl"), gold_judge(stage)
-    reference, tokenizer = load_language_model(str(stage.root / "models/sft"))
-    policy, policy_tokenizer = load_language_model(str(stage.root / "models/policy" / stage.policy))
-    chat, own_chat = stage.chat(tokenizer, reference), stage.chat(policy_tokenizer, policy)
+    reference, tokenizer = load_language_model(str(stage.path("models/sft")))
+    policy, policy_tokenizer = load_language_model(str(stage.path(f"models/policy/{stage.policy}")))
+    chat, own_chat = chat_of(stage, tokenizer, reference), chat_of(stage, policy_tokenizer, policy)
     room = stage.params.model.positions - stage.params.rl.max_new_tokens
     prompts, dropped = fitting_prompts(chat, prompts, room, "data/prompts")
     longest = f"model.positions - rl.max_new_tokens = {room} tokens"
@@ -70,7 +71,7 @@ def run(stage: Stage) -> None:
     own = answer(stage, policy.to(device()), own_chat, prompts, source, gold)
     result = compare(stage, prompts, sft, own) | {"dropped": {"too_long": len(dropped)}}
     result["kl"] = divergence(stage, policy, reference, own_chat, own.responses)
-    folder = stage.root / "reports/evaluate" / stage.policy
+    folder = stage.path(f"reports/evaluate/{stage.policy}")
     write_json(folder / "metrics.json", result)
     rows = samples(prompts, sft, own, stage.params.evaluate.samples)
     write_lines(folder / "samples.jsonl", rows)

@@ -47,6 +47,12 @@ def entry(project: Project, source: str, name: str) -> dict[str, Any]:
     return found
 
 
+def paths(project: Project, source: str, name: str) -> frozenset[str]:
+    """What the stage may open: its dependencies and outputs."""
+    declared = entry(project, source, name)
+    return frozenset([*declared["deps"], *dvc.outputs(declared)])
+
+
 @dataclass(frozen=True)
 class Inputs:
     """What stage `name` reads, as it was when it began.

@@ -9,8 +9,8 @@ from grape.reward.learned import LearnedReward
 from grape.reward.rubric import load_rubrics
 from grape.reward.sandbox.tiers import tier
 from grape.reward.source import RewardSource, RubricReward
-from grape.stages import Stage
 from grape.stages.modules import load_module
+from grape.stages.stage import Stage
 from grape.types import Prompt
 
 # Verifiers that run what a model has written; how well they are shut in goes into the receipt.
@@ -21,7 +21,7 @@ Gold = Callable[[Prompt, str], float]
 
 def gold_judge(stage: Stage) -> Gold | None:
     """`gold` of the world's file, or of gold.py beside the user's own data; None where there is none."""
-    source = stage.root / stage.params.prepare.source
+    source = stage.path(stage.params.prepare.source)
     path = source if source.suffix == ".py" else source / "gold.py"
     return getattr(load_module(path), "gold", None) if path.is_file() else None
 
@@ -33,11 +33,11 @@ def reward_source(
     how = (stage.params.model.dtype, stage.params.model.micro_batch_tokens)
     template = stage.params.model.template
     if (which or stage.params.rl.reward) == "reward_model":
-        return LearnedReward(stage.root / "models/reward", *how, template)
-    rubrics = load_rubrics(stage.root / "rubrics")
+        return LearnedReward(stage.path("models/reward"), *how, template)
+    rubrics = load_rubrics(stage.path("rubrics"))
     kinds = {item.kind for rubric in rubrics.values() for item in rubric.items}
-    critic = load_critic(stage.root / "models/critic", stage.root, *how, template) if "critic" in kinds else None
-    learned = LearnedReward(stage.root / "models/reward", *how, template) if "reward_model" in kinds else None
+    critic = load_critic(stage.path("models/critic"), stage.project.root, *how, template) if "critic" in kinds else None
+    learned = LearnedReward(stage.path("models/reward"), *how, template) if "reward_model" in kinds else None
     source = RubricReward(rubrics, critic, learned)
     source.check(prompts, file)
     if any(item.verifier in SANDBOXED for rubric in rubrics.values() for item in rubric.items):

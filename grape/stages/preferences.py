@@ -11,7 +11,6 @@ from grape.artifacts import Preference, Question, Turn, read_prompts, read_rows,
 from grape.errors import GrapeError
 from grape.files import write_lines
 from grape.leakage import holds, turns_of
-from grape.maths.advantage import weighted_reward
 from grape.models.encode import fitting_prompts
 from grape.models.load import device, load_language_model
 from grape.randomness import generator, permutation
@@ -19,7 +18,8 @@ from grape.reward.critics.settings import load_critic
 from grape.reward.rubric import load_rubrics
 from grape.reward.source import RubricReward
 from grape.sampling import sample
-from grape.stages import Stage
+from grape.stages.chats import chat_of
+from grape.stages.stage import Stage
 from grape.types import Response
 
 
@@ -38,18 +38,18 @@ def run(stage: Stage) -> None:
             where="stage preferences",
             mend="raise preferences.samples or preferences.prompts, or lower preferences.margin",
         )
-    write_rows(stage.root / "data/preferences/train.jsonl", rows)
+    write_rows(stage.path("data/preferences/train.jsonl"), rows)
     left = {**stage.left, **{k: v for k, v in counts.items() if k.startswith("dropped/")}}
-    write_lines(stage.root / "reports/train/preferences.jsonl", [{"step": 0, **left}])
+    write_lines(stage.path("reports/train/preferences.jsonl"), [{"step": 0, **left}])
     stage.run.headline({"pairs": float(len(rows)), **counts})
 
 
 def imported(stage: Stage) -> tuple[list[Preference], dict[str, float]]:
     """Pairs labelled by people, checked row by row, without those that hold a held-out question."""
-    path = stage.root / stage.params.preferences.source
+    path = stage.project.root / stage.params.preferences.source
     records = read_rows(path, Preference, mend=f"every line has the columns {', '.join(Preference.model_fields)}")
     prompts = [
-        read_rows(stage.root / f"data/prompts/{name}.jsonl", Question, mend="run it again: grape run prepare")
+        read_rows(stage.path(f"data/prompts/{name}.jsonl"), Question, mend="run it again: grape run prepare")
         for name in ("heldout", "train")
     ]
     leaks = holds(*prompts)
@@ -60,30 +60,16 @@ def imported(stage: Stage) -> tuple[list[Preference], dict[str, float]]:
 
 
 def collected(stage: Stage) -> tuple[list[Preference], dict[str, float]]:
-    params = stage.params.preferences
-    if params.source not in ("rubric", "critic"):
-        raise GrapeError(
-            f"preferences.source: {params.source!r} is neither rubric nor critic nor a .jsonl file",
-            where="params.yaml",
-            mend="see the key's comment",
-        )
-    rubrics = load_rubrics(stage.root / "rubrics")
-    kinds = frozenset({"verify", "critic"}) if params.source == "rubric" else frozenset({"critic"})
-    judge = RubricReward(
-        rubrics,
-        load_critic(
-            stage.root / "models/critic", stage.root, stage.params.model.dtype, stage.params.model.micro_batch_tokens,
-            stage.params.model.template,
-        ),
-        kinds=kinds,
-    )
-    prompts = read_prompts(stage.root / "data/prompts/train.jsonl")
+    """Pairs of the SFT policy's own answers, judged by the rubric or its critic items alone."""
+    params, model_params = stage.params.preferences, stage.params.model
+    judge = _judge(stage)
+    prompts = read_prompts(stage.path("data/prompts/train.jsonl"))
     order = permutation(len(prompts), stage.params.seed, "preferences", "prompts")[: params.prompts]
     chosen = [prompts[int(i)] for i in order]
     judge.check(chosen)
-    model, tokenizer = load_language_model(str(stage.root / "models/sft"))
-    chat, length = stage.chat(tokenizer, model), stage.params.rl.max_new_tokens
-    room = stage.params.model.positions - length
+    model, tokenizer = load_language_model(str(stage.path("models/sft")))
+    chat, length = chat_of(stage, tokenizer, model), stage.params.rl.max_new_tokens
+    room = model_params.positions - length
     chosen, dropped = fitting_prompts(chat, chosen, room, "data/prompts")
     longest = f"model.positions - rl.max_new_tokens = {room} tokens"
     stage.left_out({"dropped/too_long": len(dropped)}, len(chosen), "prompts", longest)
@@ -94,63 +80,58 @@ def collected(stage: Stage) -> tuple[list[Preference], dict[str, float]]:
         params.samples,
         temperature=params.temperature,
         max_new_tokens=length,
-        positions=stage.params.model.positions,
+        positions=model_params.positions,
         keys=(stage.params.seed, "preferences"),
-        dtype=stage.params.model.dtype,
+        dtype=model_params.dtype,
     )
-    scores = judge(responses)
-    group = torch.arange(len(chosen)).repeat_interleave(params.samples)
-    reward, known = weighted_reward(scores.score, scores.valid, scores.weight, group)
-    return pairs(
-        responses, reward.tolist(), known.tolist(), params.samples, params.margin, params.source, stage.params.seed
-    )
+    reward, known = judge(responses).reward(torch.arange(len(chosen)).repeat_interleave(params.samples))
+    judged = [(r, float(value)) for r, value, ok in zip(responses, reward, known.tolist(), strict=True) if ok]
+    rows = pairs(judged, params.margin, params.source, stage.params.seed)
+    finished = sum(r.finished for r in responses) / max(len(responses), 1)
+    return rows, {"ties": float(len(chosen) - len(rows)), "finished": finished}
 
 
-def pairs(
-    responses: Sequence[Response],
-    reward: Sequence[float],
-    known: Sequence[bool],
-    samples: int,
-    margin: float,
-    source: str,
-    seed: int,
-) -> tuple[list[Preference], dict[str, float]]:
-    """The best against the worst answer of every group: duplicates once, equal scores by a counted draw, near ties left out."""
-    rows: list[Preference] = []
-    ties = 0
-    for start in range(0, len(responses), samples):
+def _judge(stage: Stage) -> RubricReward:
+    params, model = stage.params.preferences, stage.params.model
+    kinds = {"rubric": {"verify", "critic"}, "critic": {"critic"}}.get(params.source)
+    if kinds is None:
+        raise GrapeError(
+            f"preferences.source: {params.source!r} is neither rubric nor critic nor a .jsonl file",
+            where="params.yaml",
+            mend="see the key's comment",
+        )
+    rubrics, folder = load_rubrics(stage.path("rubrics")), stage.path("models/critic")
+    critic = load_critic(folder, stage.project.root, model.dtype, model.micro_batch_tokens, model.template)
+    return RubricReward(rubrics, critic, kinds=frozenset(kinds))
+
+
+def pairs(judged: Sequence[tuple[Response, float]], margin: float, source: str, seed: int) -> list[Preference]:
+    """The best against the worst answer of every prompt: duplicates once, equal scores by a counted draw, near ties left out."""
+    groups: dict[str, dict[str, tuple[float, Response]]] = {}
+    for response, reward in judged:
         # An answer that was cut short is no answer to prefer; as the rejected one it would only teach length.
-        group = {
-            r.written: (reward[i], r)
-            for i, r in enumerate(responses[start : start + samples], start)
-            if known[i] and r.finished and r.text.strip()
-        }
-        prompt = responses[start].prompt
-        coin = generator(seed, "preferences", "order", prompt.id).random(len(group))
-        ranked = (
-            [
-                entry
-                for _, _, entry in sorted(
-                    (score, float(u), (score, r)) for u, (score, r) in zip(coin, group.values(), strict=True)
-                )
-            ]
-            if len(group) > 1
-            else []
-        )
-        if len(ranked) < 2 or ranked[-1][0] - ranked[0][0] < margin or ranked[-1][0] == ranked[0][0]:
-            ties += 1
-            continue
-        (low, worst), (high, best) = ranked[0], ranked[-1]
-        rows.append(
-            Preference(
-                id=prompt.id,
-                category=prompt.category,
-                prompt=[Turn(**m) for m in prompt.messages],
-                chosen=[Turn(role="assistant", content=best.written)],
-                rejected=[Turn(role="assistant", content=worst.written)],
-                source=source,
-                chosen_score=round(high, 6),
-                rejected_score=round(low, 6),
-            )
-        )
-    return rows, {"ties": float(ties), "finished": sum(r.finished for r in responses) / max(len(responses), 1)}
+        if response.finished and response.text.strip():
+            groups.setdefault(response.prompt.id, {})[response.written] = (reward, response)
+    rows = []
+    for name, group in groups.items():
+        coin = generator(seed, "preferences", "order", name).random(len(group))
+        ranked = sorted((reward, float(u), i) for i, (u, (reward, _)) in enumerate(zip(coin, group.values(), strict=True)))
+        answers = list(group.values())
+        (low, worst), (high, best) = (answers[place] for _, _, place in (ranked[0], ranked[-1]))
+        if high > low and high - low >= margin:
+            rows.append(_pair(best, worst, high, low, source))
+    return rows
+
+
+def _pair(best: Response, worst: Response, high: float, low: float, source: str) -> Preference:
+    prompt = best.prompt
+    return Preference(
+        id=prompt.id,
+        category=prompt.category,
+        prompt=[Turn(**m) for m in prompt.messages],
+        chosen=[Turn(role="assistant", content=best.written)],
+        rejected=[Turn(role="assistant", content=worst.written)],
+        source=source,
+        chosen_score=round(high, 6),
+        rejected_score=round(low, 6),
+    )

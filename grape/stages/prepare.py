@@ -18,8 +18,8 @@ from grape.artifacts import Demonstration, Document, Judgement, Question, Record
 from grape.errors import GrapeError
 from grape.files import read_lines, write_lines
 from grape.leakage import holds, said, turns_of
-from grape.stages import Stage
 from grape.stages.modules import load_module
+from grape.stages.stage import Stage
 from grape.stages.usable import Places, check
 
 Tables = dict[str, list[Any]]
@@ -41,17 +41,17 @@ FILES = {
 
 
 def run(stage: Stage) -> None:
-    source = stage.root / stage.params.prepare.source
+    source = stage.path(stage.params.prepare.source)
     given, places = built(source, stage) if source.suffix == ".py" else imported(source, stage)
     given["heldout"] = given["heldout"] or take_heldout(given["train"], stage.params.prepare.heldout)
     tables, dropped = without_leakage(given)
     long = check(stage, tables, places)
     for name, (path, _) in DATASETS.items():
-        write_rows(stage.root / path, tables[name])
+        write_rows(stage.path(path), tables[name])
     rows = {f"rows/{name}": float(len(tables[name])) for name in DATASETS}
     counts = {f"dropped/{reason}": float(count) for reason, count in dropped.items()}
     kept = float(sum(len(tables[name]) for name in DATASETS))
-    write_lines(stage.root / "reports/train/prepare.jsonl", [{"step": 0, "rows/kept": kept, **counts}])
+    write_lines(stage.path("reports/train/prepare.jsonl"), [{"step": 0, "rows/kept": kept, **counts}])
     for reason, count in dropped.items():
         if count:
             print(f"prepare: {count} rows left out: {REASONS[reason]}", flush=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from grape.report import alarms, data, plots, render, rubric, summary
 
 if TYPE_CHECKING:
-    from grape.stages import Stage
+    from grape.stages.stage import Stage
 
 
 def run(stage: Stage) -> None:

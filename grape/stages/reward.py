@@ -15,18 +15,20 @@ from grape.models.forward import batched_scores, scalar
 from grape.models.load import device, load_scalar_model, save_model
 from grape.randomness import permutation
 from grape.reward.learned import STATISTICS
-from grape.stages import Stage, train_stage
+from grape.stages.chats import chat_of
+from grape.stages.fit import fit
+from grape.stages.stage import Stage
 
 
 def run(stage: Stage) -> None:
     stage.datasets("data/preferences")
     params = stage.params.reward
-    model, tokenizer = load_scalar_model(str(stage.root / "models/sft"), from_language_model=True)
+    model, tokenizer = load_scalar_model(str(stage.path("models/sft")), from_language_model=True)
     model.config.pad_token_id = tokenizer.pad_token_id
     preferences = read_rows(
-        stage.root / "data/preferences/train.jsonl", Preference, mend="run it again: grape run preferences"
+        stage.path("data/preferences/train.jsonl"), Preference, mend="run it again: grape run preferences"
     )
-    chat, positions = stage.chat(tokenizer), stage.params.model.positions
+    chat, positions = chat_of(stage, tokenizer), stage.params.model.positions
     encoded = encode_pairs(chat, preferences, positions, "data/preferences")
     stage.left_out(encoded.counts, len(encoded.kept), "pairs", f"model.positions = {positions} tokens")
     pairs, scores = encoded.rows, [preferences[i] for i in encoded.kept]
@@ -38,10 +40,10 @@ def run(stage: Stage) -> None:
     knobs = ALGORITHM.params.model_validate({"centring": params.centring, "margin": params.margin})
     forward = partial(scalar, dtype=stage.params.model.dtype)
     extra = {"margin": margins}
-    train_stage(stage, model.to(device()), chat, ALGORITHM, knobs, rows, params, forward, 2, extra)
-    save_model(model, tokenizer, stage.root / "models/reward")
+    fit(stage, model.to(device()), chat, ALGORITHM, knobs, rows, params, forward, 2, extra)
+    save_model(model, tokenizer, stage.path("models/reward"))
     statistics = _statistics(model, tokenizer, heldout or rows, stage)
-    write_json(stage.root / "models/reward" / STATISTICS, {"mean": statistics["mean"], "std": statistics["std"]})
+    write_json(stage.path("models/reward") / STATISTICS, {"mean": statistics["mean"], "std": statistics["std"]})
     stage.run.model("models/reward", "reward")
     stage.run.headline(
         {"pairs": float(len(scores)), **statistics}

@@ -2,85 +2,62 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
-from grape.algorithms.base import Algorithm, OnlineParams, SlotParams
+from torch import Tensor
+
+from grape.algorithms.base import OnlineParams, SlotParams, ValueParams
 from grape.artifacts import Preference, read_prompts, read_rows
 from grape.errors import GrapeError
 from grape.models.chat import Chat
 from grape.models.encode import encode_pairs, fitting_prompts
-from grape.models.forward import language
 from grape.models.load import device, load_language_model, load_scalar_model, save_model
 from grape.models.lora import adapt, merge
-from grape.models.value import ActorCritic, actor_critic
-from grape.progress import Progress
 from grape.reward.source import RubricReward
-from grape.stages import Stage
+from grape.stages.chats import chat_of
+from grape.stages.fit import checkpoints, tracker
 from grape.stages.judges import reward_source
 from grape.stages.slot_checks import check_round, refuse
+from grape.stages.stage import Stage
+from grape.track import digest
 from grape.track.identity import peak_memory_mb
-from grape.training.adam import Adam, AdamParams
-from grape.training.batches import Actors, Rollout, Source, offline, online
-from grape.training.loop import Update, train
-from grape.training.natural import NaturalGradient
+from grape.training.adam import AdamParams
+from grape.training.assemble import Learner, assemble, needed
+from grape.training.batches import Source, offline
 from grape.training.reference import reference_logp
-from grape.types import Metrics
+from grape.training.sampler import Sampling
+from grape.types import Prompt
+
+LAST = 10  # rounds that the headline is the mean of
+HEADLINE = ("reward", "kl", "entropy", "completions/mean_length", "accuracy")
 
 
 def run(stage: Stage) -> None:
-    assert stage.algorithm is not None
-    params = stage.params.rl
     algorithm, knobs = stage.params.slot(stage.algorithm), stage.params.algorithm(stage.algorithm)
-    assert isinstance(knobs, SlotParams)
-    prompts = read_prompts(stage.root / "data/prompts/train.jsonl")
+    prompts = read_prompts(stage.path("data/prompts/train.jsonl"))
     refuse(stage, algorithm, knobs, prompts)
-    policy, tokenizer = load_language_model(str(stage.root / "models/sft"))
-    if params.lora_rank:
-        adapt(policy, params.lora_rank, stage.params.seed)
+    policy, tokenizer = load_language_model(str(stage.path("models/sft")))
+    if stage.params.rl.lora_rank:
+        adapt(policy, stage.params.rl.lora_rank, stage.params.seed)
     policy.to(device())
-    chat = stage.chat(tokenizer, policy)
-    model, critic = policy, None
-    if "value" in algorithm.needs(knobs):
-        model = critic = ActorCritic(policy, _value_model(stage, knobs))
-    if algorithm.data == "pairs":
-        steps, source = params.steps, _pairs(stage, chat)
-    else:
-        assert isinstance(knobs, OnlineParams)
-        steps = knobs.rounds or params.steps
-        source = _rollouts(stage, algorithm, knobs, Actors(policy, chat, critic=critic), prompts, steps)
-    optimiser = _update(stage, algorithm, knobs, model, steps)
-    progress = Progress(stage.name, steps)
-
-    def track(step: int, metrics: Metrics) -> None:
-        stage.run.track(step, {**metrics, "memory/peak_mb": peak_memory_mb()})
-        progress(step, metrics)
-
-    history = train(
-        model,
-        algorithm,
-        knobs,
-        source,
-        _forward(stage, algorithm, knobs, critic),
-        optimiser,
-        steps=steps,
-        track=track,
-        checkpoints=stage.checkpoints(params.checkpoint_every),
-        keys=_keys(stage),
+    chat = chat_of(stage, tokenizer, policy)
+    steps = (knobs.rounds if isinstance(knobs, OnlineParams) else None) or stage.params.rl.steps
+    value = _value_model(stage, knobs) if "value" in algorithm.needs(knobs) else None
+    learner = assemble(algorithm, knobs, policy, _adam(stage, steps), stage.params.rl.temperature, value)
+    source = _pairs(stage, learner, chat) if algorithm.data == "pairs" else _rollouts(stage, learner, chat, prompts, steps)
+    history = learner.train(
+        source, steps, tracker(stage, steps, memory=True), checkpoints(stage, stage.params.rl.checkpoint_every), _keys(stage)
     )
     stage.write_history([*history[:-1], {**history[-1], "memory/peak_mb": peak_memory_mb()}])
     folder = f"models/policy/{stage.policy}"
-    save_model(merge(policy), tokenizer, stage.root / folder)
+    save_model(merge(policy), tokenizer, stage.path(folder))
     stage.run.model(folder, "policy", register="grape-policy")
-    last = history[-10:]
-    stage.run.headline(
-        {
-            name: sum(row[name] for row in last if name in row) / max(sum(name in row for row in last), 1)
-            for name in ("reward", "kl", "entropy", "completions/mean_length", "accuracy")
-            if any(name in row for row in last)
-        }
-    )
+    stage.run.headline(_headline(history[-LAST:]))
+
+
+def _headline(rounds: list[dict[str, float]]) -> dict[str, float]:
+    known = {name: [row[name] for row in rounds if name in row] for name in HEADLINE}
+    return {name: sum(values) / len(values) for name, values in known.items() if values}
 
 
 def _keys(stage: Stage) -> tuple[object, ...]:
@@ -89,74 +66,62 @@ def _keys(stage: Stage) -> tuple[object, ...]:
     return (stage.params.seed, "rl", stage.seed)
 
 
+def _adam(stage: Stage, steps: int) -> AdamParams:
+    rl, model = stage.params.rl, stage.params.model
+    return AdamParams(
+        learning_rate=rl.learning_rate,
+        steps=steps,
+        # Warm-up is a share of the run: fewer, larger rounds warm up in fewer.
+        warmup_steps=round(rl.warmup_steps * steps / rl.steps),
+        schedule=rl.schedule,
+        weight_decay=rl.weight_decay,
+        max_grad_norm=rl.max_grad_norm,
+        micro_batch_tokens=model.micro_batch_tokens,
+        dtype=model.dtype,
+    )
+
+
 def _value_model(stage: Stage, knobs: SlotParams) -> Any | None:
     """The value model of its own that the algorithm asks for, from the reward model's weights or the policy's; None: a head."""
-    if getattr(knobs, "value", "model") == "head":
+    if not isinstance(knobs, ValueParams) or knobs.value == "head":
         return None
-    learned = getattr(knobs, "value_init", "policy") == "reward_model"
-    return load_scalar_model(str(stage.root / ("models/reward" if learned else "models/sft")), not learned)[0].to(device())
+    learned = knobs.from_reward_model
+    return load_scalar_model(str(stage.path("models/reward" if learned else "models/sft")), not learned)[0].to(device())
 
 
-def _forward(stage: Stage, algorithm: Algorithm, knobs: SlotParams, critic: ActorCritic | None) -> Any:
-    """What the model says in training: at the rollout's temperature and precision, for pairs at temperature 1."""
-    trusted = algorithm.update == "natural_gradient"
-    how: dict[str, Any] = {
-        "temperature": stage.params.rl.temperature if algorithm.data == "rollouts" else 1.0,
-        "dtype": "float32" if trusted else stage.params.model.dtype,
-        "entropy_gradient": "entropy" in algorithm.needs(knobs),
-    }
-    return partial(actor_critic, **how) if critic is not None else partial(language, distribution=trusted, **how)
+def _reference(stage: Stage) -> Any:
+    return load_language_model(str(stage.path("models/sft")))[0].to(device())
 
 
-def _update(stage: Stage, algorithm: Algorithm, knobs: SlotParams, model: Any, steps: int) -> Update:
-    params, micro = stage.params.rl, stage.params.model.micro_batch_tokens
-    if algorithm.update == "natural_gradient":
-        return NaturalGradient(model, knobs, micro)  # type: ignore[arg-type]  # refuse() has seen that it has the knobs
-    rate = knobs.learning_rate or params.learning_rate
-    # Warm-up is a share of the run: fewer, larger rounds warm up in fewer.
-    warmup = round(params.warmup_steps * steps / params.steps)
-    adam = AdamParams(rate, steps, warmup, params.schedule, params.weight_decay, params.max_grad_norm, micro,
-                      stage.params.model.dtype)
-    if not isinstance(model, ActorCritic):
-        return Adam(model, adam)
-    policy, value = model.families()
-    return Adam(model, adam, [(policy, rate), (value, getattr(knobs, "value_learning_rate", None) or rate)])
-
-
-def _rollouts(
-    stage: Stage, algorithm: Algorithm, knobs: OnlineParams, actors: Actors, prompts: list[Any], rounds: int
-) -> Source:
+def _rollouts(stage: Stage, learner: Learner, chat: Chat, prompts: list[Prompt], rounds: int) -> Source:
     """Sampled batches; fewer rounds than rl.steps are larger ones, so that every algorithm gets the same P x G x steps."""
-    params = stage.params.rl
+    rl, model, knobs = stage.params.rl, stage.params.model, needed(learner.params, OnlineParams, "learns from rollouts")
     stage.datasets("data/prompts", "rubrics")
-    room = stage.params.model.positions - params.max_new_tokens
-    prompts, dropped = fitting_prompts(actors.chat, prompts, room, "data/prompts")
+    room = model.positions - rl.max_new_tokens
+    prompts, dropped = fitting_prompts(chat, prompts, room, "data/prompts")
     longest = f"model.positions - rl.max_new_tokens = {room} tokens"
     stage.left_out({"dropped/too_long": len(dropped)}, len(prompts), "prompts", longest)
-    check_round(stage, knobs, len(prompts))
-    if "reference" in algorithm.needs(knobs) or params.kl_every:
-        actors = replace(actors, reference=load_language_model(str(stage.root / "models/sft"))[0].to(device()))
-    rollout = Rollout(
-        params.prompts * params.steps // rounds,
-        params.samples,
-        params.temperature,
-        params.max_new_tokens,
-        stage.params.model.positions,
-        stage.params.model.micro_batch_tokens,
-        params.max_missing,
-        max(1, params.kl_every * rounds // params.steps) if params.kl_every else 0,
-        "float32" if algorithm.update == "natural_gradient" else stage.params.model.dtype,
+    check_round(stage, learner.algorithm, knobs, len(prompts))
+    sampling = Sampling(
+        prompts=rl.prompts * rl.steps // rounds,
+        samples=rl.samples,
+        temperature=rl.temperature,
+        max_new_tokens=rl.max_new_tokens,
+        positions=model.positions,
+        micro_batch_tokens=model.micro_batch_tokens,
+        max_missing=rl.max_missing,
+        kl_every=max(1, rl.kl_every * rounds // rl.steps) if rl.kl_every else 0,
     )
+    reference = _reference(stage) if "reference" in learner.algorithm.needs(knobs) or rl.kl_every else None
     source = reward_source(stage, prompts, "data/prompts/train.jsonl", knobs.reward)
     critique = source.critique if isinstance(source, RubricReward) else None
-    return online(actors, prompts, source, algorithm, knobs, rollout, _keys(stage), critique)
+    return learner.rollouts(chat, prompts, source, sampling, _keys(stage), reference, critique)
 
 
-def _pairs(stage: Stage, chat: Chat) -> Source:
+def _pairs(stage: Stage, learner: Learner, chat: Chat) -> Source:
     """Batches of preference pairs with as many rows as a round of rollouts has, and the reference's log-probabilities."""
-    params = stage.params.rl
     stage.datasets("data/preferences")
-    records = read_rows(stage.root / "data/preferences/train.jsonl", Preference, mend="run it again: grape run preferences")
+    records = read_rows(stage.path("data/preferences/train.jsonl"), Preference, mend="run it again: grape run preferences")
     positions = stage.params.model.positions
     encoded = encode_pairs(chat, records, positions, "data/preferences")
     stage.left_out(encoded.counts, len(encoded.kept), "pairs", f"model.positions = {positions} tokens")
@@ -167,14 +132,10 @@ def _pairs(stage: Stage, chat: Chat) -> Source:
             where="data/preferences/train.jsonl",
             mend="raise preferences.prompts or lower preferences.margin",
         )
-    reference = load_language_model(str(stage.root / "models/sft"))[0].to(device())
-    from grape.track import digest
-
-    identity = digest.tracked(stage.project, "models/sft")
-    micro, dtype = stage.params.model.micro_batch_tokens, stage.params.model.dtype
-    logp = reference_logp(
-        reference, identity, rows, chat.pad, stage.project.state / "reference", micro, dtype
-    )
-    size = max(1, params.prompts * params.samples // 2)
-    keys = (*_keys(stage), "pairs")
-    return offline(rows, chat.pad, size, keys, device(), 2, {"logp_ref": logp})
+    known: dict[str, list[Tensor]] = {}
+    if "reference" in learner.algorithm.needs(learner.params):
+        identity, kept = digest.tracked(stage.project, "models/sft"), stage.project.state / "reference"
+        micro, dtype = stage.params.model.micro_batch_tokens, stage.params.model.dtype
+        known["logp_ref"] = reference_logp(_reference(stage), identity, rows, chat.pad, kept, micro, dtype)
+    size = max(1, stage.params.rl.prompts * stage.params.rl.samples // 2)
+    return offline(rows, chat.pad, size, (*_keys(stage), "pairs"), device(), 2, known)

@@ -7,41 +7,42 @@ from pathlib import Path
 
 from transformers import AutoConfig, AutoTokenizer
 
-from grape.algorithms.base import Algorithm, OnlineParams, SlotParams
+from grape.algorithms.base import AnyAlgorithm, OnlineParams, SlotParams, TrustRegionParams, ValueParams
 from grape.errors import GrapeError
 from grape.reward.learned import statistics
-from grape.stages import Stage
+from grape.stages.stage import Stage
+from grape.training.assemble import needed
 from grape.training.revision import groups
 from grape.types import Prompt
 
 
-def refuse(stage: Stage, algorithm: Algorithm, knobs: SlotParams, prompts: Sequence[Prompt]) -> None:
+def refuse(stage: Stage, algorithm: AnyAlgorithm, knobs: SlotParams, prompts: Sequence[Prompt]) -> None:
     """
     Raises:
         GrapeError: what the algorithm needs is not there, or its knobs do not fit the round.
     """
-    needs = algorithm.needs(knobs)
-    if isinstance(knobs, OnlineParams):
-        check_round(stage, knobs, len(prompts))
-    learned = getattr(knobs, "value", "") == "model" and getattr(knobs, "value_init", "") == "reward_model"
-    if "value" in needs and learned:
-        _there(stage, "models/reward", "reward", f"algorithms.{stage.algorithm}.value_init")
-    own = getattr(knobs, "reward", None)
-    if (own or stage.params.rl.reward) == "reward_model" and algorithm.data == "rollouts":
-        _there(stage, "models/reward", "reward", f"algorithms.{stage.algorithm}.reward" if own else "rl.reward")
-        statistics(stage.root / "models/reward")
-    if algorithm.data == "pairs":
+    needs = algorithm.wants(knobs)
+    if algorithm.data == "rollouts":
+        online = needed(knobs, OnlineParams, "learns from rollouts")
+        check_round(stage, algorithm, online, len(prompts))
+        if (online.reward or stage.params.rl.reward) == "reward_model":
+            _there(stage, "models/reward", "reward", f"algorithms.{stage.algorithm}.reward" if online.reward else "rl.reward")
+            statistics(stage.path("models/reward"))
+    else:
         _there(stage, "data/preferences/train.jsonl", "preferences", f"algorithm {stage.algorithm}")
+    learned = "value" in needs and needed(knobs, ValueParams, "needs a value model").from_reward_model
+    if learned:
+        _there(stage, "models/reward", "reward", f"algorithms.{stage.algorithm}.value_init")
     if algorithm.update == "natural_gradient":
-        _trust_region(stage, knobs)
-    _tokenizers(stage, "value" in needs and learned)
+        _trust_region(stage, needed(knobs, TrustRegionParams, "asks for the natural gradient"))
+    _tokenizers(stage, learned)
 
 
 def _key(stage: Stage, name: str) -> str:
     return f"params.yaml, algorithms.{stage.algorithm}.{name}"
 
 
-def check_round(stage: Stage, knobs: OnlineParams, count: int) -> None:
+def check_round(stage: Stage, algorithm: AnyAlgorithm, knobs: OnlineParams, count: int) -> None:
     """Raises GrapeError if rounds of these `count` prompts cannot be made."""
     params = stage.params.rl
     rounds = knobs.rounds or params.steps
@@ -66,7 +67,7 @@ def check_round(stage: Stage, knobs: OnlineParams, count: int) -> None:
         )
     if knobs.revise:
         _revisions(stage, knobs, prompts)
-    if knobs.compares and params.samples < 2:
+    if "group" in algorithm.needs(knobs) and params.samples < 2:
         raise GrapeError(
             f"{stage.algorithm} compares the responses to a prompt with each other and needs at least two of them",
             where="params.yaml, rl.samples",
@@ -90,18 +91,12 @@ def _revisions(stage: Stage, knobs: OnlineParams, prompts: int) -> None:
 
 
 def _there(stage: Stage, path: str, maker: str, why: str) -> None:
-    if not (stage.root / path).exists():
+    if not (stage.path(path)).exists():
         raise GrapeError(f"{path} is missing, and {why} needs it", where=f"stage {stage.name}", mend=f"grape run {maker}")
 
 
-def _trust_region(stage: Stage, knobs: SlotParams) -> None:
-    which, rank = getattr(knobs, "parameters", None), stage.params.rl.lora_rank
-    if which is None or not hasattr(knobs, "delta"):
-        raise GrapeError(
-            f"{stage.algorithm} asks for the natural gradient but its params are not those of a trust region",
-            where=type(knobs).__name__,
-            mend="derive them from grape.algorithms.trpo.TRPOParams",
-        )
+def _trust_region(stage: Stage, knobs: TrustRegionParams) -> None:
+    which, rank = knobs.parameters, stage.params.rl.lora_rank
     if (which == "adapters") != (rank > 0):
         raise GrapeError(
             "with LoRA adapters only those can move" if rank else "there are no adapters to move",
@@ -112,15 +107,15 @@ def _trust_region(stage: Stage, knobs: SlotParams) -> None:
 
 def _tokenizers(stage: Stage, value_model: bool) -> None:
     """The policy's tokenizer against its weights, and against the reward model's where that reads the policy's token ids."""
-    policy = _vocabulary(stage.root / "models/sft")
-    size = AutoConfig.from_pretrained(stage.root / "models/sft").vocab_size
+    policy = _vocabulary(stage.path("models/sft"))
+    size = AutoConfig.from_pretrained(stage.path("models/sft")).vocab_size
     if max(policy.values()) >= size:
         raise GrapeError(
             f"the tokenizer has ids up to {max(policy.values())}, the model knows {size}",
             where="models/sft",
             mend="run the stage that makes it again: grape run sft",
         )
-    if value_model and _vocabulary(stage.root / "models/reward") != policy:
+    if value_model and _vocabulary(stage.path("models/reward")) != policy:
         raise GrapeError(
             "the reward model has another tokenizer than the policy, so it cannot become its value model",
             where=_key(stage, "value_init"),

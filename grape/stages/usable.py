@@ -16,9 +16,9 @@ from grape.models.encode import encode_documents, encode_turns, fitting_prompts
 from grape.models.load import character_tokenizer, load_tokenizer, place
 from grape.reward.rubric import load_rubrics
 from grape.reward.source import RubricReward
-from grape.stages import Stage
 from grape.stages.lessons import lesson, question
 from grape.stages.modules import load_module
+from grape.stages.stage import Stage
 from grape.types import Prompt
 
 Tables = Mapping[str, Sequence[Any]]
@@ -61,9 +61,9 @@ def check(stage: Stage, tables: Tables, places: Places) -> dict[str, float]:
 
 def _refuse_files(stage: Stage) -> None:
     """Refuse what later stages read beside the tables: pairs that people have labelled, the gold judge."""
-    source, gold = stage.params.preferences.source, stage.root / stage.params.prepare.source / "gold.py"
+    source, gold = stage.params.preferences.source, stage.path(f"{stage.params.prepare.source}/gold.py")
     if source.endswith(".jsonl"):
-        read_rows(stage.root / source, Preference, mend=f"every line has the columns {', '.join(Preference.model_fields)}")
+        read_rows(stage.project.root / source, Preference, mend=f"every line has the columns {', '.join(Preference.model_fields)}")
     if gold.is_file():
         load_module(gold)
 
@@ -78,7 +78,7 @@ def _scorable(stage: Stage, prompts: Mapping[str, list[Prompt]], places: Places)
     params = stage.params
     if params.rl.reward != "rubric" and params.preferences.source.endswith(".jsonl"):
         return
-    rubrics = load_rubrics(stage.root / "rubrics")
+    rubrics = load_rubrics(stage.path("rubrics"))
     verifiers = RubricReward(rubrics, kinds=frozenset({"verify"}))
     for name, rows in prompts.items():
         verifiers.check(rows, _at(places, name), usable=rubrics)
@@ -88,7 +88,7 @@ def _tokenizer(stage: Stage, tables: Tables) -> Any:
     """As the base stage will have it."""
     params = stage.params.model
     if params.base != "scratch":
-        return load_tokenizer(place(params.base, stage.root), params.revision)
+        return load_tokenizer(place(params.base, stage.project.root), params.revision)
     if not tables["corpus"]:
         raise GrapeError(
             "there is no corpus to train a model from scratch on",
@@ -115,7 +115,7 @@ def _long(
         _, dropped = fitting_prompts(chat, given, room, _at(places, name))
         found[name] = (len(dropped), f"model.positions - rl.max_new_tokens = {room} tokens")
     if tables["judgements"]:
-        rubrics, where = load_rubrics(stage.root / "rubrics"), _at(places, "judgements")
+        rubrics, where = load_rubrics(stage.path("rubrics")), _at(places, "judgements")
         asked = [lesson(row, question(rubrics, row, where(row))) for row in tables["judgements"]]
         if params.critic.steps and params.critic.judge.backend == "trained":
             rows = encode_turns(chat, asked, positions, where)

@@ -13,6 +13,7 @@ from torch import Tensor
 from grape.errors import GrapeError
 from grape.models.forward import Dtype, micro_batches
 from grape.randomness import permutation
+from grape.training.sums import Sums, add
 from grape.types import Batch, Loss, Outputs
 
 # The first update sees the weights that sampled, so its log-probabilities are the rollout's up to rounding. What rounding does
@@ -22,12 +23,13 @@ from grape.types import Batch, Loss, Outputs
 MOST_OFF = {"float32": 1e-3, "bfloat16": 1.0}
 MEAN_OFF = {"float32": 1e-3, "bfloat16": 0.1}
 
-Sums = dict[str, tuple[float, float]]
-
+Forward = Callable[[Batch], Outputs]
+LossOf = Callable[[Outputs, Batch], Loss]
 
 @dataclass(frozen=True)
 class AdamParams:
-    """Learning rate: peak; warmup_steps and steps: updates; schedule: constant or cosine (to 10 % of the peak)."""
+    """How a batch becomes updates. Learning rate: peak; warmup_steps and steps: calls of `update`; schedule: constant or cosine (to
+    10 % of the peak); `epochs` passes over each batch in `mini_batches` updates."""
 
     learning_rate: float
     steps: int
@@ -37,15 +39,8 @@ class AdamParams:
     max_grad_norm: float = 1.0
     micro_batch_tokens: int = 16384
     dtype: Dtype = "float32"
-
-
-def add(sums: Sums, name: str, total: float, weight: float) -> None:
-    """Add to a mean; of a name that ends in `/max` the largest is kept."""
-    before = sums.get(name, (0.0, 0.0))
-    if name.endswith("/max"):
-        sums[name] = (max(total, before[0]) if before[1] else total, 1.0)
-    else:
-        sums[name] = (before[0] + total, before[1] + weight)
+    epochs: int = 1
+    mini_batches: int = 1
 
 
 def compare(outputs: Outputs, batch: Batch, sums: Sums, dtype: Dtype, first: bool) -> None:
@@ -55,9 +50,10 @@ def compare(outputs: Outputs, batch: Batch, sums: Sums, dtype: Dtype, first: boo
     Raises:
         GrapeError: in the first update, more than rounding can explain, or no number at all.
     """
-    if batch.logp_old is None or outputs.logp is None or not bool(batch.mask.any()):
+    now, old = outputs.get("logp"), batch.get("logp_old")
+    if now is None or old is None or not bool(batch.mask.any()):
         return
-    difference = (outputs.logp.detach() - batch.logp_old)[batch.mask].float()
+    difference = (now.detach() - old)[batch.mask].float()
     add(sums, "ratio/max", float(difference.clamp(max=60).exp().max()), 1.0)
     if not first:
         return
@@ -76,8 +72,8 @@ def compare(outputs: Outputs, batch: Batch, sums: Sums, dtype: Dtype, first: boo
 
 
 def accumulate(
-    forward: Callable[[Batch], Outputs],
-    loss: Callable[[Outputs, Batch], Loss],
+    forward: Forward,
+    loss: LossOf,
     batch: Batch,
     max_tokens: int,
     parameters: Sequence[Tensor],
@@ -144,58 +140,48 @@ class Adam:
         done = (step - params.warmup_steps) / max(params.steps - params.warmup_steps, 1)
         return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
-    def update(
-        self,
-        forward: Callable[[Batch], Outputs],
-        loss: Callable[[Outputs, Batch], Loss],
-        batch: Batch,
-        *,
-        epochs: int = 1,
-        mini_batches: int = 1,
-        keys: Sequence[object] = (),
-    ) -> Sums:
+    def update(self, forward: Forward, loss: LossOf, batch: Batch, keys: Sequence[object] = ()) -> tuple[Sums, Sums]:
         """`epochs` passes of `mini_batches` optimiser steps over the batch; the learning rate moves once per call.
 
         Returns:
-            Metrics as name -> (sum, weight), over all updates; `approx_kl/last` is the last update's own.
+            Metrics as name -> (sum, weight): over all steps, and of the last one.
         """
         sums: Sums = {}
         last: Sums = {}
         learning_rate = self.optimizer.param_groups[0]["lr"]
-        for epoch in range(epochs):
-            for i, index in enumerate(self._mini_batches(batch, mini_batches, (*keys, epoch))):
-                part = batch if index is None else batch.select(index)
-                last = {}
-                first = epoch == i == 0
-                micro, dtype = self.params.micro_batch_tokens, self.params.dtype
-                accumulate(forward, loss, part, micro, self.parameters, last, first, dtype)
+        for epoch in range(self.params.epochs):
+            for i, index in enumerate(self._mini_batches(batch, (*keys, epoch))):
+                part, last = batch if index is None else batch.select(index), {}
+                self._step(forward, loss, part, last, first=epoch == i == 0, where=f"update {[*keys, 0][0]}, epoch {epoch}")
                 for name, (total, weight) in last.items():
                     add(sums, name, total, weight)
-                norms = [torch.nn.utils.clip_grad_norm_(f, self.params.max_grad_norm) for f, _ in self.families]
-                if not all(bool(torch.isfinite(norm)) for norm in norms):
-                    raise GrapeError(
-                        "the gradient is not finite; the weights were left as they were",
-                        where=f"update {keys[-1] if keys else 0}, epoch {epoch}",
-                        mend="lower the learning rate, or set model.dtype to float32",
-                    )
-                self.optimizer.step()
-                add(sums, "grad_norm", float(norms[0]), 1.0)
         self.optimizer.zero_grad(set_to_none=True)
         self.scheduler.step()
         add(sums, "learning_rate", learning_rate, 1.0)
-        if "approx_kl" in last:
-            sums["approx_kl/last"] = last["approx_kl"]
-        return sums
+        return sums, last
 
-    @staticmethod
-    def _mini_batches(batch: Batch, count: int, keys: Sequence[object]) -> list[Tensor | None]:
+    def _step(self, forward: Forward, loss: LossOf, batch: Batch, sums: Sums, first: bool, where: str) -> None:
+        micro, dtype = self.params.micro_batch_tokens, self.params.dtype
+        accumulate(forward, loss, batch, micro, self.parameters, sums, first, dtype)
+        norms = [torch.nn.utils.clip_grad_norm_(f, self.params.max_grad_norm) for f, _ in self.families]
+        if not all(bool(torch.isfinite(norm)) for norm in norms):
+            raise GrapeError(
+                "the gradient is not finite; the weights were left as they were",
+                where=where,
+                mend="lower the learning rate, or set model.dtype to float32",
+            )
+        self.optimizer.step()
+        add(sums, "grad_norm", float(norms[0]), 1.0)
+
+    def _mini_batches(self, batch: Batch, keys: Sequence[object]) -> list[Tensor | None]:
         """Row indices of each mini-batch: whole groups (or pairs) in a counted random order."""
-        if count == 1:
+        if self.params.mini_batches == 1:
             return [None]
-        owner = batch.group if batch.group is not None else torch.arange(batch.rows) // batch.unit
+        group = batch.get("group")
+        owner = torch.arange(batch.rows) // batch.unit if group is None else group
         names = torch.unique(owner)
         # Groups may have left the round (nothing accepted, no reward): then there are fewer mini-batches, never an empty one.
-        count = min(count, len(names))
+        count = min(self.params.mini_batches, len(names))
         order = names[torch.from_numpy(permutation(len(names), *keys))]
         return [torch.isin(owner, part).nonzero().squeeze(1) for part in torch.chunk(order, count)]
 

@@ -4,23 +4,25 @@ but the weights and that small state, so a resumed run sees what an uninterrupte
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import pad_sequence
 
-from grape.algorithms.base import Algorithm, OnlineParams, State
+from grape.algorithms.base import AnyAlgorithm, OnlineParams, State
 from grape.maths.kl import kl_estimate
 from grape.maths.masked import metric
 from grape.models.chat import Chat, Row
 from grape.models.encode import collate
 from grape.models.forward import batched_language
-from grape.models.value import ActorCritic, batched_values
-from grape.training.rollout_metrics import Sums, describe
-from grape.training.sampler import Critique, Rollout, Sampler, draw
-from grape.types import Batch, Prompt, Response, Scores
+from grape.models.value import ValuedPolicy, batched_values
+from grape.training.rollout_metrics import describe
+from grape.training.sampler import Critique, Sampler, Sampling, Score, draw
+from grape.training.sums import Sums
+from grape.types import Batch, Prompt, Rollouts
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,6 @@ class Round:
     metrics: Sums = field(default_factory=dict)
 
 
-__all__ = ["Actors", "Rollout", "Round", "Source", "draw", "offline", "online"]
 Source = Callable[[int, State], Round]
 
 
@@ -54,10 +55,10 @@ def offline(
 
     def source(update: int, state: State) -> Round:
         places = [i * unit + j for i in draw(examples, batch_size, update, keys) for j in range(unit)]
-        batch = collate([rows[i] for i in places], pad_id, unit)
-        for name, values in (extra or {}).items():
-            batch = batch.with_(**{name: pad_sequence([values[i] for i in places], batch_first=True)
-                                   if values[0].dim() else torch.stack([values[i] for i in places])})
+        tokens = collate([rows[i] for i in places], pad_id, unit)
+        chosen = {name: [values[i] for i in places] for name, values in (extra or {}).items()}
+        more = {n: pad_sequence(found, batch_first=True) if found[0].dim() else torch.stack(found) for n, found in chosen.items()}
+        batch = Batch.of(tokens, **more)
         return Round(batch.to(device), state, {"num_tokens": (float(batch.tokens), 1.0)})
 
     return source
@@ -65,21 +66,21 @@ def offline(
 
 @dataclass(frozen=True)
 class Actors:
-    """The models of an online algorithm. `policy` samples; `critic` is policy and value model in one, where there is one."""
+    """The models of an online algorithm. `policy` samples; `valued` is policy and value model in one, where there is one."""
 
     policy: Any
     chat: Chat
     reference: Any | None = None
-    critic: ActorCritic | None = None
+    valued: ValuedPolicy | None = None
 
 
 def online(
     actors: Actors,
     prompts: Sequence[Prompt],
-    score: Callable[[Sequence[Response]], Scores],
-    algorithm: Algorithm,
+    score: Score,
+    algorithm: AnyAlgorithm,
     params: OnlineParams,
-    rollout: Rollout,
+    sampling: Sampling,
     keys: Sequence[object],
     critique: Critique | None = None,
 ) -> Source:
@@ -88,42 +89,45 @@ def online(
     Args:
         critique: what `params.revise` tells the policy about its answers.
     """
-    assert algorithm.credit is not None
-    credit, needs = algorithm.credit, algorithm.needs(params)
-    policy = actors.policy
+    credit, needs = algorithm.credit, algorithm.wants(params)
+    if credit is None:
+        raise ValueError(f"an algorithm that learns from {algorithm.data} samples nothing")
     old_needed = "old" in needs or params.epochs * params.mini_batches > 1
-    sampler = Sampler(policy, actors.chat, prompts, score, params, rollout, keys, critique)
+    sampler = Sampler(actors.policy, actors.chat, prompts, score, params, sampling, keys, critique)
 
     @torch.no_grad()  # rewards and advantages are constants: no gradient runs through a judge or the value model's guess
     def source(update: int, state: State) -> Round:
-        drawn = sampler.round(update)
-        scores, batch = drawn.scores, drawn.batch(actors.chat, rollout)
-        metrics = describe(batch, scores, rollout.max_missing, drawn.plain) | drawn.metrics
-        batch = batch.to(policy.device)
-
-        def logp(model: Any) -> Tensor | None:
-            return batched_language(model, batch, rollout.temperature, rollout.micro_batch_tokens, rollout.dtype).logp
-
-        measure = rollout.kl_every > 0 and update % rollout.kl_every == 0
-        old = logp(policy) if old_needed or measure else None
-        if "reference" in needs or measure:
-            batch = batch.with_(logp_ref=logp(actors.reference))
-        if measure and old is not None and batch.logp_ref is not None:
-            total, weight = metric(kl_estimate(old, batch.logp_ref, "k3"), batch.mask)
+        with parametrize.cached():  # weights stay as they are for a round: an adapter's are formed once
+            drawn = sampler.round(update)
+            rollouts = drawn.rollouts(actors.chat, sampling)
+            metrics = describe(rollouts, drawn.scores, sampling.max_missing, drawn.plain) | drawn.metrics
+            measure = sampling.kl_every > 0 and update % sampling.kl_every == 0
+            rollouts = _seen(
+                actors, rollouts.to(actors.policy.device), sampling, old_needed or measure, "reference" in needs or measure
+            )
+        if measure:
+            total, weight = metric(kl_estimate(rollouts.logp_old, rollouts.logp_ref, "k3"), rollouts.mask)
             metrics["kl"] = (float(total), float(weight))
-        if actors.critic is not None:
-            value, behind = batched_values(actors.critic, batch, rollout.micro_batch_tokens, rollout.dtype)
-            batch = batch.with_(value_old=value, bootstrap=behind)
-        batch = batch.with_(logp_old=old if old_needed else None)
-        given = credit(to(scores, policy.device), batch, params, state)
+        if not old_needed:
+            rollouts = rollouts.with_(logp_old=None)
+        given = credit(drawn.scores.to(actors.policy.device), rollouts, params, state)
         metrics |= {name: (float(s), float(w)) for name, (s, w) in given.metrics.items()}
-        whole = given.batch.with_(revises=None)  # rows of this round, which is about to be cut and shuffled
-        kept = whole.select(given.keep.nonzero().squeeze(1)) if bool(given.keep.any()) else None
-        return Round(kept, given.state, metrics)
+        return Round(given.batch(rollouts), given.state, metrics)
 
     return source
 
 
-def to(scores: Scores, device: torch.device) -> Scores:
-    moved = {n: getattr(scores, n).to(device) for n in ("score", "confidence", "valid", "weight")}
-    return replace(scores, **moved)
+def _seen(actors: Actors, rollouts: Rollouts, how: Sampling, old: bool, reference: bool) -> Rollouts:
+    """The rollouts with what the models say of them, as far as it is wanted."""
+
+    def logp(model: Any) -> Tensor:
+        return batched_language(model, rollouts, how.temperature, how.micro_batch_tokens, how.dtype).logp
+
+    found: dict[str, Tensor] = {}
+    if old:
+        found["logp_old"] = logp(actors.policy)
+    if reference:
+        found["logp_ref"] = logp(actors.reference)
+    if actors.valued is not None:
+        found["value_old"], found["bootstrap"] = batched_values(actors.valued, rollouts, how.micro_batch_tokens, how.dtype)
+    return rollouts.with_(**found)

@@ -6,26 +6,18 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from grape.algorithms.base import Algorithm, Params, State
-from grape.training.adam import Sums
+from grape.algorithms.base import LAST, AlgorithmParams, AnyAlgorithm, State
+from grape.training.adam import Forward, LossOf
 from grape.training.batches import Source
 from grape.training.checkpoint import Checkpoints
-from grape.types import Batch, Loss, Outputs, Track
+from grape.training.sums import Sums, means
+from grape.types import Batch, Outputs, Track
 
 
-class Update(Protocol):
+class Optimiser(Protocol):
     """Who moves the weights: `Adam` or `NaturalGradient`."""
 
-    def update(
-        self,
-        forward: Callable[[Batch], Outputs],
-        loss: Callable[[Outputs, Batch], Loss],
-        batch: Batch,
-        *,
-        epochs: int,
-        mini_batches: int,
-        keys: tuple[object, ...],
-    ) -> Sums: ...
+    def update(self, forward: Forward, loss: LossOf, batch: Batch, keys: tuple[object, ...]) -> tuple[Sums, Sums]: ...
 
     def state(self) -> dict[str, Any]: ...
 
@@ -34,11 +26,11 @@ class Update(Protocol):
 
 def train(
     model: Any,
-    algorithm: Algorithm,
-    params: Params,
+    algorithm: AnyAlgorithm,
+    params: AlgorithmParams,
     source: Source,
     forward: Callable[[Any, Batch], Outputs],
-    optimiser: Update,
+    optimiser: Optimiser,
     *,
     steps: int,
     track: Track,
@@ -57,8 +49,7 @@ def train(
     history: list[dict[str, float]] = []
     state: State = {}
     start = 0
-    resumed = checkpoints.restore(model, optimiser) if checkpoints else None
-    if resumed:
+    if resumed := checkpoints.restore(model, optimiser) if checkpoints else None:
         start, state, history = resumed.update, resumed.state, list(resumed.history)
         for row in history:
             track(int(row["step"]), {k: v for k, v in row.items() if k != "step"})
@@ -67,19 +58,14 @@ def train(
         given = source(update, state)
         state, sums = given.state, dict(given.metrics)
         if given.batch is not None:
-            sums |= optimiser.update(
-                lambda part: forward(model, part),
-                lambda out, part: algorithm.loss(out, part, params),
-                given.batch,
-                epochs=getattr(params, "epochs", 1),
-                mini_batches=getattr(params, "mini_batches", 1),
-                keys=(*keys, update),
+            of_all, of_last = optimiser.update(
+                lambda part: forward(model, part), lambda out, part: algorithm.loss(out, part, params), given.batch, (*keys, update)
             )
-        metrics = {name: total / weight for name, (total, weight) in sums.items() if weight > 0}
-        if "approx_kl/last" in metrics:
-            # How far from the rollout's policy the updates went, for an algorithm whose next credit depends on it.
-            state = {**state, "approx_kl": metrics["approx_kl/last"]}
-        metrics["step_time"] = time.perf_counter() - began
+            sums |= of_all
+            # How the updates ended, for an algorithm whose next credit depends on it.
+            kept = {name: value for name, value in state.items() if not name.startswith(LAST)}
+            state = kept | {f"{LAST}{name}": value for name, value in means(of_last).items()}
+        metrics = means(sums) | {"step_time": time.perf_counter() - began}
         history.append({"step": update + 1, **metrics})
         track(update + 1, metrics)
         if checkpoints and checkpoints.due(update + 1, steps):

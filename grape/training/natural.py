@@ -14,34 +14,22 @@ numbers. `fisher_share` makes the products cheaper, never the check of the const
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from grape.algorithms.base import TrustRegionParams
 from grape.errors import GrapeError
 from grape.maths.kl import kl_exact
 from grape.maths.linear import conjugate_gradient, line_search
 from grape.models.forward import micro_batches
 from grape.randomness import permutation
-from grape.training.adam import Sums, accumulate, add
-from grape.types import Batch, Loss, Outputs
-
-
-class TrustRegion(Protocol):
-    """The knobs it reads; `grape.algorithms.trpo.TRPOParams` says what they mean."""
-
-    delta: float
-    cg_iterations: int
-    cg_residual: float
-    damping: float
-    backtracks: int
-    backtrack_ratio: float
-    improvement: float
-    fisher_share: float
-    parameters: str
+from grape.training.adam import Forward, LossOf, accumulate
+from grape.training.sums import Sums, add
+from grape.types import Batch
 
 
 def movable(model: Any, which: str) -> list[Tensor]:
@@ -65,25 +53,17 @@ def _block(name: str) -> int:
 class NaturalGradient:
     """`update` has the signature of `Adam.update`; there is no state to keep between updates."""
 
-    def __init__(self, model: Any, region: TrustRegion, max_tokens: int) -> None:
+    def __init__(self, model: Any, region: TrustRegionParams, max_tokens: int) -> None:
         self.region, self.max_tokens = region, max_tokens
         self.parameters = movable(model, region.parameters)
 
-    def update(
-        self,
-        forward: Callable[[Batch], Outputs],
-        loss: Callable[[Outputs, Batch], Loss],
-        batch: Batch,
-        *,
-        epochs: int = 1,
-        mini_batches: int = 1,
-        keys: Sequence[object] = (),
-    ) -> Sums:
+    def update(self, forward: Forward, loss: LossOf, batch: Batch, keys: Sequence[object] = ()) -> tuple[Sums, Sums]:
         """One step, or none where the search finds none. `forward` must give `Outputs.distribution`.
 
         Returns:
-            Metrics as name -> (sum, weight): trpo/kl (of the step taken, nats per token), trpo/backtracks, trpo/cg_residual
-            (relative), trpo/accepted (1 or 0), trpo/improvement (fall of the loss), grad_norm, and the loss's own.
+            Metrics as name -> (sum, weight), twice since there is one step: trpo/kl (of the step taken, nats per token),
+            trpo/backtracks, trpo/cg_residual (relative), trpo/accepted (1 or 0), trpo/improvement (fall of the loss), grad_norm,
+            and the loss's own.
 
         Raises:
             GrapeError: the gradient is not finite; the weights were left as they were.
@@ -105,11 +85,9 @@ class NaturalGradient:
         add(sums, "grad_norm", norm, 1.0)
         for name in ("kl", "backtracks", "cg_residual", "accepted", "improvement"):
             add(sums, f"trpo/{name}", taken.get(name, 0.0), 1.0)
-        return sums
+        return sums, sums
 
-    def _step(
-        self, forward: Any, loss: Any, batch: Batch, g: Tensor, keys: Sequence[object]
-    ) -> dict[str, float]:
+    def _step(self, forward: Forward, loss: LossOf, batch: Batch, g: Tensor, keys: Sequence[object]) -> dict[str, float]:
         region = self.region
         count = max(1, round(batch.rows * region.fisher_share))
         chosen = torch.from_numpy(permutation(batch.rows, *keys, "fisher")[:count]).to(batch.response.device)
@@ -145,13 +123,13 @@ class NaturalGradient:
             "accepted": float(fraction > 0),
         }
 
-    def _fisher(self, forward: Callable[[Batch], Outputs], batch: Batch, v: Tensor) -> Tensor:
+    def _fisher(self, forward: Forward, batch: Batch, v: Tensor) -> Tensor:
         """H v over the batch, in micro-batches: each one's graph is built, differentiated twice and dropped."""
         product = torch.zeros_like(v)
         tokens = batch.mask.sum()
         for index in micro_batches(batch, self.max_tokens):
             part = batch.select(index)
-            now = _distribution(forward(part))
+            now = forward(part).distribution
             kl = (kl_exact(now.detach(), now) * part.mask).sum() / tokens
             first = torch.autograd.grad(kl, self.parameters, create_graph=True, materialize_grads=True)
             along = torch.cat([x.reshape(-1) for x in first]) @ v
@@ -160,7 +138,7 @@ class NaturalGradient:
         return product
 
     @torch.no_grad()
-    def _look(self, forward: Any, loss: Any, batch: Batch) -> tuple[float, list[Tensor]]:
+    def _look(self, forward: Forward, loss: LossOf, batch: Batch) -> tuple[float, list[Tensor]]:
         """The loss, and log pi(.|s_t) at every response token (tokens, V) of each micro-batch."""
         value = norm = 0.0
         distributions = []
@@ -170,10 +148,10 @@ class NaturalGradient:
             unreduced = loss(outputs, part)
             value += float((unreduced.value * unreduced.weight).sum())
             norm += float(unreduced.norm.sum())
-            distributions.append(_distribution(outputs)[part.mask])
+            distributions.append(outputs.distribution[part.mask])
         return value / max(norm, 1e-12), distributions
 
-    def _measure(self, forward: Any, loss: Any, batch: Batch, old: list[Tensor]) -> tuple[float, float]:
+    def _measure(self, forward: Forward, loss: LossOf, batch: Batch, old: list[Tensor]) -> tuple[float, float]:
         """The loss and the mean KL(pi_old || pi) per token where the weights are now."""
         value, new = self._look(forward, loss, batch)
         total = sum(float(kl_exact(p, q).cpu().double().sum()) for p, q in zip(old, new, strict=True))
@@ -195,9 +173,3 @@ class NaturalGradient:
 
 def _gradient(parameter: Tensor) -> Tensor:
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-
-
-def _distribution(outputs: Outputs) -> Tensor:
-    if outputs.distribution is None:
-        raise ValueError("a trust region needs the distribution over the vocabulary: language(..., distribution=True)")
-    return outputs.distribution

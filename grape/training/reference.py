@@ -42,7 +42,6 @@ def reference_logp(
     if missing:
         batch = collate(list(missing.values()), pad_id).to(model.device)
         logp = batched_language(model, batch, 1.0, max_tokens, dtype).logp
-        assert logp is not None
         for key, row, values in zip(missing, missing.values(), logp.cpu(), strict=True):
             known[key] = values[: len(row[1])].clone()
         folder.mkdir(parents=True, exist_ok=True)

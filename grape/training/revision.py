@@ -16,14 +16,13 @@ from dataclasses import replace
 
 import torch
 
-from grape.algorithms.base import OnlineParams
-from grape.maths.advantage import weighted_reward
+from grape.algorithms.base import RevisionParams
 from grape.randomness import permutation
-from grape.training.rollout_metrics import Sums
+from grape.training.sums import Sums
 from grape.types import Prompt, Response, Scores
 
 
-def groups(params: OnlineParams, prompts: int) -> int:
+def groups(params: RevisionParams, prompts: int) -> int:
     """How many of a round's prompts ask for a revision; the budget of answers is the same with and without."""
     return round(prompts * params.revise)
 
@@ -71,7 +70,7 @@ def gain(scores: Scores, of: Sequence[int], samples: int) -> Sums:
         of: per row the row it revises, -1: none.
     """
     group = torch.arange(len(of) // samples).repeat_interleave(samples)
-    reward, known = weighted_reward(scores.score, scores.valid, scores.weight, group)
+    reward, known = scores.reward(group)
     rows = [(new, old) for new, old in enumerate(of) if old >= 0 and bool(known[new]) and bool(known[old])]
     total = sum(float(reward[new] - reward[old]) for new, old in rows)
     return {"revision/gain": (total, float(len(rows)))} if rows else {}

@@ -6,13 +6,12 @@ import torch
 from torch import Tensor
 
 from grape.errors import GrapeError
-from grape.maths.advantage import REWARD_TOLERANCE, constant_groups, group_mean, group_std, weighted_reward
-from grape.types import Batch, Scores
+from grape.maths.advantage import REWARD_TOLERANCE, constant_groups, group_mean, group_std
+from grape.training.sums import Sums
+from grape.types import Rollouts, Scores
 
-Sums = dict[str, tuple[float, float]]
 
-
-def describe(batch: Batch, scores: Scores, max_missing: float, fresh: int | None = None) -> Sums:
+def describe(rollouts: Rollouts, scores: Scores, max_missing: float, fresh: int | None = None) -> Sums:
     """Rewards, lengths and every rubric item of a round.
 
     Args:
@@ -21,12 +20,11 @@ def describe(batch: Batch, scores: Scores, max_missing: float, fresh: int | None
     Raises:
         GrapeError: more than `max_missing` of the scores are missing; training on the rest would hide a broken judge.
     """
-    assert batch.group is not None and batch.finished is not None
     missing = _missing(scores, max_missing)
-    tokens, counted, plain = float(batch.tokens), scores.metrics, slice(0, fresh)
-    group, finished, lengths = batch.group[plain], batch.finished[plain], batch.mask[plain].sum(1).float()
+    tokens, counted, plain = float(rollouts.tokens), scores.metrics, slice(0, fresh)
+    group, finished, lengths = rollouts.group[plain], rollouts.finished[plain], rollouts.mask[plain].sum(1).float()
     scores = scores.select(plain)
-    reward, known = weighted_reward(scores.score, scores.valid, scores.weight, group)
+    reward, known = scores.reward(group)
     rows = float(known.sum())
     std = group_std(reward, known, group)[known]
     flat = constant_groups(reward, known, group)[known]

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 
 from grape.algorithms.base import OnlineParams
-from grape.maths.advantage import constant_groups, weighted_reward
+from grape.maths.advantage import constant_groups
 from grape.models.chat import Chat
 from grape.models.encode import collate
 from grape.models.forward import Dtype
 from grape.randomness import permutation
 from grape.sampling import response_rows, sample
 from grape.training.revision import choose, gain, groups
-from grape.training.rollout_metrics import Sums
-from grape.types import Batch, Prompt, Response, Scores
+from grape.training.sums import Sums
+from grape.types import Prompt, Response, Rollouts, Scores
 
 Score = Callable[[Sequence[Response]], Scores]
 Critique = Callable[[Sequence[Response], Scores], Sequence[str]]
@@ -31,8 +31,8 @@ def draw(n: int, size: int, update: int, keys: Sequence[object]) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Rollout:
-    """How `online` samples: P prompts a round, G samples each, at `temperature`, within `positions` tokens."""
+class Sampling:
+    """How rounds are sampled: P prompts a round, G samples each, at `temperature`, within `positions` tokens."""
 
     prompts: int
     samples: int
@@ -61,12 +61,12 @@ class Drawn:
     revises: list[int] | None = None
     metrics: Sums = field(default_factory=dict)
 
-    def batch(self, chat: Chat, rollout: Rollout) -> Batch:
-        batch = collate(response_rows(chat, self.responses), chat.pad)
-        group = torch.arange(rollout.prompts).repeat_interleave(rollout.samples)
+    def rollouts(self, chat: Chat, sampling: Sampling) -> Rollouts:
+        tokens = collate(response_rows(chat, self.responses), chat.pad)
+        group = torch.arange(sampling.prompts).repeat_interleave(sampling.samples)
         finished = torch.tensor([response.finished for response in self.responses])
         revises = None if self.revises is None else torch.tensor(self.revises)
-        return batch.with_(group=group, finished=finished, revises=revises, limit=rollout.max_new_tokens)
+        return Rollouts.of(tokens, group=group, finished=finished, revises=revises, limit=sampling.max_new_tokens)
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,13 @@ class Sampler:
     prompts: Sequence[Prompt]
     score: Score
     params: OnlineParams
-    rollout: Rollout
+    sampling: Sampling
     keys: Sequence[object]
     critique: Critique | None = None
 
     def round(self, update: int) -> Drawn:
-        revisions = groups(self.params, self.rollout.prompts)
-        responses, scores, metrics = self._plain(update, self.rollout.prompts - revisions)
+        revisions = groups(self.params, self.sampling.prompts)
+        responses, scores, metrics = self._plain(update, self.sampling.prompts - revisions)
         if not revisions:
             return Drawn(responses, scores, len(responses), None, metrics)
         return self._revised(update, revisions, responses, scores, metrics)
@@ -93,22 +93,22 @@ class Sampler:
         return [self.prompts[i] for i in draw(len(self.prompts), count, update, (*self.keys, *what))]
 
     def _answers(self, chosen: Sequence[Prompt], update: int, *wave: object) -> list[Response]:
-        rollout = self.rollout
+        how = self.sampling
         return sample(
             self.policy,
             self.chat,
             chosen,
-            rollout.samples,
-            temperature=rollout.temperature,
-            max_new_tokens=rollout.max_new_tokens,
-            positions=rollout.positions,
+            how.samples,
+            temperature=how.temperature,
+            max_new_tokens=how.max_new_tokens,
+            positions=how.positions,
             keys=(*self.keys, "rollout", update, *wave),
-            dtype=rollout.dtype,
+            dtype=how.dtype,
         )
 
     def _plain(self, update: int, count: int) -> tuple[list[Response], Scores, Sums]:
         """Answers to `count` prompts. A group whose rewards are all equal is drawn again, as often as `resample` says."""
-        samples = self.rollout.samples
+        samples = self.sampling.samples
         responses, again = self._answers(self._prompts(count, update, "prompts"), update), 0.0
         scores = self.score(responses)
         for attempt in range(1, self.params.resample + 1):
@@ -127,7 +127,7 @@ class Sampler:
         """`count` more groups: revisions, and answers to other plain prompts where there was too little to mend."""
         if self.critique is None:
             raise ValueError("revisions need a critique")
-        samples, first = self.rollout.samples, len(responses)
+        samples, first = self.sampling.samples, len(responses)
         found = choose(responses, self.critique(responses, scores), count, self._fits, (*self.keys, "revise", update))
         others = self._prompts(count - len(found), update, "prompts instead")
         fresh = self._answers([*others, *(prompt for _, prompt in found)], update, "revision")
@@ -135,18 +135,17 @@ class Sampler:
         revises = [-1] * plain + [row for row, _ in found for _ in range(samples)]
         # Judged as answers to the question itself; the judge never sees the critique.
         plainly = [r if of < 0 else replace(r, prompt=responses[of].prompt) for r, of in zip(fresh, revises[first:], strict=True)]
-        scores = scores.joined(self.score(plainly))
-        metrics |= {"revision/share": (len(found) / self.rollout.prompts, 1.0), **gain(scores, revises, samples)}
-        distils = getattr(self.params, "revision", "second_turn") == "distil"
-        return Drawn(responses + (plainly if distils else fresh), scores, plain, revises, metrics)
+        scores = scores.join(self.score(plainly))
+        metrics |= {"revision/share": (len(found) / self.sampling.prompts, 1.0), **gain(scores, revises, samples)}
+        return Drawn(responses + (plainly if self.params.distils else fresh), scores, plain, revises, metrics)
 
     def _fits(self, prompt: Prompt) -> bool:
-        return len(self.chat.prompt(prompt.messages, prompt.id)) + self.rollout.max_new_tokens <= self.rollout.positions
+        return len(self.chat.prompt(prompt.messages, prompt.id)) + self.sampling.max_new_tokens <= self.sampling.positions
 
 
 def _flat_groups(scores: Scores, samples: int) -> list[int]:
     """The groups whose rewards are all equal."""
     group = torch.arange(scores.score.shape[0] // samples).repeat_interleave(samples)
-    reward, known = weighted_reward(scores.score, scores.valid, scores.weight, group)
+    reward, known = scores.reward(group)
     flat: list[int] = group[constant_groups(reward, known, group)].unique().tolist()
     return flat

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from grape.algorithms import grape, grpo
 from grape.maths.advantage import weighted_reward
-from grape.types import Batch, Outputs, Scores
+from grape.types import Outputs, Rollouts, Scores
+from tests import tiny
 from tests.laws.test_policy_gradients import RESPONSES, Tabular, rollouts
 
 ITEMS = ("c/a", "c/b", "c/c")
@@ -28,25 +29,23 @@ def scores(s: Tensor, c: Tensor | None = None, w: Tensor | None = None, valid: T
     return Scores(items, s, ones if c is None else c, ones.bool() if valid is None else valid, ones if w is None else w * ones)
 
 
-def batch(rows: int, group: list[int] | None = None, width: int = 2) -> Batch:
+def batch(rows: int, group: list[int] | None = None, width: int = 2) -> Rollouts:
     ones = torch.ones(rows, width, dtype=torch.bool)
     index = torch.tensor(group) if group else torch.zeros(rows, dtype=torch.long)
-    return Batch(ones[:, :1].long(), ones[:, :1], ones.long(), ones, group=index, finished=torch.ones(rows, dtype=torch.bool))
+    return Rollouts(ones[:, :1].long(), ones[:, :1], ones.long(), ones, group=index, finished=torch.ones(rows, dtype=torch.bool))
 
 
 def params(**knobs: Any) -> grape.GRAPEParams:
     return grape.GRAPEParams.model_validate(knobs)
 
 
-def advantage(given: Scores, rows: Batch | None = None, state: dict[str, float] | None = None, **knobs: Any) -> Tensor:
+def advantage(given: Scores, rows: Rollouts | None = None, state: dict[str, float] | None = None, **knobs: Any) -> Tensor:
     rows = rows or batch(given.score.shape[0])
-    credited = grape.credit(given, rows, params(**knobs), state or {}).batch.advantage
-    assert credited is not None
-    return credited[:, 0]
+    return grape.credit(given, rows, params(**knobs), state or {}).advantage[:, 0]
 
 
 def reward(given: Scores, **knobs: Any) -> Tensor:
-    return grape.reward(given, batch(given.score.shape[0]), params(**knobs), {})[0]
+    return grape.weigh(given, batch(given.score.shape[0]), params(**knobs), {})[0]
 
 
 S, C, W = random(0, 5, 3), random(1, 5, 3), torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
@@ -81,7 +80,7 @@ def test_one_item_is_grpo(confidence: float) -> None:
     knobs = {"advantage": "mean_std", "aggregation": "grpo", "beta": 0.04, "kl": "loss_k3"}
     ours, theirs = params(**knobs), grpo.GRPOParams(beta=0.04)
     rows = batch(5).with_(logp_old=-random(2, 5, 2), logp_ref=-random(3, 5, 2))
-    a, b = (m.credit(given, rows, p, {}).batch for m, p in ((grape, ours), (grpo, theirs)))
+    a, b = (tiny.credited(m.credit(given, rows, p, {}), rows) for m, p in ((grape, ours), (grpo, theirs)))
     torch.testing.assert_close(a.advantage, b.advantage)
     outputs = Outputs(logp=-random(4, 5, 2) * 2, entropy=torch.zeros(5, 2))
     one, two = grape.loss(outputs, a, ours), grpo.loss(outputs, b, theirs)
@@ -100,8 +99,8 @@ def test_constant_confidence_is_rubrics_as_rewards() -> None:
 
 def test_dr_grpo_is_a_special_case() -> None:
     given, rows = scores(S[:, :1]), batch(5).with_(limit=7)
-    a = grape.credit(given, rows, params(aggregation="dr_grpo"), {}).batch
-    b = grpo.credit(given, rows, grpo.GRPOParams(advantage="none", aggregation="dr_grpo"), {}).batch
+    a = tiny.credited(grape.credit(given, rows, params(aggregation="dr_grpo"), {}), rows)
+    b = tiny.credited(grpo.credit(given, rows, grpo.GRPOParams(advantage="none", aggregation="dr_grpo"), {}), rows)
     outputs = Outputs(logp=-random(4, 5, 2), entropy=torch.zeros(5, 2))
     one = grape.loss(outputs, a, params(aggregation="dr_grpo"))
     two = grpo.loss(outputs, b, grpo.GRPOParams(advantage="none", aggregation="dr_grpo"))
@@ -167,7 +166,8 @@ def test_the_first_step_is_reinforce_with_this_advantage() -> None:
     """On-policy the clipped surrogate has the gradient of -1/N sum A log pi; tokens behind the end have none."""
     mask = torch.ones(5, 2, dtype=torch.bool)
     mask[1, 1] = False
-    credited = grape.credit(scores(S, C, W), batch(5).with_(mask=mask), params(), {}).batch
+    rows = batch(5).with_(mask=mask)
+    credited = tiny.credited(grape.credit(scores(S, C, W), rows, params(), {}), rows)
     logp = random(7, 5, 2).log().requires_grad_()
     found = grape.loss(Outputs(logp=logp, entropy=torch.zeros(5, 2)), credited, params())
     ((found.value * found.weight).sum() / found.norm.sum()).backward()
@@ -180,7 +180,7 @@ def test_leave_one_out_splits_and_items_add_up() -> None:
     torch.testing.assert_close(
         advantage(scores(S, C, W), advantage="leave_one_out"), 5 / 4 * advantage(scores(S, C, W))
     )
-    share = grape.reward(scores(S, C, W), batch(5), params(), {})[2]
+    share = grape.weigh(scores(S, C, W), batch(5), params(), {})[2]
     torch.testing.assert_close((share * (S - S.mean(0))).sum(1), advantage(scores(S, C, W)))
     twice = [0, 0, 1]
     halves = scores(S[:, twice], C[:, twice], torch.tensor([0.5, 0.5, 2.0], dtype=torch.float64))
@@ -230,9 +230,10 @@ def test_with_confidence_from_earlier_rounds_the_gradient_is_unbiased() -> None:
     total = torch.zeros_like(policy.theta)
     for index in itertools.product(range(len(RESPONSES)), repeat=2):
         chosen = list(index)
-        given = grape.credit(scores(REWARDS[chosen], CONFIDENCE[chosen]), rollouts(index, logp, logp), knobs, state)
+        rows = rollouts(index, logp, logp)
+        given = grape.credit(scores(REWARDS[chosen], CONFIDENCE[chosen]), rows, knobs, state)
         own = logp[chosen]
-        loss = grape.loss(Outputs(logp=own, entropy=torch.zeros_like(own)), given.batch, knobs)
+        loss = grape.loss(Outputs(logp=own, entropy=torch.zeros_like(own)), tiny.credited(given, rows), knobs)
         objective = (loss.value * loss.weight).sum() / loss.norm.sum()
         total += probability[chosen].prod() * policy.gradient(objective)
     value = REWARDS @ torch.tensor([0.8, 0.3], dtype=torch.float64) / 1.1
@@ -257,5 +258,5 @@ def test_an_item_nobody_has_a_score_of_is_no_part_of_the_rubric(knobs: dict[str,
 def test_a_kl_in_the_reward_is_felt(how: str) -> None:
     rows = batch(5).with_(logp_old=-random(2, 5, 2), logp_ref=-random(3, 5, 2))
     difference = advantage(scores(S, C, W), rows, advantage=how, beta=0.5) - advantage(scores(S, C, W), rows, advantage=how)
-    kl = (rows.logp_old - rows.logp_ref).sum(1)  # type: ignore[operator]
+    kl = (rows.logp_old - rows.logp_ref).sum(1)
     torch.testing.assert_close(difference, -0.5 * (kl - kl.mean()), rtol=1e-5, atol=1e-6)

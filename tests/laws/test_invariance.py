@@ -12,9 +12,10 @@ import torch
 from grape.algorithms import dpo, grape, grpo, ppo, reinforce, rejection, reward_model, sft, trpo
 from grape.models.encode import collate
 from grape.models.forward import language, scalar
-from grape.models.value import ActorCritic, actor_critic
+from grape.models.value import ValuedPolicy, valued
+from grape.tensors import dimensions
 from grape.training.adam import accumulate
-from grape.types import PER_TOKEN, Batch
+from grape.types import Batch
 from tests import tiny
 
 CASES: dict[str, tuple[Any, Any]] = {
@@ -52,13 +53,15 @@ def filled(case: str, pad: int = 0, extra: tuple[int, int] = (0, 0)) -> Batch:
         advantage=torch.randn(shape, generator=generator),
         value_old=torch.randn(shape, generator=generator),
         returns=torch.randn(shape, generator=generator),
+        margin=torch.full((8,), 0.4),
         group=torch.arange(8) // 4,
         beta=torch.full((8,), 0.3),
         length=torch.full((8,), 4.2),
     )
     # What is known of a token is known of tokens of the response alone.
     batch = batch.with_(given=torch.zeros_like(batch.mask))
-    known = {name: getattr(batch, name) * batch.mask for name in PER_TOKEN if name != "mask"}
+    per_token = {name: x for name, x in batch.tensors().items() if dimensions(Batch)[name] == ("B", "T")}
+    known = {name: x * batch.mask for name, x in per_token.items() if name not in ("response", "mask")}
     left, right = extra
     fill = torch.nn.functional.pad
     return batch.with_(
@@ -83,9 +86,9 @@ def gradient(case: str, batch: Batch, max_tokens: int = 10**6) -> torch.Tensor:
     elif module is ppo:
         torch.manual_seed(0)
         policy = tiny.model()
-        model = ActorCritic(policy, tiny.scalar_model(tiny.model(seed=1)) if params.value == "model" else None)
+        model = ValuedPolicy(policy, tiny.scalar_model(tiny.model(seed=1)) if params.value == "model" else None)
         torch.nn.init.normal_(model.score.weight)  # a head at zero would give its trunk no gradient
-        forward = partial(actor_critic, model, entropy_gradient=params.entropy > 0)
+        forward = partial(valued, model, entropy_gradient=params.entropy > 0)
     else:
         model = tiny.model()
         forward = partial(language, model)
@@ -124,7 +127,7 @@ def test_on_policy_grpo_and_reinforce_have_one_gradient_direction() -> None:
     """ratio = 1: the clipped surrogate's gradient is the policy gradient with the same advantages and weights."""
     batch = filled("grpo").with_(logp_old=None)
     lengths = batch.mask.sum(1, keepdim=True)
-    mine = gradient("reinforce", batch.with_(advantage=batch.advantage / lengths))  # type: ignore[operator]
+    mine = gradient("reinforce", batch.with_(advantage=batch.advantage / lengths))
     CASES["plain"] = (grpo, grpo.GRPOParams())
     torch.testing.assert_close(gradient("plain", batch), mine, rtol=1e-3, atol=1e-6)
 

@@ -22,7 +22,7 @@ from grape.maths.kl import kl_estimate, kl_exact
 from grape.maths.linear import conjugate_gradient, line_search
 from grape.maths.masked import aggregation_weights
 from grape.maths.surrogate import clipped_shares, clipped_surrogate, importance_ratio, sequence_ratio
-from grape.types import Batch, Outputs, Scores
+from grape.types import Batch, Outputs, Rollouts, Scores
 
 
 def test_kl_estimators() -> None:
@@ -110,9 +110,9 @@ def test_aggregations() -> None:
     assert mean("constant") == pytest.approx(7 / 20)
 
 
-def _batch(rows: int, width: int) -> Batch:
+def _rollouts(rows: int, width: int) -> Rollouts:
     ones = torch.ones(rows, width, dtype=torch.bool)
-    return Batch(
+    return Rollouts(
         torch.zeros(rows, 1, dtype=torch.long),
         ones[:, :1],
         torch.zeros(rows, width, dtype=torch.long),
@@ -122,19 +122,23 @@ def _batch(rows: int, width: int) -> Batch:
     )
 
 
+def _batch(rows: int, width: int) -> Batch:
+    return Batch.of(_rollouts(rows, width))
+
+
 def test_grpo_advantage_is_the_papers() -> None:
     reward = torch.tensor([[1.0], [0.0], [0.0], [1.0]])
     ones = torch.ones(4, 1)
-    given = grpo.credit(Scores(("a/b",), reward, ones, ones.bool(), ones), _batch(4, 2), grpo.GRPOParams(), {})
+    given = grpo.credit(Scores(("a/b",), reward, ones, ones.bool(), ones), _rollouts(4, 2), grpo.GRPOParams(), {})
     expected = (reward - 0.5) / (reward.std() + 1e-4)
-    torch.testing.assert_close(given.batch.advantage, expected.expand(4, 2))
+    torch.testing.assert_close(given.advantage, expected.expand(4, 2))
 
 
 def test_grpo_gives_equal_rewards_no_advantage_even_with_rounding_noise() -> None:
     reward = torch.tensor([[0.3], [0.1 + 0.2], [0.3 + 1e-8]])
     ones = torch.ones(3, 1)
-    given = grpo.credit(Scores(("a/b",), reward, ones, ones.bool(), ones), _batch(3, 2), grpo.GRPOParams(), {})
-    assert given.batch.advantage is not None and given.batch.advantage.abs().max() == 0
+    given = grpo.credit(Scores(("a/b",), reward, ones, ones.bool(), ones), _rollouts(3, 2), grpo.GRPOParams(), {})
+    assert given.advantage.abs().max() == 0
 
 
 def test_the_reward_model_starts_at_ln_2() -> None:
@@ -260,10 +264,10 @@ def test_dual_clip_bounds_the_loss_of_a_likely_bad_token() -> None:
     torch.testing.assert_close(clipped_surrogate(ratio, advantage, 0.2, 0.2, 3.0), torch.tensor([-3.0, 1.2, -2.0]))
 
 
-def _ppo_round() -> tuple[Scores, Batch]:
+def _ppo_round() -> tuple[Scores, Rollouts]:
     """Two responses worth 0.8, one of them cut off where the value model expects 0.3 more."""
     ones = torch.ones(2, 1)
-    batch = _batch(2, 2).with_(
+    batch = _rollouts(2, 2).with_(
         finished=torch.tensor([True, False]), value_old=torch.zeros(2, 2), bootstrap=torch.tensor([5.0, 0.3])
     )
     return Scores(("a/b",), 0.8 * ones, ones, ones.bool(), ones), batch
@@ -273,7 +277,7 @@ def test_ppos_truncation_handling() -> None:
     scores, batch = _ppo_round()
     common = {"whiten": False, "lam": 1.0, "value_warmup": 0}
     returns = {
-        how: ppo.credit(scores, batch, ppo.PPOParams.model_validate({**common, "truncated": how}), {}).batch.returns
+        how: ppo.credit(scores, batch, ppo.PPOParams.model_validate({**common, "truncated": how}), {}).returns
         for how in ("keep", "penalty", "bootstrap")
     }
     for how, last in (("keep", 0.8), ("penalty", 0.3), ("bootstrap", 0.3)):
@@ -285,10 +289,10 @@ def test_whitening_changes_the_advantage_and_not_what_the_value_model_learns() -
     scores, batch = _ppo_round()
     batch = batch.with_(value_old=torch.tensor([[0.5, 0.1], [0.2, 0.7]]))
     credited = {
-        on: ppo.credit(scores, batch, ppo.PPOParams(whiten=on, lam=0.9, value_warmup=0), {}).batch for on in (True, False)
+        on: ppo.credit(scores, batch, ppo.PPOParams(whiten=on, lam=0.9, value_warmup=0), {}) for on in (True, False)
     }
     first, second = credited[True], credited[False]
-    assert first.returns is not None and second.returns is not None and first.advantage is not None and second.advantage is not None
+    assert first.returns is not None and second.returns is not None
     torch.testing.assert_close(first.returns, second.returns)
     torch.testing.assert_close(second.returns, (second.advantage + batch.value_old) * batch.mask)
     assert not torch.allclose(first.advantage, second.advantage)
@@ -297,22 +301,21 @@ def test_whitening_changes_the_advantage_and_not_what_the_value_model_learns() -
 
 def test_ppos_penalty_adapts_to_its_target() -> None:
     params = ppo.PPOParams(objective="penalty", penalty_target=0.01, value_warmup=2)
-    assert ppo.adapted(1.0, {"round": 2, "approx_kl": 0.0}, params) == 1.0
-    assert ppo.adapted(1.0, {"round": 5, "approx_kl": 0.001}, params) == 0.5
-    assert ppo.adapted(1.0, {"round": 5, "approx_kl": 0.02}, params) == 2.0
-    assert ppo.adapted(1.0, {"round": 5, "approx_kl": 0.011}, params) == 1.0
+    assert ppo.adapted(1.0, {"round": 2, "last/approx_kl": 0.0}, params) == 1.0
+    assert ppo.adapted(1.0, {"round": 5, "last/approx_kl": 0.001}, params) == 0.5
+    assert ppo.adapted(1.0, {"round": 5, "last/approx_kl": 0.02}, params) == 2.0
+    assert ppo.adapted(1.0, {"round": 5, "last/approx_kl": 0.011}, params) == 1.0
 
 
 def test_the_kl_coefficient_adapts_to_its_target() -> None:
     """KL of 4 nats against a target of 2: error clipped to 0.2, beta * (1 + 0.2 * 2 / 10)."""
     ones = torch.ones(2, 1)
     scores = Scores(("a/b",), ones, ones, ones.bool(), ones)
-    batch = _batch(2, 2).with_(logp_old=torch.full((2, 2), -1.0), logp_ref=torch.full((2, 2), -3.0))
+    batch = _rollouts(2, 2).with_(logp_old=torch.full((2, 2), -1.0), logp_ref=torch.full((2, 2), -3.0))
     params = reinforce.ReinforceParams(beta=0.5, kl_target=2.0, kl_horizon=10, baseline="none")
     given = reinforce.credit(scores, batch, params, {})
     assert given.state["beta"] == pytest.approx(0.52)
-    assert given.batch.advantage is not None
-    torch.testing.assert_close(given.batch.advantage, torch.full((2, 2), 1.0 - 0.5 * 4.0))
+    torch.testing.assert_close(given.advantage, torch.full((2, 2), 1.0 - 0.5 * 4.0))
 
 
 def test_the_sequence_ratio_is_the_geometric_mean() -> None:
@@ -325,7 +328,7 @@ def test_grpos_overlong_handling() -> None:
     """Lengths 2, 6 and 8 of at most 8 with a buffer of 4: nothing, half, all."""
     mask = torch.arange(8) < torch.tensor([[2], [6], [8]])
     ones = torch.ones(3, 1)
-    batch = Batch(
+    batch = Rollouts(
         torch.zeros(3, 1).long(),
         mask[:, :1],
         torch.zeros(3, 8).long(),
@@ -343,7 +346,7 @@ def test_grpos_overlong_handling() -> None:
 def test_grpo_drops_groups_that_teach_nothing() -> None:
     ones = torch.ones(4, 1)
     scores = Scores(("a/b",), torch.tensor([[0.5], [0.5], [0.0], [1.0]]), ones, ones.bool(), ones)
-    batch = _batch(4, 2).with_(group=torch.tensor([0, 0, 1, 1]))
+    batch = _rollouts(4, 2).with_(group=torch.tensor([0, 0, 1, 1]))
     assert grpo.credit(scores, batch, grpo.GRPOParams(), {}).keep.all()
     assert grpo.credit(scores, batch, grpo.GRPOParams(zero_variance="drop"), {}).keep.tolist() == [False, False, True, True]
 
@@ -362,7 +365,7 @@ def test_grpo_drops_groups_that_teach_nothing() -> None:
 def test_what_rejection_keeps(params: dict[str, object], kept: list[int]) -> None:
     """Rewards 0.1, 0.1, 0.9, 1.0; the first two are the same answer."""
     ones = torch.ones(4, 1)
-    batch = _batch(4, 2).with_(response=torch.tensor([[1, 2], [1, 2], [3, 4], [5, 6]]))
+    batch = _rollouts(4, 2).with_(response=torch.tensor([[1, 2], [1, 2], [3, 4], [5, 6]]))
     scores = Scores(("a/b",), torch.tensor([[0.1], [0.1], [0.9], [1.0]]), ones, ones.bool(), ones)
     given = rejection.credit(scores, batch, rejection.RejectionParams.model_validate(params), {})
     assert given.keep.nonzero().squeeze(1).tolist() == kept

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from grape.algorithms import grpo, ppo, reinforce, rejection, sft, trpo
 from grape.maths.kl import kl_estimate, kl_exact
-from grape.types import Batch, Outputs, Scores
+from grape.types import Batch, Outputs, Rollouts, Scores
+from tests import tiny
 
 V, T = 3, 2
 RESPONSES = list(itertools.product(range(V), repeat=T))
@@ -39,11 +40,11 @@ class Tabular:
         return (a.exp() * (a - b)).sum()
 
 
-def rollouts(index: tuple[int, ...], logp: Tensor, reference: Tensor) -> Batch:
+def rollouts(index: tuple[int, ...], logp: Tensor, reference: Tensor) -> Rollouts:
     rows = len(index)
     ids = torch.tensor([RESPONSES[i] for i in index])
     chosen = list(index)
-    return Batch(
+    return Rollouts(
         torch.zeros(rows, 1, dtype=torch.long),
         torch.ones(rows, 1, dtype=torch.bool),
         ids,
@@ -94,7 +95,7 @@ def expected_gradient(
         )
         given = algorithm.ALGORITHM.credit(scores(index), batch, params, state)
         outputs = Outputs(logp=own, entropy=torch.zeros_like(own), value=old_values)
-        loss = algorithm.ALGORITHM.loss(outputs, given.batch, params)
+        loss = algorithm.ALGORITHM.loss(outputs, tiny.credited(given, batch), params)
         objective = (loss.value * loss.weight).sum() / loss.norm.sum()
         total += probability[list(index)].prod() * policy.gradient(objective)
     return total
@@ -174,7 +175,8 @@ def test_a_perfect_value_model_leaves_ppos_gradient_unbiased_for_every_lambda(
 def test_ppo_and_grpo_have_one_loss_given_the_same_advantage(policy: Tabular, reference: Tabular) -> None:
     index = (0, 3, 5, 7)
     old = Tabular(2).logp().detach()
-    batch = rollouts(index, old, reference.logp()).with_(
+    batch = Batch.of(
+        rollouts(index, old, reference.logp()),
         advantage=torch.randn(4, T, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),
         returns=torch.zeros(4, T),
         value_old=torch.zeros(4, T),
@@ -196,9 +198,11 @@ def test_rejection_is_sft_on_what_was_accepted(policy: Tabular, reference: Tabul
     index = (0, 3, 3, 6)
     logp = policy.logp()
     params = rejection.RejectionParams(keep=2)
-    given = rejection.credit(scores(index), rollouts(index, logp, reference.logp()), params, {})
+    sampled = rollouts(index, logp, reference.logp())
+    given = rejection.credit(scores(index), sampled, params, {})
     assert given.keep.tolist() == [False, True, False, False]  # the best; its twin counts once; the others are below the mean
-    accepted = given.batch.select(given.keep.nonzero().squeeze(1))
+    accepted = given.batch(sampled)
+    assert accepted is not None
     own = logp[[3]]
     outputs = Outputs(logp=own, entropy=torch.zeros_like(own))
     ours, sfts = rejection.loss(outputs, accepted, params), sft.loss(outputs, accepted, sft.ALGORITHM.params())

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
 from grape.algorithms import ALGORITHMS, dpo, grape, grpo, ppo, reinforce, rejection, sft, trpo
-from grape.algorithms.base import OnlineParams
+from grape.algorithms.base import OnlineParams, ValueParams
 from grape.models.forward import language
 from grape.models.lora import adapt, merge
-from grape.models.value import ActorCritic, actor_critic
 from grape.sampling import sample
 from grape.training.adam import Adam, AdamParams
-from grape.training.batches import Actors, Rollout, offline, online
+from grape.training.assemble import assemble
+from grape.training.batches import offline
 from grape.training.loop import train
-from grape.training.natural import NaturalGradient
 from grape.training.reference import reference_logp
+from grape.training.sampler import Sampling
 from grape.types import Prompt, Response, Scores
 from tests import tiny
 
 PROMPTS = [tiny.prompt(text) for text in ("a", "b", "c", "d")]
 ROUNDS, RATE = 60, 1e-3
+SAMPLING = Sampling(4, 16, 1.0, 4, 64, 4096, 0.0)
 # What differs from that: a step of a trust region is longer; pairs that are given are learned by heart at higher rates.
 OWN_ROUNDS = {"trpo": 30}
 MARGIN = 0.35
@@ -99,27 +99,17 @@ def learn(name: str, model: Any, folder: Any, rounds: int = 0) -> list[dict[str,
     """The algorithm as the rl stage runs it."""
     rounds, rate = rounds or OWN_ROUNDS.get(name, ROUNDS), OWN_RATE.get(name, RATE)
     module, params = VARIANTS[name]
-    algorithm, chat, reference = module.ALGORITHM, tiny.chat(), tiny.model()
+    reference = tiny.model()
     reference.load_state_dict(model.state_dict())
-    trained, forward = model, partial(language, temperature=1.0, distribution=algorithm.update != "adam")
-    actors = Actors(model, chat, reference)
-    if "value" in algorithm.needs(params):
-        own = tiny.scalar_model(model) if params.value == "model" else None
-        trained = ActorCritic(model, own)
-        actors = Actors(model, chat, reference, trained)
-        forward = partial(actor_critic, entropy_gradient=params.entropy > 0)
+    own = tiny.scalar_model(model) if isinstance(params, ValueParams) and params.value == "model" else None
+    learner = assemble(module.ALGORITHM, params, model, AdamParams(rate, rounds, micro_batch_tokens=4096), value_model=own)
     if isinstance(params, OnlineParams):
-        rollout = Rollout(4, 16, 1.0, 4, 64, 4096, 0.0)
-        source = online(actors, PROMPTS, score, algorithm, params, rollout, (name,), critique)
+        source = learner.rollouts(tiny.chat(), PROMPTS, score, SAMPLING, (name,), reference, critique)
     else:
         rows = pairs(model)
         logp = reference_logp(reference, "it", rows, 0, folder, 4096)
         source = offline(rows, 0, 16, (name,), torch.device("cpu"), 2, {"logp_ref": logp})
-    families = None if trained is model else [(part, rate) for part in trained.families()]
-    optimiser: Any = Adam(trained, AdamParams(rate, rounds), families)
-    if algorithm.update == "natural_gradient":
-        optimiser = NaturalGradient(trained, params, 4096)
-    return train(trained, algorithm, params, source, forward, optimiser, steps=rounds, track=lambda *_: None)
+    return learner.train(source, rounds, lambda *_: None)
 
 
 def measured(model: Any, prompts: list[Prompt]) -> float:
@@ -148,16 +138,10 @@ def test_reward_rises_with_adapters_alone(name: str, tmp_path: Any) -> None:
     plain = {key: value.clone() for key, value in model.state_dict().items()}
     adapt(model, 4)
     assert measured(model, PROMPTS) == before
-    reference = start()
-    module = VARIANTS[name][0]
+    module, rounds = VARIANTS[name][0], OWN_ROUNDS.get(name, ROUNDS)
     params = trpo.TRPOParams(parameters="adapters", delta=0.02) if name == "trpo" else VARIANTS[name][1]
-    rollout = Rollout(4, 16, 1.0, 4, 64, 4096, 0.0)
-    actors = Actors(model, tiny.chat(), reference)
-    source = online(actors, PROMPTS, score, module.ALGORITHM, params, rollout, (name,))
-    optimiser: Any = NaturalGradient(model, params, 4096) if name == "trpo" else Adam(model, AdamParams(1e-2, ROUNDS))
-    rounds = OWN_ROUNDS.get(name, ROUNDS)
-    forward = partial(language, distribution=name == "trpo")
-    train(model, module.ALGORITHM, params, source, forward, optimiser, steps=rounds, track=lambda *_: None)
+    learner = assemble(module.ALGORITHM, params, model, AdamParams(1e-2, rounds, micro_batch_tokens=4096))
+    learner.train(learner.rollouts(tiny.chat(), PROMPTS, score, SAMPLING, (name,)), rounds, lambda *_: None)
     after = measured(model, PROMPTS)
     merged = merge(model)
     assert measured(merged, PROMPTS) == after > before + 0.3

@@ -13,8 +13,9 @@ import pytest
 from grape import params as params_file
 from grape.errors import GrapeError
 from grape.project import NONCE, Project
-from grape.stages import Stage, prepare
+from grape.stages import prepare
 from grape.stages.inputs import resolved
+from grape.stages.stage import Stage
 from grape.track import StageRun
 from tests.odd_inputs.own_data import FILES, A, U, judged, line, question, shown
 

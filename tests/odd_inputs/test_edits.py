@@ -22,9 +22,10 @@ from grape.pipeline import preflight
 from grape.pipeline.hooks import Hooks
 from grape.pipeline.screen import Screen
 from grape.project import NONCE, Project
-from grape.stages import Stage, prepare
+from grape.stages import prepare
 from grape.stages.__main__ import main
 from grape.stages.inputs import Inputs
+from grape.stages.stage import Stage
 from grape.training.checkpoint import Checkpoints
 from tests.odd_inputs.own_data import FILES
 

@@ -15,8 +15,8 @@ from grape import params as params_file
 from grape.errors import GrapeError
 from grape.models.load import save_model, scratch
 from grape.project import Project
-from grape.stages import Stage
 from grape.stages.inputs import resolved
+from grape.stages.stage import Stage
 from grape.track import StageRun
 from tests.odd_inputs import tokenizers as shapes
 

@@ -17,10 +17,10 @@ from grape.artifacts import Demonstration, Judgement, Preference, Question, read
 from grape.chat import answers, model_folder
 from grape.errors import GrapeError
 from grape.project import Project
-from grape.stages import Stage
 from grape.stages.inputs import identity, resolved
 from grape.stages.modules import load_module
 from grape.stages.prepare import content
+from grape.stages.stage import Stage
 from grape.track import StageRun
 from tests import tiny
 
@@ -73,7 +73,8 @@ def run(project: Project, kind: str, algorithm: str | None = None, seed: int | N
     params = params_file.load(project.params)
     name = kind if algorithm is None else f"{kind}@{algorithm}-{seed}"
     with StageRun(project, name, resolved(project, params, name), 0, deliver=False) as stage_run:
-        importlib.import_module(f"grape.stages.{kind}").run(Stage(name, kind, params, project, stage_run, algorithm, seed))
+        stage = Stage(name, kind, params, project, stage_run, algorithm or "", seed or 0)
+        importlib.import_module(f"grape.stages.{kind}").run(stage)
 
 
 def headline(project: Project, name: str) -> dict[str, float]:

@@ -12,14 +12,16 @@ import torch
 from grape.algorithms import grape, grpo
 from grape.maths.advantage import group_advantage
 from grape.sampling import sample
-from grape.training.batches import Actors, Rollout, Round, online
+from grape.training.adam import AdamParams
+from grape.training.assemble import assemble
+from grape.training.batches import Round
 from grape.training.revision import ask, choose, groups
-from grape.training.sampler import Sampler
+from grape.training.sampler import Sampler, Sampling
 from grape.types import Prompt, Response, Scores
 from tests import tiny
 
 PROMPTS = [tiny.prompt(text) for text in "abcdefgh"]
-ROLLOUT = Rollout(8, 4, 1.0, 3, 64, 8192, 0.0)
+SAMPLING = Sampling(8, 4, 1.0, 3, 64, 8192, 0.0)
 
 
 def score(responses: Sequence[Response]) -> Scores:
@@ -34,14 +36,14 @@ def critique(responses: Sequence[Response], scores: Scores) -> list[str]:
     return ["ab" if value < 0.5 else "" for value in scores.score[:, 0].tolist()]
 
 
-def round_of(params: Any, said: Any = critique, judge: Any = score, rollout: Rollout = ROLLOUT, algorithm: Any = grape) -> Round:
-    actors = Actors(tiny.model(), tiny.chat())
-    return online(actors, PROMPTS, judge, algorithm.ALGORITHM, params, rollout, ("k",), said)(0, {})
+def round_of(params: Any, said: Any = critique, judge: Any = score, how: Sampling = SAMPLING, algorithm: Any = grape) -> Round:
+    learner = assemble(algorithm.ALGORITHM, params, tiny.model(), AdamParams(1e-3, 1))
+    return learner.rollouts(tiny.chat(), PROMPTS, judge, how, ("k",), critique=said)(0, {})
 
 
-def sampler(revise: float, said: Any = critique, rollout: Rollout = ROLLOUT, **knobs: Any) -> Sampler:
+def sampler(revise: float, said: Any = critique, how: Sampling = SAMPLING, **knobs: Any) -> Sampler:
     params = grape.GRAPEParams(revise=revise, **knobs)
-    return Sampler(tiny.model(), tiny.chat(), PROMPTS, score, params, rollout, ("k",), said)
+    return Sampler(tiny.model(), tiny.chat(), PROMPTS, score, params, how, ("k",), said)
 
 
 def test_a_revision_prompt_is_the_question_the_answer_and_the_critique() -> None:
@@ -67,7 +69,7 @@ def test_revisions_are_sampled_given_the_critique() -> None:
     again = sample(tiny.model(), tiny.chat(), found, 4, temperature=1.0, max_new_tokens=3, positions=64,
                    keys=("k", "rollout", 0, "revision"))  # fmt: skip
     assert [r.ids for r in again] == [r.ids for r in drawn.responses[24:]]
-    batch = drawn.batch(tiny.chat(), ROLLOUT)
+    batch = drawn.rollouts(tiny.chat(), SAMPLING)
     width = int(batch.prompt_mask[24].sum())
     assert batch.prompt[24, -width:].tolist() == tiny.chat().prompt(found[0].messages)
 
@@ -107,24 +109,23 @@ def test_the_share_is_of_the_rounds_prompts() -> None:
 def test_fresh_answers_are_credited_among_themselves(revision: str) -> None:
     """Better revisions must not push every fresh answer below the mean."""
     drawn = sampler(0.5, revision=revision).round(0)
-    batch = drawn.batch(tiny.chat(), ROLLOUT)
+    batch = drawn.rollouts(tiny.chat(), SAMPLING)
     given = grape.credit(drawn.scores, batch, grape.GRAPEParams(revise=0.5, revision=revision), {})
-    assert given.batch.advantage is not None and batch.group is not None
     plain = slice(0, drawn.plain)
     value = drawn.scores.score[plain, 0]
     expected = group_advantage(value, torch.ones_like(value).bool(), batch.group[plain])
-    torch.testing.assert_close(given.batch.advantage[plain, 0], expected)
+    torch.testing.assert_close(given.advantage[plain, 0], expected)
     assert drawn.plain == 16 and bool(given.keep[plain].all())
 
 
 def test_the_second_turn_compares_revisions_with_each_other() -> None:
     drawn = sampler(0.5).round(0)
-    batch = drawn.batch(tiny.chat(), ROLLOUT)
+    batch = drawn.rollouts(tiny.chat(), SAMPLING)
     given = grape.credit(drawn.scores, batch, grape.GRAPEParams(revise=0.5), {})
-    assert given.batch.advantage is not None and bool(given.keep.all())
+    assert bool(given.keep.all())
     value = drawn.scores.score[16:, 0].reshape(4, 4)
-    torch.testing.assert_close(given.batch.advantage[16:, 0].reshape(4, 4), value - value.mean(1, keepdim=True))
-    torch.testing.assert_close(given.batch.advantage[16:, 0].reshape(4, 4).sum(1), torch.zeros(4), atol=1e-6, rtol=0)
+    torch.testing.assert_close(given.advantage[16:, 0].reshape(4, 4), value - value.mean(1, keepdim=True))
+    torch.testing.assert_close(given.advantage[16:, 0].reshape(4, 4).sum(1), torch.zeros(4), atol=1e-6, rtol=0)
 
 
 def distilling(fresh: list[float], revised: list[float], margin: float = 0.0, confidence: list[float] | None = None) -> Any:
@@ -143,7 +144,7 @@ def distilling(fresh: list[float], revised: list[float], margin: float = 0.0, co
 def test_only_revisions_better_than_the_best_fresh_answer_are_distilled() -> None:
     given = distilling([0.2, 0.4], [0.9, 0.3])
     assert given.keep.tolist() == [True, True, True, False]
-    assert given.batch.advantage[:3, 0].tolist() == pytest.approx([-0.1, 0.1, 0.6])  # 0.9 - mean(0.2, 0.4)
+    assert given.advantage[:3, 0].tolist() == pytest.approx([-0.1, 0.1, 0.6])  # 0.9 - mean(0.2, 0.4)
     assert float(given.metrics["revision/accepted"][0]) == 1 and float(given.metrics["revision/accepted"][1]) == 2
     assert distilling([0.2, 0.4], [0.4, 0.4]).keep.tolist() == [True, True, False, False]
     assert distilling([0.2, 0.4], [0.6, 0.5], margin=0.15).keep.tolist() == [True, True, True, False]
@@ -157,10 +158,10 @@ def test_an_answer_and_its_revision_are_measured_by_one_yardstick() -> None:
 
     rows = plain(4, [0, 0, 1, 1]).with_(revises=torch.tensor([-1, -1, 0, 0]))
     given = Scores(("c/a", "c/b"), s, c, torch.ones_like(s).bool(), torch.ones_like(s))
-    value = grape.reward(given, rows, grape.GRAPEParams(revision="distil"), {})[0]
+    value = grape.weigh(given, rows, grape.GRAPEParams(revision="distil"), {})[0]
     assert value.tolist() == pytest.approx([1 / 3, 0, 1 / 3, 0])
     assert grape.credit(given, rows, grape.GRAPEParams(revision="distil"), {}).keep.tolist() == [True, True, False, False]
-    apart = grape.reward(given, rows, grape.GRAPEParams(), {})[0]
+    apart = grape.weigh(given, rows, grape.GRAPEParams(), {})[0]
     assert apart[2].item() == pytest.approx(1 / 1.1)
 
 
@@ -171,11 +172,11 @@ def test_distilled_rows_learn_the_plain_prompt() -> None:
     for row in range(16, 32):
         assert drawn.responses[row].prompt is drawn.responses[drawn.revises[row]].prompt
     given = round_of(grape.GRAPEParams(revise=0.5, revision="distil", epochs=2))
-    assert given.batch is not None and given.batch.logp_old is not None and given.batch.revises is None
+    assert given.batch is not None and given.batch.get("logp_old") is not None
 
 
 def test_the_curves_are_of_plain_prompts() -> None:
-    without = round_of(grape.GRAPEParams(), said=None, rollout=replace(ROLLOUT, prompts=6))
+    without = round_of(grape.GRAPEParams(), said=None, how=replace(SAMPLING, prompts=6))
     given = round_of(grape.GRAPEParams(revise=0.25))
     curves = ("grape/reward", "rubric/any/it/weight", "rubric/any/it/spread", "rewards/any/it/mean", "reward")
     for name in (*curves, "completions/mean_length"):
@@ -197,7 +198,7 @@ def test_no_gradient_runs_through_a_judge(module: Any) -> None:
         return replace(given, score=given.score.requires_grad_(), confidence=given.confidence.clone().requires_grad_())
 
     given = round_of(module.ALGORITHM.params(), judge=learned, algorithm=module)
-    assert given.batch is not None and given.batch.advantage is not None and not given.batch.advantage.requires_grad
+    assert given.batch is not None and not given.batch.advantage.requires_grad
 
 
 def test_a_prompt_drawn_twice_has_two_revision_prompts() -> None:

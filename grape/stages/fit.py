@@ -1,0 +1,98 @@
+"""What the stages that train have in common: progress on the screen and in MLflow, checkpoints, and training on fixed rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from grape.algorithms.base import AlgorithmParams, AnyAlgorithm
+from grape.errors import GrapeError
+from grape.models.chat import Chat, Row
+from grape.progress import Progress
+from grape.stages.stage import Stage
+from grape.track.identity import peak_memory_mb
+from grape.training.adam import Adam, AdamParams
+from grape.training.batches import offline
+from grape.training.checkpoint import Checkpoints
+from grape.training.loop import train
+from grape.types import Batch, Metrics, Outputs, Track
+
+if TYPE_CHECKING:
+    from grape.schema import Optimisation
+
+EVERY = 100  # updates from one checkpoint to the next, where no knob says
+
+
+def checkpoints(stage: Stage, every: int = EVERY) -> Checkpoints:
+    """Checkpoints that only a run with the same params, code and input bytes goes on from."""
+    changed = stage.inputs.changed if stage.inputs else None
+    return Checkpoints(stage.project.checkpoints / stage.name, stage.identity(), every, changed)
+
+
+def tracker(stage: Stage, steps: int, memory: bool = False) -> Track:
+    """Tells MLflow and the screen of every step. memory: with the peak of the process, MiB."""
+    progress = Progress(stage.name, steps)
+
+    def track(step: int, metrics: Metrics) -> None:
+        stage.run.track(step, {**metrics, "memory/peak_mb": peak_memory_mb()} if memory else metrics)
+        progress(step, metrics)
+
+    return track
+
+
+def fit(
+    stage: Stage,
+    model: Any,
+    chat: Chat,
+    algorithm: AnyAlgorithm,
+    params: AlgorithmParams,
+    rows: Sequence[Row],
+    section: Optimisation,
+    forward: Callable[[Any, Batch], Outputs],
+    unit: int = 1,
+    extra: Mapping[str, Sequence[Tensor]] | None = None,
+) -> list[dict[str, float]]:
+    """Train on fixed rows with the one loop; writes reports/train.
+
+    Args:
+        unit, extra: as `grape.training.batches.offline` has them.
+
+    Raises:
+        GrapeError: there is no row.
+    """
+    if not rows and section.steps > 0:
+        raise GrapeError(
+            "there is no row to train on: the dataset is empty",
+            where=f"stage {stage.name}",
+            mend=f"add data, or set {stage.kind}.steps to 0",
+        )
+    keys = (stage.params.seed, stage.kind)
+    history = train(
+        model,
+        algorithm,
+        params,
+        offline(rows, chat.pad, section.batch_size, keys, model.device, unit, extra),
+        forward,
+        Adam(model, adam_params(stage, section)),
+        steps=section.steps,
+        track=tracker(stage, section.steps),
+        checkpoints=checkpoints(stage),
+        keys=keys,
+    )
+    stage.write_history(history)
+    return history
+
+
+def adam_params(stage: Stage, section: Optimisation) -> AdamParams:
+    return AdamParams(
+        learning_rate=section.learning_rate,
+        steps=section.steps,
+        warmup_steps=section.warmup_steps,
+        schedule="cosine",
+        weight_decay=section.weight_decay,
+        max_grad_norm=section.max_grad_norm,
+        micro_batch_tokens=stage.params.model.micro_batch_tokens,
+        dtype=stage.params.model.dtype,
+    )

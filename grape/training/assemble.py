@@ -1,0 +1,131 @@
+"""An algorithm with what it needs around it: what is trained, what it says, who moves its weights, where its batches come from.
+
+The rl stage, the tests and the benchmarks put algorithms together here, from what these declare: `data`, `update`, `needs`, and the
+mixins of `grape.algorithms.base` that their knobs derive from. No algorithm is known by its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
+
+from grape.algorithms.base import AlgorithmParams, AnyAlgorithm, OnlineParams, SlotParams, TrustRegionParams, ValueParams
+from grape.errors import GrapeError
+from grape.models.chat import Chat
+from grape.models.forward import Dtype, language
+from grape.models.value import ValuedPolicy, valued
+from grape.training.adam import Adam, AdamParams
+from grape.training.batches import Actors, Source, online
+from grape.training.checkpoint import Checkpoints
+from grape.training.loop import Optimiser, train
+from grape.training.natural import NaturalGradient
+from grape.training.sampler import Critique, Sampling, Score
+from grape.types import Batch, Outputs, Prompt, Track
+
+Mixin = TypeVar("Mixin", bound=AlgorithmParams)
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What is trained and how.
+
+    Attributes:
+        policy: what samples. model: what is trained: the policy, or policy and value model in one.
+        forward: (model, Batch) -> Outputs, as the loss wants them.
+        dtype: of the matrix products, in sampling as in training.
+    """
+
+    algorithm: AnyAlgorithm
+    params: AlgorithmParams
+    policy: Any
+    model: Any
+    forward: Callable[[Any, Batch], Outputs]
+    optimiser: Optimiser
+    dtype: Dtype
+
+    def rollouts(
+        self,
+        chat: Chat,
+        prompts: Sequence[Prompt],
+        score: Score,
+        sampling: Sampling,
+        keys: tuple[object, ...],
+        reference: Any | None = None,
+        critique: Critique | None = None,
+    ) -> Source:
+        """Rounds that the policy samples. `reference`: for the need of that name, and for `sampling.kl_every`."""
+        params = needed(self.params, OnlineParams, "learns from rollouts")
+        actors = Actors(self.policy, chat, reference, self.model if isinstance(self.model, ValuedPolicy) else None)
+        sampling = replace(sampling, dtype=self.dtype)
+        return online(actors, prompts, score, self.algorithm, params, sampling, keys, critique)
+
+    def train(
+        self, source: Source, steps: int, track: Track, checkpoints: Checkpoints | None = None, keys: tuple[object, ...] = ()
+    ) -> list[dict[str, float]]:
+        """`steps` updates; the metrics of each."""
+        return train(
+            self.model, self.algorithm, self.params, source, self.forward, self.optimiser,
+            steps=steps, track=track, checkpoints=checkpoints, keys=keys,
+        )  # fmt: skip
+
+
+def assemble(
+    algorithm: AnyAlgorithm,
+    params: SlotParams,
+    policy: Any,
+    adam: AdamParams,
+    temperature: float = 1.0,
+    value_model: Any | None = None,
+) -> Learner:
+    """A learner for an algorithm of the slot.
+
+    Args:
+        adam: its learning rate is the algorithm's unless `params` say otherwise; its passes over a batch are those of `params`.
+        temperature: of the rollouts. Pairs are learned at 1.
+        value_model: the scalar model that becomes the value model; None: a head on the policy. For the need `value` alone.
+
+    Raises:
+        GrapeError: the params lack what the algorithm's needs or update ask for.
+    """
+    needs, trusted = algorithm.wants(params), algorithm.update == "natural_gradient"
+    how: dict[str, Any] = {
+        "temperature": temperature if algorithm.data == "rollouts" else 1.0,
+        "dtype": "float32" if trusted else adam.dtype,
+        "entropy_gradient": "entropy" in needs,
+    }
+    model = ValuedPolicy(policy, value_model) if "value" in needs else policy
+    forward: Callable[[Any, Batch], Outputs] = partial(language, distribution=trusted, **how)
+    if isinstance(model, ValuedPolicy):
+        forward = partial(valued, **how)
+    return Learner(algorithm, params, policy, model, forward, _optimiser(algorithm, params, model, adam), how["dtype"])
+
+
+def _optimiser(algorithm: AnyAlgorithm, params: SlotParams, model: Any, adam: AdamParams) -> Optimiser:
+    if algorithm.update == "natural_gradient":
+        region = needed(params, TrustRegionParams, "asks for the natural gradient")
+        return NaturalGradient(model, region, adam.micro_batch_tokens)
+    adam = replace(adam, learning_rate=params.learning_rate or adam.learning_rate)
+    if isinstance(params, OnlineParams):
+        adam = replace(adam, epochs=params.epochs, mini_batches=params.mini_batches)
+    if not isinstance(model, ValuedPolicy):
+        return Adam(model, adam)
+    policy, value = model.families()
+    rate = needed(params, ValueParams, "needs a value model").value_learning_rate or adam.learning_rate
+    return Adam(model, adam, [(policy, adam.learning_rate), (value, rate)])
+
+
+def needed(params: AlgorithmParams, mixin: type[Mixin], why: str) -> Mixin:
+    """The params as those of a mixin.
+
+    Raises:
+        GrapeError: they do not derive from it.
+    """
+    if isinstance(params, mixin):
+        return params
+    raise GrapeError(
+        f"the algorithm {why}, but its params are not {mixin.__name__}",
+        where=f"{type(params).__module__}.{type(params).__name__}",
+        mend=f"derive them from grape.algorithms.base.{mixin.__name__}",
+    )
