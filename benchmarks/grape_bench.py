@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean, stdev
@@ -35,7 +35,7 @@ from benchmarks.results_table import write
 from grape.algorithms import sft
 from grape.models.chat import Chat, Row
 from grape.models.forward import language
-from grape.models.load import character_tokenizer, scratch
+from grape.models.scratch import character_tokenizer, scratch
 from grape.report import plots
 from grape.sampling import sample
 from grape.training.adam import Adam, AdamParams
@@ -105,7 +105,7 @@ def start(seed: int, demonstrations: Sequence[str]) -> Any:
     rows = [answered(p, str(p.answer) if text == RIGHT else text) for p in prompts() for text in demonstrations]
     source = offline(rows, chat().pad, 36, ("warm", seed), torch.device("cpu"))
     adam = Adam(model, AdamParams(5e-3, 150))
-    train(model, sft.ALGORITHM, sft.ALGORITHM.params(), source, language, adam, steps=150, track=lambda *_: None)
+    train(model, sft.ALGORITHM, sft.ALGORITHM.params(), source, partial(language, model), adam, steps=150, track=lambda *_: None)
     return model
 
 

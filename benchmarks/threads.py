@@ -23,7 +23,7 @@ def measure() -> None:
     from grape.algorithms.sft import ALGORITHM
     from grape.models.encode import collate
     from grape.models.forward import language
-    from grape.models.load import character_tokenizer, scratch
+    from grape.models.scratch import character_tokenizer, scratch
     from grape.training.adam import Adam, AdamParams
     from grape.types import Batch
 

@@ -8,7 +8,6 @@ cumulated probabilities at one uniform number that depends only on (keys, prompt
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from grape.models.chat import Chat, Row
 from grape.models.forward import Dtype, autocast
+from grape.models.protocols import LanguageModel
 from grape.randomness import generator
 from grape.types import Prompt, Response
 
@@ -47,7 +47,7 @@ def choose(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
 class _Decoding:
     """The rows still being written: their cache, where they belong, and what they have written so far."""
 
-    def __init__(self, model: Any, rows: list[list[int]], samples: int, pad: int, dtype: Dtype) -> None:
+    def __init__(self, model: LanguageModel, rows: list[list[int]], samples: int, pad: int, dtype: Dtype) -> None:
         self.model, self.dtype = model, dtype
         device = model.device
         width = max(len(r) for r in rows)
@@ -87,7 +87,7 @@ class _Decoding:
 
 @torch.no_grad()
 def _generate(
-    model: Any,
+    model: LanguageModel,
     rows: list[list[int]],
     uniform: Tensor,
     samples: int,
@@ -123,7 +123,7 @@ def _generate(
 
 
 def sample(
-    model: Any,
+    model: LanguageModel,
     chat: Chat,
     prompts: Sequence[Prompt],
     samples: int,

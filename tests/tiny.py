@@ -9,7 +9,7 @@ import torch
 from grape.algorithms.base import Credit
 from grape.models.chat import Chat, Row
 from grape.models.encode import collate
-from grape.models.load import character_tokenizer, scratch
+from grape.models.scratch import character_tokenizer, scratch
 from grape.types import Batch, Prompt, Rollouts
 
 ARCHITECTURES = ("gpt2", "llama", "qwen3")

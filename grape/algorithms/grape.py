@@ -32,7 +32,7 @@ from torch import Tensor
 from grape.algorithms.base import Algorithm, Credit, Needs, State, Sum
 from grape.algorithms.clipped import GroupParams, group_loss, round_length
 from grape.algorithms.penalty import penalty_needs, reward_penalty
-from grape.maths.advantage import Relative, group_advantage, group_sum, relative, weighted_reward
+from grape.maths.advantage import Relative, constant_groups, group_advantage, group_sum, relative, weighted_reward
 from grape.maths.items import distilled, item_advantage, per_item_advantage
 from grape.maths.masked import metric
 from grape.types import Batch, Loss, Outputs, Rollouts, Scores
@@ -139,7 +139,8 @@ def credit(scores: Scores, rollouts: Rollouts, params: GRAPEParams, state: State
         dearer = group_advantage(penalty.sum(1), known, rollouts.group)
         advantage = (per_item_advantage(scores.score, asked, share, rollouts.group) - dearer) * known
     else:
-        advantage = relative(reward, known, rollouts.group, ADVANTAGE[params.advantage])
+        flat = constant_groups(reward, known, rollouts.group)
+        advantage = relative(reward, known, rollouts.group, ADVANTAGE[params.advantage]).masked_fill(flat, 0.0)
     metrics = item_metrics(scores, rollouts, reward, known, share)
     keep = known
     if params.distils and (revises := rollouts.get("revises")) is not None:

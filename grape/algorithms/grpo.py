@@ -67,8 +67,9 @@ def credit(scores: Scores, rollouts: Rollouts, params: GRPOParams, state: State)
     reward = reward - penalty.sum(1)
     if params.overlong == "penalty":
         reward = reward + overlong_penalty(rollouts, params.length or rollouts.limit, params.overlong_buffer)
-    advantage = relative(reward, known, rollouts.group, ADVANTAGE[params.advantage])
-    keep = known & ~constant_groups(reward, known, rollouts.group) if params.zero_variance == "drop" else known
+    flat = constant_groups(reward, known, rollouts.group)
+    advantage = relative(reward, known, rollouts.group, ADVANTAGE[params.advantage]).masked_fill(flat, 0.0)
+    keep = known & ~flat if params.zero_variance == "drop" else known
     keep = keep & rollouts.finished if params.overlong == "mask" else keep
     return Credit(rollouts.per_token(advantage), keep, state, beta=beta, length=round_length(rollouts, keep))
 

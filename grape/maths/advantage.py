@@ -80,16 +80,16 @@ def constant_groups(reward: Tensor, known: Tensor, group: Tensor) -> Tensor:
 def relative(reward: Tensor, known: Tensor, group: Tensor, how: Relative) -> Tensor:
     """A (B,): R - mean of the group | - mean of the others | R - mean, divided by the group's std | by the batch's std.
 
-    0 in a group whose rewards are all equal: rounding noise must not be blown up by a division.
+    In a group whose rewards are all equal what is left is rounding: `constant_groups` finds those.
     """
-    advantage = group_advantage(reward, known, group)
     if how == "leave_one_out":
-        advantage = leave_one_out_advantage(reward, known, group)
-    elif how == "group_std":
-        advantage = advantage / (group_std(reward, known, group) + STD_EPSILON)
-    elif how == "batch_std" and int(known.sum()) > 1:
-        advantage = advantage / (reward[known].std() + STD_EPSILON)
-    return torch.where(constant_groups(reward, known, group), torch.zeros_like(advantage), advantage)
+        return leave_one_out_advantage(reward, known, group)
+    advantage = group_advantage(reward, known, group)
+    if how == "group_std":
+        return advantage / (group_std(reward, known, group) + STD_EPSILON)
+    if how == "batch_std" and int(known.sum()) > 1:
+        return advantage / (reward[known].std() + STD_EPSILON)
+    return advantage
 
 
 def generalized_advantage(

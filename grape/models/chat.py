@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from grape.errors import GrapeError
+from grape.models.protocols import LanguageModel, Tokenizer
 from grape.models.template import (
     MARK,
     TEMPLATES,
@@ -32,9 +33,9 @@ from grape.models.template import (
 
 Messages = Sequence[Mapping[str, Any]]
 
+
 class Row(NamedTuple):
-    """Token ids of a text and what continues it. `given`: per response token, whether it was given, not written by the model
-    (turns
+    """Token ids of a text and what continues it. `given`: per response token, whether it was given, not written by the model (turns
     of others between its own): read, not learned from. Empty: none was."""
 
     prompt: list[int]
@@ -71,7 +72,7 @@ class Chat:
         dated: the template asked for today's date, and is told `template.date`.
     """
 
-    def __init__(self, tokenizer: Any, template: Template | None = None, model: Any = None) -> None:
+    def __init__(self, tokenizer: Tokenizer, template: Template | None = None, model: LanguageModel | None = None) -> None:
         self.tokenizer, self.settings = tokenizer, template or Template()
         if self.settings.text is not None:
             tokenizer.chat_template = self.settings.text
@@ -83,7 +84,7 @@ class Chat:
         # What only the template may write. The assistant writes its own thinking tags and tool calls itself, others do not.
         self._others = frozenset(t for t, special in added.items() if special or (t in self.template and not t.isspace()))
         self._assistants = frozenset(t for t, special in added.items() if special and t not in tags)
-        self._shapes: set[Any] = set()
+        self._shapes: set[tuple[object, ...]] = set()
         self._prompts = lru_cache(maxsize=8192)(self._prompt)
         self.stops, self._tail = self._ends(model)
         self._assistants |= set(tokenizer.convert_ids_to_tokens(sorted(self.stops)))
@@ -103,7 +104,7 @@ class Chat:
             self._shapes.add(shape)
         return self._render([self._marked(m) for m in messages], generation, where)
 
-    def _render(self, messages: list[Any], generation: bool, where: str) -> str:
+    def _render(self, messages: Sequence[Mapping[str, Any]], generation: bool, where: str) -> str:
         try:
             text = self.tokenizer.apply_chat_template(
                 messages, chat_template=self.template, tokenize=False, add_generation_prompt=generation, **self.settings.arguments
@@ -278,7 +279,7 @@ class Chat:
 
     # ---- what the template is like
 
-    def _ends(self, model: Any) -> tuple[frozenset[int], str]:
+    def _ends(self, model: LanguageModel | None) -> tuple[frozenset[int], str]:
         """The ids that end a response, and the template's text behind an answer's content."""
         probe = "Zq8Qz"
         text = self._render([{"role": "user", "content": "?"}, {"role": "assistant", "content": probe}], False, TEMPLATES)

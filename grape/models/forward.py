@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from grape.maths.kl import kl_exact
 from grape.maths.logprob import entropies, log_softmax, predicting_columns, token_logp
+from grape.models.protocols import LanguageModel, ScalarModel
 from grape.types import Outputs, Tokens
 
 Dtype = Literal["float32", "bfloat16"]
@@ -30,7 +31,7 @@ def autocast(dtype: Dtype, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
 
-def response_logits(model: Any, batch: Tokens, dtype: Dtype = "float32") -> Tensor:
+def response_logits(model: LanguageModel, batch: Tokens, dtype: Dtype = "float32") -> Tensor:
     """(B, T, V) logits that predict the response's tokens; the head runs on those positions alone."""
     columns = predicting_columns(batch.prompt.shape[1], batch.response.shape[1], batch.prompt.device)
     with autocast(dtype, batch.prompt.device):
@@ -39,7 +40,7 @@ def response_logits(model: Any, batch: Tokens, dtype: Dtype = "float32") -> Tens
 
 
 def language(
-    model: Any,
+    model: LanguageModel,
     batch: Tokens,
     temperature: float = 1.0,
     dtype: Dtype = "float32",
@@ -53,7 +54,7 @@ def language(
     return outputs.with_(distribution=log_softmax(logits, temperature)) if distribution else outputs
 
 
-def scalar(model: Any, batch: Tokens, dtype: Dtype = "float32") -> Outputs:
+def scalar(model: ScalarModel, batch: Tokens, dtype: Dtype = "float32") -> Outputs:
     """r(x, y) of a scalar model, read at the last real token of each row (from the mask, not from a pad id)."""
     last = batch.prompt.shape[1] + batch.present.sum(1) - 1
     with autocast(dtype, batch.prompt.device):
@@ -79,7 +80,7 @@ def micro_batches(batch: Tokens, max_tokens: int) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def batched_language(
-    model: Any, batch: Tokens, temperature: float, max_tokens: int, dtype: Dtype = "float32"
+    model: LanguageModel, batch: Tokens, temperature: float, max_tokens: int, dtype: Dtype = "float32"
 ) -> Outputs:
     """`language` without gradient, in micro-batches: for pi_old and pi_ref."""
     logp = torch.zeros(batch.response.shape, dtype=torch.float32, device=batch.response.device)
@@ -93,7 +94,7 @@ def batched_language(
 
 
 @torch.no_grad()
-def batched_scores(model: Any, batch: Tokens, max_tokens: int, dtype: Dtype = "float32") -> Tensor:
+def batched_scores(model: ScalarModel, batch: Tokens, max_tokens: int, dtype: Dtype = "float32") -> Tensor:
     """`scalar` without gradient, in micro-batches: (B,)."""
     score = torch.zeros(batch.rows, device=batch.response.device)
     for index in micro_batches(batch, max_tokens):
@@ -102,7 +103,9 @@ def batched_scores(model: Any, batch: Tokens, max_tokens: int, dtype: Dtype = "f
 
 
 @torch.no_grad()
-def exact_kl(policy: Any, reference: Any, batch: Tokens, temperature: float, max_tokens: int) -> tuple[Tensor, Tensor]:
+def exact_kl(
+    policy: LanguageModel, reference: LanguageModel, batch: Tokens, temperature: float, max_tokens: int
+) -> tuple[Tensor, Tensor]:
     """KL(pi || ref) over the vocabulary at every response token of pi's samples, and pi's entropy, both (B, T) in nats."""
     kl = torch.zeros(batch.response.shape, device=batch.response.device)
     entropy = torch.zeros_like(kl)

@@ -4,39 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
-from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
-from tokenizers import models as tokenizer_models
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from grape.errors import GrapeError
-
-# How a model whose tokenizer has no chat template is told who speaks. It lives in the tokenizer: no other code knows the
-# delimiters.
-# The prompt ends with a line feed, not with a space: byte-pair tokenizers join a space with the word behind it, so that a prompt
-# that ends
-# in one asks for tokens the model has never seen.
-CHAT_TEMPLATE = (
-    "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ 'Model:\n' + m['content'] + eos_token }}"
-    "{% elif m['role'] == 'user' %}{{ 'User: ' + m['content'] + '\n' }}"
-    "{% elif m['role'] == 'system' %}{{ m['content'] + '\n' }}"
-    "{% else %}{{ raise_exception('no turns of a ' + m['role']) }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Model:\n' }}{% endif %}"
-)
-# With a token for each character nothing is ever joined; a space it is there, as in the world's documents.
-CHARACTER_TEMPLATE = CHAT_TEMPLATE.replace("Model:\n", "Model: ")
-SPECIAL = {"pad_token": "<|pad|>", "bos_token": "<|begin|>", "eos_token": "<|end|>", "unk_token": "<|unknown|>"}
+from grape.models.protocols import LanguageModel, ScalarModel, Tokenizer, Transformer
+from grape.models.template import CHAT_TEMPLATE
 
 # Stages report what they load themselves; a head that is new on purpose needs no report.
 transformers.utils.logging.set_verbosity_error()
@@ -56,69 +35,15 @@ def device() -> torch.device:
 # Below this many weights the parts of a matrix product are short, and handing them to another thread may cost more than it
 # gives. The limit is a judgement, not a measurement: benchmarks/threads.py compares thread counts on one small model.
 SMALL = 5_000_000
+AnyModel = TypeVar("AnyModel", bound=Transformer)
 _threads = {"all": torch.get_num_threads(), "largest": 0}
 
 
-def fit_threads(model: Any) -> Any:
+def fit_threads(model: AnyModel) -> AnyModel:
     """One CPU thread for a process whose models are all small, every thread the process was given else. Returns the model."""
     _threads["largest"] = max(_threads["largest"], sum(p.numel() for p in model.parameters()))
     torch.set_num_threads(1 if _threads["largest"] < SMALL else _threads["all"])
     return model
-
-
-def character_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """One token per character: printable ASCII, newline and whatever else the texts hold."""
-    alphabet = {chr(c) for c in range(32, 127)} | {"\n"}
-    for text in texts:
-        alphabet.update(text)
-    vocabulary = {token: i for i, token in enumerate([*SPECIAL.values(), *sorted(alphabet)])}
-    tokenizer = Tokenizer(tokenizer_models.WordLevel(vocabulary, unk_token=SPECIAL["unk_token"]))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **SPECIAL)
-    fast.chat_template = CHARACTER_TEMPLATE
-    return fast
-
-
-def scratch(architecture: str, layers: int, width: int, heads: int, positions: int, tokenizer: Any, seed: int) -> Any:
-    """A model with random weights, drawn from `seed` alone."""
-    from transformers import GPT2Config, LlamaConfig, Qwen3Config
-
-    ids = {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        "vocab_size": len(tokenizer),
-    }
-    if architecture == "gpt2":
-        config: Any = GPT2Config(
-            n_layer=layers,
-            n_embd=width,
-            n_head=heads,
-            n_positions=positions,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            **ids,
-        )
-    else:
-        kind = LlamaConfig if architecture == "llama" else Qwen3Config
-        config = kind(
-            num_hidden_layers=layers,
-            hidden_size=width,
-            intermediate_size=round(width * 8 / 3 / 32) * 32 or 32,
-            num_attention_heads=heads,
-            num_key_value_heads=heads,
-            head_dim=width // heads,
-            max_position_embeddings=positions,
-            tie_word_embeddings=True,
-            # Twice the usual 0.02: at widths near 100 attention else starts too flat to find what to copy.
-            initializer_range=0.04,
-            **ids,
-        )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return fit_threads(AutoModelForCausalLM.from_config(config))
 
 
 def _source(base: str) -> tuple[str, dict[str, str]]:
@@ -149,7 +74,7 @@ def place(base: str, root: Path) -> str:
     return str(local) if local.exists() or base.startswith((".", "/", "~")) else base
 
 
-def load_tokenizer(base: str, revision: str | None = None) -> Any:
+def load_tokenizer(base: str, revision: str | None = None) -> Tokenizer:
     """The tokenizer alone.
 
     Raises: as `load_language_model` does.
@@ -172,7 +97,7 @@ def _loading(base: str) -> Iterator[None]:
         ) from error
 
 
-def load_language_model(base: str, revision: str | None = None) -> tuple[Any, Any]:
+def load_language_model(base: str, revision: str | None = None) -> tuple[LanguageModel, Tokenizer]:
     """A causal language model with float32 weights in eval mode, and its tokenizer, from a directory, a GGUF file or the hub.
 
     Raises:
@@ -202,7 +127,7 @@ def load_language_model(base: str, revision: str | None = None) -> tuple[Any, An
     return fit_threads(model.eval()), checked_tokenizer(tokenizer, base)
 
 
-def _dequantised(model: Any) -> Any:
+def _dequantised(model: LanguageModel) -> LanguageModel:
     """The same weights in a model that does not think it is quantised: transformers refuses to save or train one read from GGUF."""
     config = type(model.config).from_dict(
         {k: v for k, v in model.config.to_dict().items() if k != "quantization_config"}
@@ -213,7 +138,7 @@ def _dequantised(model: Any) -> Any:
     return plain.to(torch.float32)
 
 
-def checked_tokenizer(tokenizer: Any, where: str) -> Any:
+def checked_tokenizer(tokenizer: Any, where: str) -> Tokenizer:
     """The tokenizer with a pad token (EOS if it has none: masks never read it) and a chat template."""
     if not tokenizer.is_fast:
         raise GrapeError(
@@ -233,21 +158,17 @@ def checked_tokenizer(tokenizer: Any, where: str) -> Any:
         # A template writes BOS itself; ours does where the tokenizer puts one before every text.
         begins = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
         tokenizer.chat_template = ("{{ bos_token }}" if begins else "") + CHAT_TEMPLATE
-    return tokenizer
+    checked: Tokenizer = tokenizer
+    return checked
 
 
-def is_plain(tokenizer: Any) -> bool:
-    """Whether its template is one of grape's plain ones: the model comes without a chat template of its own."""
-    return str(tokenizer.chat_template).endswith((CHAT_TEMPLATE, CHARACTER_TEMPLATE))
-
-
-def positions(model: Any) -> int:
+def positions(model: Transformer) -> int:
     """The longest row this model takes, tokens."""
     config = model.config.get_text_config()
     return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1 << 30)
 
 
-def load_scalar_model(path: str, from_language_model: bool = False) -> tuple[Any, Any]:
+def load_scalar_model(path: str, from_language_model: bool = False) -> tuple[ScalarModel, Tokenizer]:
     """A model with one scalar head (a reward model) and its tokenizer; `from_language_model`: a new head, initialised at zero."""
     _source(path)
     try:
@@ -265,7 +186,7 @@ def load_scalar_model(path: str, from_language_model: bool = False) -> tuple[Any
     return fit_threads(model.eval()), checked_tokenizer(tokenizer, path)
 
 
-def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+def save_model(model: Transformer, tokenizer: Tokenizer, folder: Path) -> None:
     """Write weights (safetensors), configuration and tokenizer beside, then rename: `folder` is complete or not there.
 
     The files depend on the weights alone (no paths, dates or run ids), so that equal weights are equal bytes for DVC.

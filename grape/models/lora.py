@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from grape.models.protocols import LanguageModel
+
 SCALE = 2.0  # alpha / r
 
 
@@ -28,7 +30,7 @@ class LowRank(nn.Module):
         return weight + SCALE * (self.b @ self.a).to(weight.dtype)
 
 
-def adapt(model: Any, rank: int, seed: int = 0) -> Any:
+def adapt(model: LanguageModel, rank: int, seed: int = 0) -> LanguageModel:
     """Freeze the model and put adapters on every matrix of its blocks (not on embeddings or heads). Returns the model."""
     model.requires_grad_(False)
     head = model.get_output_embeddings()
@@ -41,9 +43,10 @@ def adapt(model: Any, rank: int, seed: int = 0) -> Any:
     return model
 
 
-def merge(model: Any) -> Any:
+def merge(model: LanguageModel) -> LanguageModel:
     """Plain weights W + SCALE B A, no adapters, everything trainable again. Returns the model."""
     for module in list(model.modules()):
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
-    return model.requires_grad_(True)
+    model.requires_grad_(True)
+    return model

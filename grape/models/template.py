@@ -12,11 +12,27 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from grape.errors import GrapeError
+from grape.models.protocols import Tokenizer
 
 TEMPLATES = "params.yaml, model.template"
 _ASKS_FOR_THE_DATE = re.compile(r"strftime_now\s*\(\s*(?P<quote>['\"])(?P<format>.*?)(?P=quote)\s*\)")
 # How reasoning is marked by the templates that know it.
 THINKING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<thinking>", "</thinking>"))
+
+
+# How a model whose tokenizer has no chat template is told who speaks. It lives in the tokenizer: no other code knows the
+# delimiters.
+# The prompt ends with a line feed, not with a space: byte-pair tokenizers join a space with the word behind it, so that a prompt
+# that ends in one asks for tokens the model has never seen.
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ 'Model:\n' + m['content'] + eos_token }}"
+    "{% elif m['role'] == 'user' %}{{ 'User: ' + m['content'] + '\n' }}"
+    "{% elif m['role'] == 'system' %}{{ m['content'] + '\n' }}"
+    "{% else %}{{ raise_exception('no turns of a ' + m['role']) }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Model:\n' }}{% endif %}"
+)
+# With a token for each character nothing is ever joined; a space it is there, as in the world's documents.
+CHARACTER_TEMPLATE = CHAT_TEMPLATE.replace("Model:\n", "Model: ")
 
 
 class Template(BaseModel):
@@ -95,7 +111,7 @@ def _pattern(tokens: frozenset[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, sorted(tokens, key=lambda t: (-len(t), t)))) or "(?!)")
 
 
-def template_of(tokenizer: Any) -> str:
+def template_of(tokenizer: Tokenizer) -> str:
     """
     Raises:
         GrapeError: it has several templates and none by default.
@@ -124,10 +140,15 @@ def at_a_fixed_date(template: str, date: str) -> tuple[str, bool]:
     return fixed, fixed != template
 
 
-def thinking_tags(said: Any, template: str, tokenizer: Any) -> tuple[str, str] | None:
+def thinking_tags(said: Any, template: str, tokenizer: Tokenizer) -> tuple[str, str] | None:
     if isinstance(said, list):
         return said[0], said[1]
     if said == "none":
         return None
     known = tokenizer.get_added_vocab()
     return next((tags for tags in THINKING if tags[1] in template or tags[1] in known), None)
+
+
+def is_plain(tokenizer: Tokenizer) -> bool:
+    """Whether its template is one of grape's plain ones: the model comes without a chat template of its own."""
+    return str(tokenizer.chat_template).endswith((CHAT_TEMPLATE, CHARACTER_TEMPLATE))

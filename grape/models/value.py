@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from grape.maths.logprob import predicting_columns, token_logp
 from grape.models.forward import Dtype, autocast, inputs, micro_batches
+from grape.models.protocols import LanguageModel, ScalarModel
 from grape.types import Outputs, Tokens
 
 
@@ -18,7 +19,7 @@ class ValuedPolicy(nn.Module):
     Heads start at zero, V = 0 everywhere: a random head would make the first advantages noise.
     """
 
-    def __init__(self, policy: Any, value: Any | None = None) -> None:
+    def __init__(self, policy: LanguageModel, value: ScalarModel | None = None) -> None:
         super().__init__()
         self.policy, self.value = policy, value
         self.head = nn.Linear(policy.config.hidden_size, 1) if value is None else None
@@ -27,8 +28,8 @@ class ValuedPolicy(nn.Module):
         self.score.to(policy.device)
 
     @property
-    def score(self) -> Any:
-        return self.head if self.value is None else self.value.score
+    def score(self) -> nn.Module:
+        return self.value.score if self.value is not None else cast(nn.Linear, self.head)
 
     @property
     def device(self) -> torch.device:
@@ -37,7 +38,7 @@ class ValuedPolicy(nn.Module):
 
     def families(self) -> list[list[nn.Parameter]]:
         """The weights in groups with a learning rate and a gradient norm of their own: policy, value."""
-        parts: tuple[Any, Any] = (self.policy, self.head if self.value is None else self.value)
+        parts = (self.policy, cast(nn.Linear, self.head) if self.value is None else self.value)
         return [[p for p in part.parameters() if p.requires_grad] for part in parts]
 
 

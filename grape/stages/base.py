@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 from grape.algorithms.sft import ALGORITHM
 from grape.artifacts import Document, read_rows
 from grape.errors import GrapeError
 from grape.models.encode import Rows, encode_documents
 from grape.models.forward import language
-from grape.models.load import character_tokenizer, device, load_language_model, place, positions, save_model, scratch
+from grape.models.load import device, load_language_model, place, positions, save_model
+from grape.models.protocols import LanguageModel
+from grape.models.scratch import character_tokenizer, scratch
 from grape.randomness import key
 from grape.stages.chats import chat_of
 from grape.stages.fit import fit
@@ -53,7 +54,7 @@ def run(stage: Stage) -> None:
     rows = encode_documents(chat, documents, params.positions) if steps else Rows()
     stage.left_out(rows.counts, len(rows.kept), "documents", f"model.positions = {params.positions} tokens")
     history = fit(
-        stage, model, chat, ALGORITHM, ALGORITHM.params(), rows.rows, section, partial(language, dtype=params.dtype)
+        stage, model, chat, ALGORITHM, ALGORITHM.params(), rows.rows, section, partial(language, model, dtype=params.dtype)
     )
     save_model(model, tokenizer, stage.path("models/base"))
     stage.run.model("models/base", "base")
@@ -65,7 +66,7 @@ def run(stage: Stage) -> None:
     )
 
 
-def _named_ends(model: Any) -> set[int]:
+def _named_ends(model: LanguageModel) -> set[int]:
     """The ids that the generation config says end a response."""
     named = model.generation_config.eos_token_id
     return set(named if isinstance(named, list) else [] if named is None else [named])

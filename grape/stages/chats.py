@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from grape.models.chat import Chat
+from grape.models.protocols import LanguageModel, Tokenizer
 from grape.stages.stage import Stage
 
 
-def chat_of(stage: Stage, tokenizer: Any, model: Any = None) -> Chat:
+def chat_of(stage: Stage, tokenizer: Tokenizer, model: LanguageModel | None = None) -> Chat:
     """
     Args:
         model: where there is one; its generation config says what else ends an answer.

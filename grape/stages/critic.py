@@ -76,7 +76,7 @@ def _trained(
         rows = encode_turns(chat, asked, common.positions, "data/judgements")
     stage.left_out(rows.counts, len(rows.kept), "judgements", f"model.positions = {common.positions} tokens")
     section = params if rows.rows else params.model_copy(update={"steps": 0})
-    forward = partial(language, dtype=common.dtype)
+    forward = partial(language, model, dtype=common.dtype)
     fit(stage, model.to(device()), chat, ALGORITHM, ALGORITHM.params(), rows.rows, section, forward)
     save_model(model, tokenizer, stage.path("models/critic"))
     return TrainedCritic(model, chat, Calibration({}), common.micro_batch_tokens, common.dtype)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from grape.algorithms.base import AlgorithmParams, AnyAlgorithm
 from grape.errors import GrapeError
 from grape.models.chat import Chat, Row
+from grape.models.protocols import Trainable
 from grape.progress import Progress
 from grape.stages.stage import Stage
 from grape.track.identity import peak_memory_mb
-from grape.training.adam import Adam, AdamParams
+from grape.training.adam import Adam, AdamParams, Forward
 from grape.training.batches import offline
 from grape.training.checkpoint import Checkpoints
 from grape.training.loop import train
-from grape.types import Batch, Metrics, Outputs, Track
+from grape.types import Metrics, Track
 
 if TYPE_CHECKING:
     from grape.schema import Optimisation
@@ -44,13 +45,13 @@ def tracker(stage: Stage, steps: int, memory: bool = False) -> Track:
 
 def fit(
     stage: Stage,
-    model: Any,
+    model: Trainable,
     chat: Chat,
     algorithm: AnyAlgorithm,
     params: AlgorithmParams,
     rows: Sequence[Row],
     section: Optimisation,
-    forward: Callable[[Any, Batch], Outputs],
+    forward: Forward,
     unit: int = 1,
     extra: Mapping[str, Sequence[Tensor]] | None = None,
 ) -> list[dict[str, float]]:

@@ -13,6 +13,7 @@ from grape.models.chat import Row
 from grape.models.encode import collate, encode_pairs
 from grape.models.forward import batched_scores, scalar
 from grape.models.load import device, load_scalar_model, save_model
+from grape.models.protocols import ScalarModel, Tokenizer
 from grape.randomness import permutation
 from grape.reward.learned import STATISTICS
 from grape.stages.chats import chat_of
@@ -38,7 +39,7 @@ def run(stage: Stage) -> None:
     heldout: list[Row] = [row for i in order[:count] for row in pairs[2 * i : 2 * i + 2]]
     margins = [torch.tensor(_difference(scores[i])) for i in order[count:] for _ in range(2)]
     knobs = ALGORITHM.params.model_validate({"centring": params.centring, "margin": params.margin})
-    forward = partial(scalar, dtype=stage.params.model.dtype)
+    forward = partial(scalar, model, dtype=stage.params.model.dtype)
     extra = {"margin": margins}
     fit(stage, model.to(device()), chat, ALGORITHM, knobs, rows, params, forward, 2, extra)
     save_model(model, tokenizer, stage.path("models/reward"))
@@ -57,9 +58,9 @@ def _difference(pair: Preference) -> float:
     return pair.chosen_score - pair.rejected_score
 
 
-def _statistics(model: object, tokenizer: object, rows: list[Row], stage: Stage) -> dict[str, float]:
+def _statistics(model: ScalarModel, tokenizer: Tokenizer, rows: list[Row], stage: Stage) -> dict[str, float]:
     """Accuracy, mean margin, mean and std of r, and accuracy where the chosen answer is the shorter one (length bias)."""
-    batch = collate(rows, tokenizer.pad_token_id, unit=2).to(device())  # type: ignore[attr-defined]
+    batch = collate(rows, tokenizer.pad_token_id, unit=2).to(device())
     score = batched_scores(model, batch, stage.params.model.micro_batch_tokens, stage.params.model.dtype).cpu()
     margin = score[0::2] - score[1::2]
     length = batch.present.sum(1).cpu()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from grape.algorithms.base import OnlineParams, SlotParams, ValueParams
@@ -13,6 +11,7 @@ from grape.models.chat import Chat
 from grape.models.encode import encode_pairs, fitting_prompts
 from grape.models.load import device, load_language_model, load_scalar_model, save_model
 from grape.models.lora import adapt, merge
+from grape.models.protocols import LanguageModel, ScalarModel
 from grape.reward.source import RubricReward
 from grape.stages.chats import chat_of
 from grape.stages.fit import checkpoints, tracker
@@ -81,7 +80,7 @@ def _adam(stage: Stage, steps: int) -> AdamParams:
     )
 
 
-def _value_model(stage: Stage, knobs: SlotParams) -> Any | None:
+def _value_model(stage: Stage, knobs: SlotParams) -> ScalarModel | None:
     """The value model of its own that the algorithm asks for, from the reward model's weights or the policy's; None: a head."""
     if not isinstance(knobs, ValueParams) or knobs.value == "head":
         return None
@@ -89,7 +88,7 @@ def _value_model(stage: Stage, knobs: SlotParams) -> Any | None:
     return load_scalar_model(str(stage.path("models/reward" if learned else "models/sft")), not learned)[0].to(device())
 
 
-def _reference(stage: Stage) -> Any:
+def _reference(stage: Stage) -> LanguageModel:
     return load_language_model(str(stage.path("models/sft")))[0].to(device())
 
 

@@ -23,7 +23,7 @@ def run(stage: Stage) -> None:
     chat, positions = chat_of(stage, tokenizer, model), stage.params.model.positions
     rows = encode_turns(chat, demonstrations, positions, "data/sft", stage.params.sft.turns) if stage.params.sft.steps else Rows()
     stage.left_out(rows.counts, len(rows.kept), "demonstrations", f"model.positions = {positions} tokens")
-    forward = partial(language, dtype=stage.params.model.dtype)
+    forward = partial(language, model, dtype=stage.params.model.dtype)
     history = fit(
         stage, model.to(device()), chat, ALGORITHM, ALGORITHM.params(), rows.rows, stage.params.sft, forward
     )

@@ -13,7 +13,9 @@ from grape.artifacts import Preference, read_rows
 from grape.errors import GrapeError
 from grape.models.chat import Chat
 from grape.models.encode import encode_documents, encode_turns, fitting_prompts
-from grape.models.load import character_tokenizer, load_tokenizer, place
+from grape.models.load import load_tokenizer, place
+from grape.models.protocols import Tokenizer
+from grape.models.scratch import character_tokenizer
 from grape.reward.rubric import load_rubrics
 from grape.reward.source import RubricReward
 from grape.stages.lessons import lesson, question
@@ -84,7 +86,7 @@ def _scorable(stage: Stage, prompts: Mapping[str, list[Prompt]], places: Places)
         verifiers.check(rows, _at(places, name), usable=rubrics)
 
 
-def _tokenizer(stage: Stage, tables: Tables) -> Any:
+def _tokenizer(stage: Stage, tables: Tables) -> Tokenizer:
     """As the base stage will have it."""
     params = stage.params.model
     if params.base != "scratch":

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from grape.errors import GrapeError
 from grape.models.forward import Dtype, micro_batches
+from grape.models.protocols import Trainable
 from grape.randomness import permutation
 from grape.training.sums import Sums, add
 from grape.types import Batch, Loss, Outputs
@@ -114,7 +115,7 @@ class Adam:
     """
 
     def __init__(
-        self, model: Any, params: AdamParams, families: Sequence[tuple[Sequence[Tensor], float]] | None = None
+        self, model: Trainable, params: AdamParams, families: Sequence[tuple[Sequence[Tensor], float]] | None = None
     ) -> None:
         self.params = params
         self.families = families or [([p for p in model.parameters() if p.requires_grad], params.learning_rate)]

@@ -6,23 +6,24 @@ mixins of `grape.algorithms.base` that their knobs derive from. No algorithm is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from grape.algorithms.base import AlgorithmParams, AnyAlgorithm, OnlineParams, SlotParams, TrustRegionParams, ValueParams
 from grape.errors import GrapeError
 from grape.models.chat import Chat
 from grape.models.forward import Dtype, language
+from grape.models.protocols import LanguageModel, ScalarModel, Trainable
 from grape.models.value import ValuedPolicy, valued
-from grape.training.adam import Adam, AdamParams
+from grape.training.adam import Adam, AdamParams, Forward
 from grape.training.batches import Actors, Source, online
 from grape.training.checkpoint import Checkpoints
 from grape.training.loop import Optimiser, train
 from grape.training.natural import NaturalGradient
 from grape.training.sampler import Critique, Sampling, Score
-from grape.types import Batch, Outputs, Prompt, Track
+from grape.types import Prompt, Track
 
 Mixin = TypeVar("Mixin", bound=AlgorithmParams)
 
@@ -33,15 +34,15 @@ class Learner:
 
     Attributes:
         policy: what samples. model: what is trained: the policy, or policy and value model in one.
-        forward: (model, Batch) -> Outputs, as the loss wants them.
+        forward: Batch -> Outputs of that model, as the loss wants them.
         dtype: of the matrix products, in sampling as in training.
     """
 
     algorithm: AnyAlgorithm
     params: AlgorithmParams
-    policy: Any
-    model: Any
-    forward: Callable[[Any, Batch], Outputs]
+    policy: LanguageModel
+    model: Trainable
+    forward: Forward
     optimiser: Optimiser
     dtype: Dtype
 
@@ -52,7 +53,7 @@ class Learner:
         score: Score,
         sampling: Sampling,
         keys: tuple[object, ...],
-        reference: Any | None = None,
+        reference: LanguageModel | None = None,
         critique: Critique | None = None,
     ) -> Source:
         """Rounds that the policy samples. `reference`: for the need of that name, and for `sampling.kl_every`."""
@@ -74,10 +75,10 @@ class Learner:
 def assemble(
     algorithm: AnyAlgorithm,
     params: SlotParams,
-    policy: Any,
+    policy: LanguageModel,
     adam: AdamParams,
     temperature: float = 1.0,
-    value_model: Any | None = None,
+    value_model: ScalarModel | None = None,
 ) -> Learner:
     """A learner for an algorithm of the slot.
 
@@ -90,19 +91,19 @@ def assemble(
         GrapeError: the params lack what the algorithm's needs or update ask for.
     """
     needs, trusted = algorithm.wants(params), algorithm.update == "natural_gradient"
-    how: dict[str, Any] = {
-        "temperature": temperature if algorithm.data == "rollouts" else 1.0,
-        "dtype": "float32" if trusted else adam.dtype,
-        "entropy_gradient": "entropy" in needs,
-    }
-    model = ValuedPolicy(policy, value_model) if "value" in needs else policy
-    forward: Callable[[Any, Batch], Outputs] = partial(language, distribution=trusted, **how)
-    if isinstance(model, ValuedPolicy):
-        forward = partial(valued, **how)
-    return Learner(algorithm, params, policy, model, forward, _optimiser(algorithm, params, model, adam), how["dtype"])
+    warmth, gradient = temperature if algorithm.data == "rollouts" else 1.0, "entropy" in needs
+    dtype: Dtype = "float32" if trusted else adam.dtype
+    model: Trainable = policy
+    forward: Forward = partial(
+        language, policy, temperature=warmth, dtype=dtype, entropy_gradient=gradient, distribution=trusted
+    )
+    if "value" in needs:
+        model = both = ValuedPolicy(policy, value_model)
+        forward = partial(valued, both, temperature=warmth, dtype=dtype, entropy_gradient=gradient)
+    return Learner(algorithm, params, policy, model, forward, _optimiser(algorithm, params, model, adam), dtype)
 
 
-def _optimiser(algorithm: AnyAlgorithm, params: SlotParams, model: Any, adam: AdamParams) -> Optimiser:
+def _optimiser(algorithm: AnyAlgorithm, params: SlotParams, model: Trainable, adam: AdamParams) -> Optimiser:
     if algorithm.update == "natural_gradient":
         region = needed(params, TrustRegionParams, "asks for the natural gradient")
         return NaturalGradient(model, region, adam.micro_batch_tokens)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from grape.maths.masked import metric
 from grape.models.chat import Chat, Row
 from grape.models.encode import collate
 from grape.models.forward import batched_language
+from grape.models.protocols import LanguageModel
 from grape.models.value import ValuedPolicy, batched_values
 from grape.training.rollout_metrics import describe
 from grape.training.sampler import Critique, Sampler, Sampling, Score, draw
@@ -68,9 +68,9 @@ def offline(
 class Actors:
     """The models of an online algorithm. `policy` samples; `valued` is policy and value model in one, where there is one."""
 
-    policy: Any
+    policy: LanguageModel
     chat: Chat
-    reference: Any | None = None
+    reference: LanguageModel | None = None
     valued: ValuedPolicy | None = None
 
 
@@ -120,13 +120,15 @@ def online(
 def _seen(actors: Actors, rollouts: Rollouts, how: Sampling, old: bool, reference: bool) -> Rollouts:
     """The rollouts with what the models say of them, as far as it is wanted."""
 
-    def logp(model: Any) -> Tensor:
+    def logp(model: LanguageModel) -> Tensor:
         return batched_language(model, rollouts, how.temperature, how.micro_batch_tokens, how.dtype).logp
 
     found: dict[str, Tensor] = {}
     if old:
         found["logp_old"] = logp(actors.policy)
     if reference:
+        if actors.reference is None:
+            raise ValueError("the log-probabilities of a reference are wanted, and there is none")
         found["logp_ref"] = logp(actors.reference)
     if actors.valued is not None:
         found["value_old"], found["bootstrap"] = batched_values(actors.valued, rollouts, how.micro_batch_tokens, how.dtype)

@@ -13,10 +13,12 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
+
+from grape.models.protocols import Trainable
 
 MANIFEST = "MANIFEST.json"
 
@@ -41,6 +43,14 @@ def _fsync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+class Keeps(Protocol):
+    """What has a state to keep: an optimiser."""
+
+    def state(self) -> dict[str, Any]: ...
+
+    def restore(self, state: dict[str, Any]) -> None: ...
 
 
 class Checkpoints:
@@ -69,7 +79,7 @@ class Checkpoints:
         return self.every > 0 and update % self.every == 0
 
     def save(
-        self, update: int, model: Any, optimiser: Any, state: Mapping[str, float], history: list[dict[str, float]]
+        self, update: int, model: Trainable, optimiser: Keeps, state: Mapping[str, float], history: list[dict[str, float]]
     ) -> None:
         """Keep everything update `update` needs to run as if nothing had happened."""
         name = f"update-{update:08d}"
@@ -119,7 +129,7 @@ class Checkpoints:
             parts.append(f"{name} changed" if digests else f"{name} {before} -> {now}")
         return "; ".join(parts[:8]) + (f"; and {len(parts) - 8} more" if len(parts) > 8 else "")
 
-    def restore(self, model: Any, optimiser: Any) -> Resumed | None:
+    def restore(self, model: Trainable, optimiser: Keeps) -> Resumed | None:
         """Load the newest valid checkpoint of the same identity into model and optimiser; None if there is none."""
         folders = sorted(self.folder.glob("update-*"), reverse=True) if self.folder.is_dir() else []
         for folder in folders:

@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from grape.algorithms.base import LAST, AlgorithmParams, AnyAlgorithm, State
+from grape.models.protocols import Trainable
 from grape.training.adam import Forward, LossOf
 from grape.training.batches import Source
-from grape.training.checkpoint import Checkpoints
+from grape.training.checkpoint import Checkpoints, Keeps
 from grape.training.sums import Sums, means
-from grape.types import Batch, Outputs, Track
+from grape.types import Batch, Loss, Outputs, Track
 
 
-class Optimiser(Protocol):
+class Optimiser(Keeps, Protocol):
     """Who moves the weights: `Adam` or `NaturalGradient`."""
 
     def update(self, forward: Forward, loss: LossOf, batch: Batch, keys: tuple[object, ...]) -> tuple[Sums, Sums]: ...
 
-    def state(self) -> dict[str, Any]: ...
-
-    def restore(self, state: dict[str, Any]) -> None: ...
-
-
 def train(
-    model: Any,
+    model: Trainable,
     algorithm: AnyAlgorithm,
     params: AlgorithmParams,
     source: Source,
-    forward: Callable[[Any, Batch], Outputs],
+    forward: Forward,
     optimiser: Optimiser,
     *,
     steps: int,
@@ -42,9 +37,13 @@ def train(
     The model stays in eval mode: dropout would make pi_theta another distribution than the one that was sampled.
 
     Args:
-        forward: (model, Batch) -> Outputs: `grape.models.forward.language` or `scalar`, with temperature and dtype bound.
+        forward: what the model says of a batch: `grape.models.forward.language` or `scalar`, all but the batch bound.
         track: called with (step, metrics) after each round, also for rounds that a checkpoint brings back.
     """
+
+    def loss(outputs: Outputs, batch: Batch) -> Loss:
+        return algorithm.loss(outputs, batch, params)
+
     model.eval()
     history: list[dict[str, float]] = []
     state: State = {}
@@ -58,9 +57,7 @@ def train(
         given = source(update, state)
         state, sums = given.state, dict(given.metrics)
         if given.batch is not None:
-            of_all, of_last = optimiser.update(
-                lambda part: forward(model, part), lambda out, part: algorithm.loss(out, part, params), given.batch, (*keys, update)
-            )
+            of_all, of_last = optimiser.update(forward, loss, given.batch, (*keys, update))
             sums |= of_all
             # How the updates ended, for an algorithm whose next credit depends on it.
             kept = {name: value for name, value in state.items() if not name.startswith(LAST)}

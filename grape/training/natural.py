@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from grape.algorithms.base import TrustRegionParams
@@ -26,13 +26,14 @@ from grape.errors import GrapeError
 from grape.maths.kl import kl_exact
 from grape.maths.linear import conjugate_gradient, line_search
 from grape.models.forward import micro_batches
+from grape.models.protocols import Trainable
 from grape.randomness import permutation
 from grape.training.adam import Forward, LossOf, accumulate
 from grape.training.sums import Sums, add
 from grape.types import Batch
 
 
-def movable(model: Any, which: str) -> list[Tensor]:
+def movable(model: Trainable, which: str) -> list[nn.Parameter]:
     """The weights that move; all others are frozen. `all`, `adapters` (what LoRA trains), or `last_block` alone."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if which == "last_block":
@@ -53,7 +54,7 @@ def _block(name: str) -> int:
 class NaturalGradient:
     """`update` has the signature of `Adam.update`; there is no state to keep between updates."""
 
-    def __init__(self, model: Any, region: TrustRegionParams, max_tokens: int) -> None:
+    def __init__(self, model: Trainable, region: TrustRegionParams, max_tokens: int) -> None:
         self.region, self.max_tokens = region, max_tokens
         self.parameters = movable(model, region.parameters)
 

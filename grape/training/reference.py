@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch import Tensor
 from grape.models.chat import Row
 from grape.models.encode import collate
 from grape.models.forward import Dtype, batched_language
+from grape.models.protocols import LanguageModel
 
 
 def row_key(row: Row) -> str:
@@ -22,7 +22,7 @@ def row_key(row: Row) -> str:
 
 
 def reference_logp(
-    model: Any, identity: str, rows: Sequence[Row], pad_id: int, folder: Path, max_tokens: int, dtype: Dtype = "float32"
+    model: LanguageModel, identity: str, rows: Sequence[Row], pad_id: int, folder: Path, max_tokens: int, dtype: Dtype = "float32"
 ) -> list[Tensor]:
     """log pi_ref(y_t | s_t) of every row, (T_i,) each, nats.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 
@@ -13,6 +12,7 @@ from grape.maths.advantage import constant_groups
 from grape.models.chat import Chat
 from grape.models.encode import collate
 from grape.models.forward import Dtype
+from grape.models.protocols import LanguageModel
 from grape.randomness import permutation
 from grape.sampling import response_rows, sample
 from grape.training.revision import choose, gain, groups
@@ -73,7 +73,7 @@ class Drawn:
 class Sampler:
     """Draws rounds. `critique`: the turn that asks the policy to mend an answer, "" where there is nothing to mend."""
 
-    policy: Any
+    policy: LanguageModel
     chat: Chat
     prompts: Sequence[Prompt]
     score: Score

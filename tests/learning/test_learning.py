@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -80,7 +81,7 @@ def start(steps: int = 120) -> Any:
     rows = [tiny.answered(p, text) for p in PROMPTS for text in (p.text, p.text, p.text, "a", "b", "cd", "dc", "ab")]
     source = offline(rows, 0, 32, ("warm",), torch.device("cpu"))
     adam = Adam(model, AdamParams(3e-3, steps))
-    train(model, sft.ALGORITHM, sft.ALGORITHM.params(), source, language, adam, steps=steps, track=lambda *_: None)
+    train(model, sft.ALGORITHM, sft.ALGORITHM.params(), source, partial(language, model), adam, steps=steps, track=lambda *_: None)
     return model
 
 

@@ -13,7 +13,8 @@ from transformers import AutoTokenizer
 
 from grape import params as params_file
 from grape.errors import GrapeError
-from grape.models.load import save_model, scratch
+from grape.models.load import save_model
+from grape.models.scratch import scratch
 from grape.project import Project
 from grape.stages.inputs import resolved
 from grape.stages.stage import Stage

@@ -13,7 +13,8 @@ import torch
 
 from grape.errors import GrapeError
 from grape.models.chat import Chat
-from grape.models.load import save_model, scratch
+from grape.models.load import save_model
+from grape.models.scratch import scratch
 from grape.reward.critics.base import Question
 from grape.reward.critics.calibration import Calibration
 from grape.reward.critics.fence import messages, new_mark

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from grape.algorithms import sft
 from grape.models.chat import Chat, Row
 from grape.models.encode import collate
 from grape.models.forward import language, response_logits
-from grape.models.load import SPECIAL, character_tokenizer, save_model, scratch
+from grape.models.load import SPECIAL, save_model
+from grape.models.scratch import character_tokenizer, scratch
 from grape.randomness import generator
 from grape.reward.critics.base import Question
 from grape.reward.critics.fence import clean, messages, new_mark
@@ -139,7 +141,8 @@ def make(folder: Path, seed: int = 0) -> None:
     for again in range(ROUNDS):
         source = offline(data, made.pad_token_id, 8, (seed, again), torch.device("cpu"))
         adam = Adam(model, AdamParams(4e-3, STEPS, warmup_steps=5, schedule="cosine"))
-        train(model, sft.ALGORITHM, sft.ALGORITHM.params(), source, language, adam, steps=STEPS, track=lambda *_: None)
+        forward = partial(language, model)
+        train(model, sft.ALGORITHM, sft.ALGORITHM.params(), source, forward, adam, steps=STEPS, track=lambda *_: None)
         if not mistakes(model, made, held_out):
             break
     else:

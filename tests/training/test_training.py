@@ -122,7 +122,7 @@ def test_sft_learns_its_demonstrations_and_the_learning_rate_warms_up() -> None:
     model, rows = tiny.model(), tiny.rows(count=4)
     source = offline(rows, 0, 4, ("s",), torch.device("cpu"))
     adam = Adam(model, AdamParams(3e-3, 60, warmup_steps=5, schedule="cosine"))
-    history = train(model, sft.ALGORITHM, sft.ALGORITHM.params(), source, language, adam, steps=60, track=silent)
+    history = train(model, sft.ALGORITHM, sft.ALGORITHM.params(), source, partial(language, model), adam, steps=60, track=silent)
     assert history[-1]["loss"] < 0.2 * history[0]["loss"]
     assert history[0]["learning_rate"] == 0 and history[5]["learning_rate"] == pytest.approx(3e-3)
     assert history[-1]["learning_rate"] == pytest.approx(3e-4, rel=0.1)

@@ -15,8 +15,8 @@ from typing import Any
 from grape.errors import GrapeError
 from grape.models.chat import Chat
 from grape.models.forward import Dtype
-from grape.models.load import device, is_plain, load_language_model, positions
-from grape.models.template import Template
+from grape.models.load import device, load_language_model, positions
+from grape.models.template import Template, is_plain
 from grape.reward.critics.base import Certainty, Question, Verdicts, from_log_odds
 from grape.reward.critics.calibration import Calibration
 from grape.reward.critics.fence import Messages, messages, new_mark, special_tokens
