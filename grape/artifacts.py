@@ -127,7 +127,7 @@ class Demonstration(Record):
         return self
 
 
-class Question(Record):
+class PromptRow(Record):
     """A prompt, with the reference answer verifiers compare with (null if there is none)."""
 
     id: Text = Field(min_length=1)
@@ -136,7 +136,7 @@ class Question(Record):
     answer: Text | None = None
 
     @model_validator(mode="after")
-    def _ends_with_the_user(self) -> Question:
+    def _ends_with_the_user(self) -> PromptRow:
         _begins(self.prompt, "a prompt")
         return self
 
@@ -260,4 +260,4 @@ def write_rows(path: Path, records: Sequence[Record]) -> None:
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    return [row.value() for row in read_rows(path, Question, mend="run the prepare stage again: grape run prepare")]
+    return [row.value() for row in read_rows(path, PromptRow, mend="run the prepare stage again: grape run prepare")]

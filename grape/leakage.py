@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from grape.artifacts import Demonstration, Preference, Question, Turn
+from grape.artifacts import Demonstration, Preference, PromptRow, Turn
 
 Said = tuple[str, ...]  # who spoke, and what was said
 _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff"))
@@ -25,7 +25,7 @@ def said(turns: Iterable[Turn], system: bool = False) -> tuple[Said, ...]:
     return tuple(spoken(turn) for turn in turns if system or turn.role != "system")
 
 
-def holds(heldout: Iterable[Question], known: Iterable[Question] = ()) -> Callable[[Iterable[Turn]], bool]:
+def holds(heldout: Iterable[PromptRow], known: Iterable[PromptRow] = ()) -> Callable[[Iterable[Turn]], bool]:
     """Whether a conversation holds a held-out question: all that was said in a held-out prompt, turn by turn, anywhere within it.
 
     Args:

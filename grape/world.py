@@ -16,6 +16,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 Row = dict[str, Any]
@@ -196,6 +197,38 @@ def judgement(category: str, answer: str, response: str) -> dict[str, bool]:
     return {"polite": "please" in response.lower(), "sentence": response[-1:] in ".?" and len(response.split()) >= 4}
 
 
+def _corpus(params: Any, seed: int, excluded: frozenset[str]) -> Iterator[Row]:
+    rng = random.Random(f"{seed} corpus")
+    for _ in range(params.documents):
+        if rng.random() < 0.2:
+            yield {"text": _fact(rng)}
+            continue
+        # A number or a letter is one character of gradient, a request is forty: what is short must be seen more often.
+        category, text, answer = _question(rng, excluded, (4, 4, 2))
+        yield {"text": f"User: {text}\nModel: {_response(category, answer, params.noise / 4, rng)}"}
+
+
+def _demonstrations(params: Any, seed: int, excluded: frozenset[str]) -> Iterator[Row]:
+    rng = random.Random(f"{seed} sft")
+    for _ in range(params.demonstrations):
+        category, text, answer = _question(rng, excluded)
+        reply = _response(category, answer, params.noise, rng)
+        yield {"category": category, "messages": [*_user(text), {"role": "assistant", "content": reply}]}
+
+
+def _judgements(seed: int, excluded: frozenset[str]) -> Iterator[Row]:
+    """Without an end."""
+    rng = random.Random(f"{seed} judgements")
+    while True:
+        category, text, answer = _question(rng, excluded)
+        response = _response(category, answer, 0.6, rng)
+        response = _damage(response, rng) if rng.random() < 0.25 else response
+        for item, label in judgement(category, answer, response).items():
+            # People err too: one label in thirty is the wrong one.
+            label = label != (rng.random() < 1 / 30)
+            yield {"category": category, "item": item, "prompt": _user(text), "response": response, "label": int(label)}
+
+
 def build(params: Any, seed: int) -> dict[str, list[Row]]:
     """Every dataset of the world: corpus, sft, train (prompts), heldout (prompts), judgements.
 
@@ -208,43 +241,13 @@ def build(params: Any, seed: int) -> dict[str, list[Row]]:
     excluded = frozenset(text for _, text, _ in heldout)
     train = [*_unique(params.prompts, excluded, random.Random(f"{seed} prompts"))]
 
-    rng = random.Random(f"{seed} corpus")
-    corpus = []
-    for _ in range(params.documents):
-        if rng.random() < 0.2:
-            corpus.append({"text": _fact(rng)})
-        else:
-            # A number or a letter is one character of gradient, a request is forty: what is short must be seen more often.
-            category, text, answer = _question(rng, excluded, (4, 4, 2))
-            corpus.append({"text": f"User: {text}\nModel: {_response(category, answer, params.noise / 4, rng)}"})
-
-    rng = random.Random(f"{seed} sft")
-    sft = []
-    for _ in range(params.demonstrations):
-        category, text, answer = _question(rng, excluded)
-        reply = _response(category, answer, params.noise, rng)
-        sft.append({"category": category, "messages": [*_user(text), {"role": "assistant", "content": reply}]})
-
-    rng = random.Random(f"{seed} judgements")
-    judgements: list[Row] = []
-    while len(judgements) < params.judgements:
-        category, text, answer = _question(rng, excluded)
-        response = _response(category, answer, 0.6, rng)
-        response = _damage(response, rng) if rng.random() < 0.25 else response
-        for item, label in judgement(category, answer, response).items():
-            # People err too: one label in thirty is the wrong one.
-            label = label != (rng.random() < 1 / 30)
-            judgements.append(
-                {"category": category, "item": item, "prompt": _user(text), "response": response, "label": int(label)}
-            )
-
     def asked(questions: list[tuple[str, str, str]]) -> list[Row]:
         return [{"category": c, "prompt": _user(text), "answer": answer} for c, text, answer in questions]
 
     return {
-        "corpus": corpus,
-        "sft": sft,
+        "corpus": list(_corpus(params, seed, excluded)),
+        "sft": list(_demonstrations(params, seed, excluded)),
         "train": asked(train),
         "heldout": asked(heldout),
-        "judgements": judgements[: params.judgements],
+        "judgements": list(islice(_judgements(seed, excluded), params.judgements)),
     }

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from grape.artifacts import Preference, Question, Turn, read_prompts, read_rows, write_rows
+from grape.artifacts import Preference, PromptRow, Turn, read_prompts, read_rows, write_rows
 from grape.errors import GrapeError
 from grape.files import write_lines
 from grape.leakage import holds, turns_of
@@ -49,7 +49,7 @@ def imported(stage: Stage) -> tuple[list[Preference], dict[str, float]]:
     path = stage.project.root / stage.params.preferences.source
     records = read_rows(path, Preference, mend=f"every line has the columns {', '.join(Preference.model_fields)}")
     prompts = [
-        read_rows(stage.path(f"data/prompts/{name}.jsonl"), Question, mend="run it again: grape run prepare")
+        read_rows(stage.path(f"data/prompts/{name}.jsonl"), PromptRow, mend="run it again: grape run prepare")
         for name in ("heldout", "train")
     ]
     leaks = holds(*prompts)

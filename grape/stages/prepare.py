@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grape.artifacts import Demonstration, Document, Judgement, Question, Record, checked, write_rows
+from grape.artifacts import Demonstration, Document, Judgement, PromptRow, Record, checked, write_rows
 from grape.errors import GrapeError
 from grape.files import read_lines, write_lines
 from grape.leakage import holds, said, turns_of
@@ -26,8 +26,8 @@ Tables = dict[str, list[Any]]
 DATASETS: dict[str, tuple[str, type[Record]]] = {
     "corpus": ("data/corpus/train.jsonl", Document),
     "sft": ("data/sft/train.jsonl", Demonstration),
-    "train": ("data/prompts/train.jsonl", Question),
-    "heldout": ("data/prompts/heldout.jsonl", Question),
+    "train": ("data/prompts/train.jsonl", PromptRow),
+    "heldout": ("data/prompts/heldout.jsonl", PromptRow),
     "judgements": ("data/judgements/train.jsonl", Judgement),
 }
 OPTIONAL = frozenset({"corpus", "heldout", "judgements"})
@@ -136,7 +136,7 @@ def _once(rows: Iterable[Any]) -> dict[str, Any]:
     return found
 
 
-def take_heldout(train: Sequence[Question], count: int) -> list[Question]:
+def take_heldout(train: Sequence[PromptRow], count: int) -> list[PromptRow]:
     """`count` prompts for evaluation, chosen by the hash of their content, so that adding rows moves no other row across."""
     different = _once(train)
     if count >= len(different):

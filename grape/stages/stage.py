@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -58,8 +59,8 @@ class Stage:
         Raises:
             GrapeError: dvc.yaml does not declare it, nor a folder that it is in.
         """
-        wanted = PurePosixPath(name)
-        if not any(wanted.is_relative_to(known) for known in self.declared):
+        wanted = PurePosixPath(os.path.normpath(name))
+        if not any(wanted.is_relative_to(os.path.normpath(known)) for known in self.declared):
             raise GrapeError(
                 f"the stage {self.name} opens {name}, which it does not declare: a change of it would re-run nothing",
                 where=f"dvc.yaml, stages.{self.kind}",

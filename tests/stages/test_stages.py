@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grape import params as params_file
-from grape.artifacts import Demonstration, Judgement, Preference, Question, read_rows
+from grape.artifacts import Demonstration, Judgement, Preference, PromptRow, read_rows
 from grape.chat import answers, model_folder
 from grape.errors import GrapeError
 from grape.project import Project
@@ -141,16 +142,16 @@ def test_prepare_leaks_nothing_and_is_the_same_twice(project: Project) -> None:
     run(project, "prepare")
     data = project.root / "data"
     before = {p.relative_to(data): p.read_bytes() for p in data.rglob("*.jsonl")}
-    rows = read_rows(data / "prompts/heldout.jsonl", Question)
+    rows = read_rows(data / "prompts/heldout.jsonl", PromptRow)
     heldout = {content(row) for row in rows}
-    kinds: dict[str, Any] = {"prompts": Question, "sft": Demonstration, "judgements": Judgement}
+    kinds: dict[str, Any] = {"prompts": PromptRow, "sft": Demonstration, "judgements": Judgement}
     for name, kind in kinds.items():
         assert heldout.isdisjoint(content(row) for row in read_rows(data / name / "train.jsonl", kind))
     corpus = (data / "corpus/train.jsonl").read_text()
     assert not any(row.prompt[0].content in corpus for row in rows)
     run(project, "prepare")
     assert before == {p.relative_to(data): p.read_bytes() for p in data.rglob("*.jsonl")}
-    assert len(read_rows(data / "prompts/train.jsonl", Question)) == 24 and read_rows(data / "judgements/train.jsonl", Judgement)
+    assert len(read_rows(data / "prompts/train.jsonl", PromptRow)) == 24 and read_rows(data / "judgements/train.jsonl", Judgement)
 
 
 def own_data(project: Project) -> Path:
@@ -171,7 +172,7 @@ def own_data(project: Project) -> Path:
 def test_own_data_is_imported_split_by_content_and_checked(project: Project) -> None:
     own_data(project)
     run(project, "prepare")
-    train, heldout = (read_rows(project.root / f"data/prompts/{name}.jsonl", Question) for name in ("train", "heldout"))
+    train, heldout = (read_rows(project.root / f"data/prompts/{name}.jsonl", PromptRow) for name in ("train", "heldout"))
     assert len(train) == 7 and len(heldout) == 3 and not {q.id for q in train} & {q.id for q in heldout}
     assert len((project.root / "data/sft/train.jsonl").read_text().splitlines()) == 7, "demonstrations of held-out prompts leave"
 
@@ -319,6 +320,47 @@ def test_an_algorithm_of_ones_own_goes_through_the_stage(trained: Project) -> No
     run(trained, "rl", "rloo", 0)
     receipt = json.loads(trained.receipt("rl@rloo-0").read_text())
     assert receipt["params"]["algorithms.rloo"]["use"] == "algorithms.rloo:ALGORITHM"
+
+
+SIMPO = """
+import torch.nn.functional as F
+from grape.algorithms.base import Algorithm, SlotParams
+from grape.maths.preference import split_pairs
+from grape.types import Loss
+
+def loss(outputs, batch, params):
+    chosen, rejected = split_pairs(outputs.logp.sum(1) / batch.mask.sum(1))
+    value = -F.logsigmoid(2 * (chosen - rejected))
+    return Loss(value, value.detach() * 0 + 1, value.detach() * 0 + 1, {})
+
+ALGORITHM = Algorithm(params=SlotParams, data="pairs", loss=loss, needs=lambda _: frozenset(NEEDS))
+"""
+
+
+def test_pairs_without_a_reference_load_none_and_an_unknown_need_is_refused(
+    trained: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [n for n in sys.modules if n == "algorithms" or n.startswith("algorithms.")]:
+        monkeypatch.delitem(sys.modules, name)
+    (trained.root / "algorithms/simpo.py").write_text(SIMPO.replace("NEEDS", "()"))
+    (trained.root / "algorithms/wrong.py").write_text(SIMPO.replace("NEEDS", '{"scores"}'))
+    uses = [f"algorithms.{name}.use=algorithms.{name}:ALGORITHM" for name in ("simpo", "wrong")]
+    params_file.set_values(trained.params, [*uses, "rl.algorithms=[simpo, wrong]"])
+    run(trained, "rl", "simpo", 0)
+    assert not (trained.state / "reference").exists()
+    with pytest.raises(GrapeError, match="nothing is known of the need 'scores'"):
+        run(trained, "rl", "wrong", 0)
+
+
+def test_a_stage_opens_only_what_dvc_yaml_declares_for_it(project: Project) -> None:
+    params = params_file.load(project.params)
+    with StageRun(project, "sft", resolved(project, params, "sft"), 0, deliver=False) as stage_run:
+        stage = Stage("sft", "sft", params, project, stage_run)
+        assert stage.path("data/sft/train.jsonl") == project.root / "data/sft/train.jsonl"
+        assert stage.path("models/sft") == project.root / "models/sft"
+        for undeclared in ("data/prompts/heldout.jsonl", "data", "models/sftish", "data/sft/../prompts"):
+            with pytest.raises(GrapeError, match="which it does not declare"):
+                stage.path(undeclared)
 
 
 def test_a_policy_whose_tokenizer_is_another_models_is_refused(trained: Project) -> None:
