@@ -188,55 +188,55 @@ class Tokens(Tensors):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Rollouts(Tokens):
-    """What the policy sampled in a round: what `credit` reads. P groups of G rows.
+class Sampled(Tokens):
+    """What credit and loss both may know of rows.
 
     Attributes:
-        group: index of the row's prompt. finished: bool, the response ended with EOS.
-        revises: the row whose response this one is a revision of, -1: none; there in rounds with revisions alone.
-        logp_old: log pi_old(y_t | s_t), nats, of the policy that sampled.
+        group: index of the row's prompt; rows of a group stay in one mini-batch. Of rollouts, not of pairs or demonstrations.
+        logp_old: log pi_old(y_t | s_t), nats, of the policy that sampled; not there for a loss: it is the one being updated.
         logp_ref: log pi_ref(y_t | s_t), nats.
-        value_old: V(s_t) of the value model, units of the reward.
-        bootstrap: V(s_T+1), the value of the state behind the last token; read for truncated responses alone.
-        limit: longest response that could be sampled, tokens.
-    """
-
-    group: PerRow = absent()
-    finished: PerRow = absent()
-    revises: PerRow = absent()
-    logp_old: PerToken = absent()
-    logp_ref: PerToken = absent()
-    value_old: PerToken = absent()
-    bootstrap: PerRow = absent()
-    limit: int = 0
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Batch(Tokens):
-    """What a loss reads: tokens to learn from, and what is known about every one of them.
-
-    Attributes:
-        group: index of the row's prompt; rows of a group stay in one mini-batch. Rollouts only.
-        logp_old: log pi_old(y_t | s_t), nats; not there: the policy that sampled is the one being updated.
-        logp_ref: log pi_ref(y_t | s_t), nats.
-        advantage: A_t in units of the reward.
-        value_old: V(s_t) of the value model when the rollout was made. returns: what V(s_t) should have said.
-        beta: coefficient of the KL in the loss, where it adapts; units of the reward per nat.
-        length: mean response length of the whole round, for losses that divide by the round's tokens.
-        margin: how much better the chosen answer scored, pairs only; the same in both rows.
+        value_old: V(s_t) of the value model when the round was sampled, units of the reward.
         limit: longest response that could be sampled, tokens; 0: not sampled.
     """
 
     group: PerRow = absent()
     logp_old: PerToken = absent()
     logp_ref: PerToken = absent()
-    advantage: PerToken = absent()
     value_old: PerToken = absent()
+    limit: int = 0
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Rollouts(Sampled):
+    """What the policy sampled in a round, P groups of G rows: what `credit` reads.
+
+    Attributes:
+        finished: bool, the response ended with EOS.
+        revises: the row whose response this one is a revision of, -1: none; there in rounds with revisions alone.
+        bootstrap: V(s_T+1), the value of the state behind the last token; read for truncated responses alone.
+    """
+
+    finished: PerRow = absent()
+    revises: PerRow = absent()
+    bootstrap: PerRow = absent()
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Batch(Sampled):
+    """What a loss reads.
+
+    Attributes:
+        advantage: A_t in units of the reward. returns: what V(s_t) should have said.
+        beta: coefficient of the KL in the loss, where it adapts; units of the reward per nat.
+        length: mean response length of the whole round, for losses that divide by the round's tokens.
+        margin: how much better the chosen answer scored, pairs only; the same in both rows.
+    """
+
+    advantage: PerToken = absent()
     returns: PerToken = absent()
     beta: PerRow = absent()
     length: PerRow = absent()
     margin: PerRow = absent()
-    limit: int = 0
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -69,7 +69,7 @@ def fit(
             where=f"stage {stage.name}",
             mend=f"add data, or set {stage.kind}.steps to 0",
         )
-    keys = (stage.params.seed, stage.kind)
+    keys, steps = (stage.params.seed, stage.kind), section.steps
     history = train(
         model,
         algorithm,
@@ -77,11 +77,8 @@ def fit(
         offline(rows, chat.pad, section.batch_size, keys, model.device, unit, extra),
         forward,
         Adam(model, adam_params(stage, section)),
-        steps=section.steps,
-        track=tracker(stage, section.steps),
-        checkpoints=checkpoints(stage),
-        keys=keys,
-    )
+        steps=steps, track=tracker(stage, steps), checkpoints=checkpoints(stage), keys=keys,
+    )  # fmt: skip
     stage.write_history(history)
     return history
 

@@ -111,8 +111,7 @@ def online(
         if not old_needed:
             rollouts = rollouts.with_(logp_old=None)
         given = credit(drawn.scores.to(actors.policy.device), rollouts, params, state)
-        metrics |= {name: (float(s), float(w)) for name, (s, w) in given.metrics.items()}
-        return Round(given.batch(rollouts), given.state, metrics)
+        return Round(given.batch(rollouts), given.state, metrics | {n: (float(s), float(w)) for n, (s, w) in given.metrics.items()})
 
     return source
 

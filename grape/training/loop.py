@@ -9,7 +9,7 @@ from grape.algorithms.base import LAST, AlgorithmParams, AnyAlgorithm, State
 from grape.models.protocols import Trainable
 from grape.training.adam import Forward, LossOf
 from grape.training.batches import Source
-from grape.training.checkpoint import Checkpoints, Keeps
+from grape.training.checkpoint import Checkpoints, Keeps, Resumed
 from grape.training.sums import Sums, means
 from grape.types import Batch, Loss, Outputs, Track
 
@@ -45,26 +45,26 @@ def train(
         return algorithm.loss(outputs, batch, params)
 
     model.eval()
-    history: list[dict[str, float]] = []
-    state: State = {}
-    start = 0
-    if resumed := checkpoints.restore(model, optimiser) if checkpoints else None:
-        start, state, history = resumed.update, resumed.state, list(resumed.history)
-        for row in history:
-            track(int(row["step"]), {k: v for k, v in row.items() if k != "step"})
-    for update in range(start, steps):
+    begun = (checkpoints.restore(model, optimiser) if checkpoints else None) or Resumed(0, {}, [])
+    state, history = begun.state, begun.history
+    for row in history:
+        track(int(row["step"]), {k: v for k, v in row.items() if k != "step"})
+    for update in range(begun.update, steps):
         began = time.perf_counter()
         given = source(update, state)
         state, sums = given.state, dict(given.metrics)
         if given.batch is not None:
             of_all, of_last = optimiser.update(forward, loss, given.batch, (*keys, update))
-            sums |= of_all
-            # How the updates ended, for an algorithm whose next credit depends on it.
-            kept = {name: value for name, value in state.items() if not name.startswith(LAST)}
-            state = kept | {f"{LAST}{name}": value for name, value in means(of_last).items()}
+            state, sums = _ended(state, of_last), sums | of_all
         metrics = means(sums) | {"step_time": time.perf_counter() - began}
         history.append({"step": update + 1, **metrics})
         track(update + 1, metrics)
         if checkpoints and checkpoints.due(update + 1, steps):
             checkpoints.save(update + 1, model, optimiser, state, history)
     return history
+
+
+def _ended(state: State, last: Sums) -> State:
+    """The state with how the last update ended, for an algorithm whose next credit depends on it."""
+    kept = {name: value for name, value in state.items() if not name.startswith(LAST)}
+    return kept | {f"{LAST}{name}": value for name, value in means(last).items()}
