@@ -9,7 +9,8 @@ import torch
 from grape.errors import GrapeError
 from grape.reward.critics.base import Critic
 from grape.reward.rubric import Item, Rubric
-from grape.reward.verifiers import Undecidable, Verify, build
+from grape.reward.verdict import Undecidable
+from grape.reward.verifiers import Verify, build
 from grape.types import Prompt, Response, Scores
 
 # A score from here on meets a gate or a parent item.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,10 +43,18 @@ class Verdict(float):
         return float(self), self.reason, self.metrics
 
 
-class Options(BaseModel):
-    """Options of a verifier; unknown ones are errors."""
+class Options(BaseModel, ABC):
+    """A verifier: its options, unknown ones being errors, and the check."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @abstractmethod
+    def score(self, prompt: Prompt, text: str) -> float:
+        """In [0, 1], a `Verdict` where there is a reason or a count worth keeping.
+
+        Raises:
+            Undecidable: the check cannot be made.
+        """
 
 
 def reference(prompt: Prompt) -> str:

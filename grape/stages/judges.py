@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from grape.reward.critics.settings import load_critic
 from grape.reward.learned import LearnedReward
 from grape.reward.rubric import load_rubrics
-from grape.reward.sandbox.tiers import tier
 from grape.reward.source import RewardSource, RubricReward
+from grape.sandbox.tiers import tier
 from grape.stages import Stage
 from grape.stages.modules import load_module
 from grape.types import Prompt

@@ -14,7 +14,8 @@ from grape.project import Project
 from grape.reward.critics.base import Question, Verdicts
 from grape.reward.rubric import load_rubric, load_rubrics
 from grape.reward.source import RubricReward
-from grape.reward.verifiers import Undecidable, build
+from grape.reward.verdict import Undecidable
+from grape.reward.verifiers import build
 from grape.types import Prompt, Response
 from tests import tiny
 

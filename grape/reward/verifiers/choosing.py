@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from grape.reward.reading import boxed
+from grape.reward.verifiers.reading import boxed
 
 # What may stand around a letter; at most so many, since texts of models are degenerate at times.
 _OPEN, _CLOSE = r"[(\[*_\"'$]{0,6}", r"[)\]*_\"']{0,6}"

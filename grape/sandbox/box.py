@@ -18,8 +18,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from grape.reward.sandbox import places
-from grape.reward.sandbox.protocol import read
+from grape.sandbox import places
+from grape.sandbox.places import Limits
+from grape.sandbox.protocol import read
 
 MODULES = ("kernel", "seccomp", "work", "launch")
 START_SECONDS = 60.0  # a machine under load may take long; a sandbox that needs more is an error of the harness
@@ -46,20 +47,6 @@ module.main(receive(), receive)
 
 class HarnessError(Exception):
     """The sandbox itself failed, before the program had a part in it: the score is missing, not 0."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one program may use. Seconds of processor time per process, wall clock for all; MiB; counts; answers in KiB."""
-
-    seconds: float = 5.0
-    wall: float = 15.0
-    memory: int = 512
-    disk: int = 16
-    file: int = 4
-    files: int = 64
-    processes: int = 16
-    answers: int = 1024
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from grape.reward.sandbox.box import Answer, Ended, Limits, Sandbox, quoted
-from grape.reward.sandbox.protocol import NotJson, read
+from grape.sandbox.box import Answer, Ended, Sandbox, quoted
+from grape.sandbox.places import Limits
+from grape.sandbox.protocol import NotJson, read
 
 Call = tuple[str, Sequence[Any]]
 

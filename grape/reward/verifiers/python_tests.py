@@ -6,12 +6,18 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from grape.reward.sandbox.box import HarnessError, Limits
-from grape.reward.sandbox.cases import BadCases, Cases, judge, parse, program
-from grape.reward.sandbox.run import run
-from grape.reward.sandbox.tiers import MEND, tier
 from grape.reward.verdict import Options, Undecidable, Verdict, reference
+from grape.reward.verifiers.cases import BadCases, Cases, judge, parse
+from grape.reward.verifiers.program import program
+from grape.sandbox.box import HarnessError
+from grape.sandbox.places import Limits
+from grape.sandbox.run import run
+from grape.sandbox.tiers import tier
 from grape.types import Prompt
+
+MEND = ("install bubblewrap, or allow user namespaces (Ubuntu 24.04 and later: "
+        "`sysctl kernel.apparmor_restrict_unprivileged_userns=0`), or use a kernel with landlock (Linux 6.2); "
+        "`allow_weak: true` in the item's options runs the programs with limits alone")
 
 
 def mechanism(allow_weak: bool) -> str:

@@ -11,7 +11,7 @@ import os
 import resource
 import sys
 
-from grape.reward.sandbox import kernel, seccomp
+from grape.sandbox import kernel, seccomp
 
 TYPE_CHECKING = False  # not from typing, whose import would cost each sandbox 7 ms
 if TYPE_CHECKING:
