@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import torch
 
 from grape.errors import GrapeError
-from grape.reward.critics.base import Critic
+from grape.reward.critics.question import Critic
 from grape.reward.rubric import Item, Rubric
 from grape.reward.verdict import Undecidable
 from grape.reward.verifiers import Verify, build

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from grape.reward.critics.settings import load_critic
+from grape.reward.critics.judge import load_critic
 from grape.reward.learned import LearnedReward
 from grape.reward.rubric import load_rubrics
 from grape.reward.source import RewardSource, RubricReward

@@ -11,10 +11,10 @@ import torch
 from grape import rubrics
 from grape.errors import GrapeError
 from grape.project import Project
-from grape.reward.critics.base import Question, Verdicts
+from grape.reward.critics.question import Question
 from grape.reward.rubric import load_rubric, load_rubrics
 from grape.reward.source import RubricReward
-from grape.reward.verdict import Undecidable
+from grape.reward.verdict import Undecidable, Verdicts
 from grape.reward.verifiers import build
 from grape.types import Prompt, Response
 from tests import tiny
@@ -241,6 +241,8 @@ def test_a_probability_in_words_is_no_critique(tmp_path: Path) -> None:
     """Reasons go back to the policy only from a judge that has some; a missing score is nothing to mend."""
 
     class Judge:
+        explains = False
+
         def judge(self, names: Sequence[str], questions: Sequence[Question], /) -> Verdicts:
             score = torch.tensor([torch.nan if "lost" in q.response else 0.2 for q in questions])
             return Verdicts(score, score, ("it is rude",) * len(questions), score)

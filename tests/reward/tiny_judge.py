@@ -24,9 +24,9 @@ from grape.models.encode import collate
 from grape.models.forward import language, response_logits
 from grape.models.load import SPECIAL, character_tokenizer, save_model, scratch
 from grape.randomness import generator
-from grape.reward.critics.base import Question
 from grape.reward.critics.fence import clean, messages, new_mark
-from grape.reward.critics.server import ENDING
+from grape.reward.critics.openai import ENDING
+from grape.reward.critics.question import Question
 from grape.training.adam import Adam, AdamParams
 from grape.training.batches import offline
 from grape.training.loop import train

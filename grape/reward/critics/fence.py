@@ -12,9 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from grape.randomness import key
-from grape.reward.critics.base import Question
-
-Messages = list[dict[str, str]]
+from grape.reward.critics.question import Question
 
 SYSTEM = "You are a careful and impartial judge of answers."
 NOTICE = (
@@ -81,7 +79,7 @@ def new_mark(question: Question, *call: object) -> str:
     return found
 
 
-def messages(question: Question, mark: str, ending: str, tokens: Sequence[str] = ()) -> Messages:
+def messages(question: Question, mark: str, ending: str, tokens: Sequence[str] = ()) -> list[dict[str, str]]:
     """The system and the user message that ask a question; `ending` says how to reply."""
 
     def fenced(kind: str, text: str) -> str:
