@@ -45,7 +45,12 @@ class VerifyJudge:
         self.checks = dict(checks)
 
     def judge(self, asked: Sequence[Asked], /) -> Verdicts:
-        given = [self._tried(one) for one in asked]
+        given = []
+        for one in asked:
+            try:
+                given.append(self.verdict(one.name, one.response.prompt, one.response.text))
+            except Undecidable as error:
+                given.append(Verdict(torch.nan, str(error)))
         impossible, passed = (sum(v.metrics.get(name, 0.0) for v in given) for name in ("impossible", "impossible_passed"))
         # Tests that no honest program passes: the share that was passed all the same.
         metrics = {"hack_rate": (float(passed), float(impossible))} if impossible else {}
@@ -63,12 +68,6 @@ class VerifyJudge:
         except Exception as error:  # libraries and patterns of other people, on a text that nobody chose
             raise Undecidable(f"the verifier raised {type(error).__name__}: {error}", "mend the item's options") from error
         return score if isinstance(score, Verdict) else Verdict(score)
-
-    def _tried(self, one: Asked) -> Verdict:
-        try:
-            return self.verdict(one.name, one.response.prompt, one.response.text)
-        except Undecidable as error:
-            return Verdict(torch.nan, str(error))
 
 
 class CriticJudge:
@@ -98,8 +97,6 @@ class RewardModelJudge:
         return _sure(torch.where(given.valid[:, 0], score, torch.nan), reasons)
 
 
-def _sure(
-    score: torch.Tensor, reasons: tuple[str, ...], metrics: Mapping[str, tuple[float, float]] | None = None
-) -> Verdicts:
+def _sure(score: torch.Tensor, reasons: tuple[str, ...], metrics: Mapping[str, tuple[float, float]] | None = None) -> Verdicts:
     """Verdicts of a judge that knows no doubt."""
     return Verdicts(score, torch.ones_like(score), reasons, torch.full_like(score, torch.nan), metrics or {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,7 +104,7 @@ def _problems(rubric: Rubric) -> Iterator[Problem]:
         yield ("items",), "the weights sum to zero, so every response would be worth the same", "give an item a positive weight"
 
 
-def _misfits(verifier: str, options: dict[str, Any], named: str, at: Location) -> Iterator[Problem]:
+def _misfits(verifier: str, options: Mapping[str, object], named: str, at: Location) -> Iterator[Problem]:
     """Why the verifier cannot be built."""
     if verifier not in VERIFIERS:
         yield (*at, "verifier"), f"unknown verifier {verifier!r}", f"one of: {', '.join(VERIFIERS)}"
@@ -155,9 +155,7 @@ def load_rubrics(folder: Path) -> dict[str, Rubric]:
         rubric = load_rubric(path)
         if rubric.category in rubrics:
             raise GrapeError(
-                f"the category {rubric.category!r} has two rubrics",
-                where=str(path),
-                mend="merge them or rename one category",
+                f"the category {rubric.category!r} has two rubrics", where=str(path), mend="merge them or rename one category"
             )
         rubrics[rubric.category] = rubric
     if not rubrics:

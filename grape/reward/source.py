@@ -18,13 +18,13 @@ from grape.types import Prompt, Response, Scores, added
 
 # A score from here on meets a gate or a parent item.
 MET = 0.5
-LONGEST_REASON = 300  # characters of a judge's reason that go into a critique
+QUOTED = 300  # characters of a judge's reason that go into a critique
 
 
 def _unmet(item: Item, reason: str) -> str:
     """`Is the result right? No, its last number is 7, which is not the answer.`"""
     question = item.question.strip()
-    return f"{question}{' No' if question.endswith('?') else ': not met'}{f', {reason[:LONGEST_REASON]}' if reason else ''}."
+    return f"{question}{' No' if question.endswith('?') else ': not met'}{f', {reason[:QUOTED]}' if reason else ''}."
 
 
 class RubricReward:
@@ -36,12 +36,9 @@ class RubricReward:
     """
 
     def __init__(
-        self,
-        rubrics: Mapping[str, Rubric],
-        critic: Critic | None = None,
-        reward_model: RewardSource | None = None,
+        self, rubrics: Mapping[str, Rubric], critic: Critic | None = None, reward_model: RewardSource | None = None,
         kinds: frozenset[str] = frozenset(get_args(Kind)),
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.rubrics = rubrics
         self.columns = [(c, item) for c, r in rubrics.items() for item in r.items if item.kind in kinds]
         self.names = tuple(f"{category}/{item.id}" for category, item in self.columns)
@@ -79,9 +76,7 @@ class RubricReward:
             where = place(prompt) if callable(place) else f"{at}, {prompt.id}"
             if prompt.category not in usable:
                 raise GrapeError(
-                    f"no rubric for the category {prompt.category!r}",
-                    where=where,
-                    mend=f"write rubrics/{prompt.category}.yaml",
+                    f"no rubric for the category {prompt.category!r}", where=where, mend=f"write rubrics/{prompt.category}.yaml"
                 )
             rubric = self.rubrics[prompt.category]
             for item in rubric.items:

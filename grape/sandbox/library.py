@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from importlib.util import find_spec
-from typing import Any
 
 from grape.errors import GrapeError
 from grape.sandbox.box import Answer, Ended, HarnessError, Sandbox
@@ -39,7 +38,7 @@ class Library:
             raise GrapeError(f"the package {self.name.replace('_', '-')} is not installed", where="environment",
                              mend=f"pip install 'grape[{self.extra}]'")
 
-    def grade(self, held_by: str, *arguments: Any) -> Answer:
+    def grade(self, held_by: str, *arguments: object) -> Answer:
         """What `grade` says. A request that takes too long or kills the process has an answer with an error.
 
         Raises:
@@ -70,7 +69,7 @@ class Library:
     def _close(self) -> None:
         if self._sandbox is not None:
             sandbox, self._sandbox = self._sandbox, None
-            sandbox.__exit__(None, None, None)
+            sandbox.__exit__()
 
     def close(self) -> None:
         """End the sandbox; the next request starts a new one."""

@@ -11,6 +11,7 @@ import sys
 import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 NOBODY = 65534
@@ -98,12 +99,7 @@ def _others(uid: int | None, mechanism: str) -> int:
 
 def _closed_to_others(path: str) -> bool:
     """Whether a folder above the path, or it, lets only its owner in: /root, as a rule."""
-    while True:
-        if not os.stat(path).st_mode & 0o001:
-            return True
-        if path == os.path.dirname(path):
-            return False
-        path = os.path.dirname(path)
+    return any(not folder.stat().st_mode & 0o001 for folder in (Path(path), *Path(path).parents))
 
 
 def config(mechanism: str, limits: Limits, folder: str | None, path: Sequence[str]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from typing import Any, NoReturn
 
 DIGITS = 4300  # of one integer: more cost quadratic time to read, and Python refuses them by default
 
@@ -16,7 +16,7 @@ class NotJson(ValueError):
     """The text is no strict JSON; says why."""
 
 
-def _no_constant(text: str) -> Any:
+def _no_constant(text: str) -> NoReturn:
     raise NotJson(f"{text} is no JSON number")
 
 
@@ -33,7 +33,7 @@ def _float(text: str) -> float:
     return value
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     made = dict(pairs)
     if len(made) != len(pairs):
         raise NotJson("a key stands twice in one object")

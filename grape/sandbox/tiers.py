@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from grape.sandbox.box import HarnessError
 from grape.sandbox.places import Limits
@@ -42,7 +42,7 @@ class Tier:
         """Whether the machine's kernel, not good will, holds files, network and processes."""
         return self.name not in ("process", "none") and all(self.canaries.get(name, False) for name in CANARIES)
 
-    def receipt(self) -> dict[str, Any]:
+    def receipt(self) -> dict[str, object]:
         """For the receipt of a stage: a score is worth as much as what held the program that earned it."""
         return {"tier": self.name, "strong": self.strong, "canaries": dict(self.canaries), "tried": dict(self.tried),
                 "kernel": platform.release(), "root": os.geteuid() == 0}

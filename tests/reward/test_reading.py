@@ -12,7 +12,7 @@ from grape.errors import GrapeError
 from grape.reward.rubric import Item, Rubric
 from grape.reward.source import RubricReward
 from grape.reward.verdict import Undecidable
-from grape.reward.verifiers import build, patterns
+from grape.reward.verifiers import build, form
 from grape.reward.verifiers.choosing import chosen
 from grape.reward.verifiers.program import program
 from grape.reward.verifiers.reading import blocks, boxed, last_number, one_number
@@ -108,7 +108,7 @@ ENDLESS = [
 def test_a_pattern_that_finds_no_end_leaves_the_score_missing(
     verifier: str, options: dict[str, object], text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patterns, "PATTERN_SECONDS", 0.05)
+    monkeypatch.setattr(form, "PATTERN_SECONDS", 0.05)
     with pytest.raises(Undecidable, match="found no end"):
         score(verifier, options, None, text)
 

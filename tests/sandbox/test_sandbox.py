@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from grape.reward.verifiers import build, python_tests
+from grape.reward.verifiers import build, libraries, python_tests
 from grape.reward.verifiers.cases import judge, parse
 from grape.sandbox import tiers
 from grape.sandbox.box import Sandbox
@@ -41,6 +41,13 @@ def corpus(name: str) -> dict[str, str]:
 
 
 HOSTILE, HONEST = corpus("hostile"), corpus("honest")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone() -> None:
+    """A library that other tests of this process have left in its sandbox is no survivor."""
+    for library in (libraries.MATH_VERIFY, libraries.REASONING_GYM):
+        library.close()
 
 
 @pytest.fixture(params=["namespaces", "bubblewrap", "landlock"])

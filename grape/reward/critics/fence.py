@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import count
 from typing import Any
 
 from grape.randomness import key
@@ -72,11 +73,8 @@ def new_mark(question: Question, *call: object) -> str:
     They are a hash of the text, so that a judgement is reproducible: to know them, a text would have to hold its own hash.
     """
     text = question.prompt + question.response
-    for attempt in range(100):
-        found = f"{key('fence', question, attempt, *call) & (2**64 - 1):016x}"
-        if found not in text:
-            break
-    return found
+    marks = (f"{key('fence', question, attempt, *call) & (2**64 - 1):016x}" for attempt in count())
+    return next(mark for mark in marks if mark not in text)
 
 
 def messages(question: Question, mark: str, ending: str, tokens: Sequence[str] = ()) -> list[dict[str, str]]:

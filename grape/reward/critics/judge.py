@@ -67,8 +67,7 @@ def load_critic(
     folder: Path, root: Path, dtype: Dtype = "float32", max_tokens: int = 16384, template: Template | None = None
 ) -> Critic:
     """The critic that the critic stage left in `folder`, ready to judge."""
-    judge = Judge.read(folder)
-    return make_critic(judge, Calibration.read(folder), folder, root, dtype, max_tokens, template)
+    return make_critic(Judge.read(folder), Calibration.read(folder), folder, root, dtype, max_tokens, template)
 
 
 def make_critic(

@@ -61,41 +61,37 @@ class LogitCritic:
         texts = [self.prompts.text(question) for question in questions]
         place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         forks = [self.prompts.fork(text) for text in place]
-        z = log_odds(self.model, forks, self.prompts.pad, self.max_tokens, self.dtype)[[place[text] for text in texts]]
-        score, limit = self.calibration.apply(names, z), positions(self.model)
-        reasons = []
-        for text, p in zip(texts, score.tolist(), strict=True):
-            if len(forks[place[text]].ids) >= limit:
-                reasons.append("the text is longer than the critic's positions")
-            else:
-                reasons.append(f"critic says yes with probability {p:.2f}" if p == p else "the critic's logits are not finite")
-        return Verdicts(score, certainty(score, self.certainty), tuple(reasons), z)
+        fitting = [i for i, fork in enumerate(forks) if len(fork.ids) < positions(self.model)]  # else no place for a verdict
+        z = self._log_odds(forks, fitting)[[place[text] for text in texts]]
+        score, fits = self.calibration.apply(names, z), set(fitting)
+        reasons = tuple(
+            "the text is longer than the critic's positions" if place[text] not in fits
+            else f"critic says yes with probability {p:.2f}" if p == p else "the critic's logits are not finite"
+            for text, p in zip(texts, score.tolist(), strict=True)
+        )  # fmt: skip
+        return Verdicts(score, certainty(score, self.certainty), reasons, z)
+
+    @torch.no_grad()
+    def _log_odds(self, forks: Sequence[Fork], fitting: Sequence[int]) -> Tensor:
+        """(n,) z = log p(yes) - log p(no) on the CPU: probabilities normalised over the two, of the model's own distribution.
+
+        NaN where a fork is not among `fitting`, or where the logits are not finite.
+        """
+        z = torch.full((len(forks),), torch.nan)
+        if not fitting:
+            return z
+        verdicts = torch.tensor([forks[i][1:] for i in fitting], device=self.model.device)
+        batch = collate([(forks[i].ids, [forks[i].yes]) for i in fitting], self.prompts.pad).to(self.model.device)
+        for index in micro_batches(batch, self.max_tokens):
+            logits = response_logits(self.model, batch.select(index), self.dtype)[:, 0].float()
+            pair = logits.gather(1, verdicts[index])
+            z[[fitting[i] for i in index.tolist()]] = (pair[:, 0] - pair[:, 1]).cpu()
+        return torch.where(z.isfinite(), z, torch.nan)
 
 
 def certainty(p: Tensor, kind: Certainty) -> Tensor:
     """How sure a probability of yes is of its verdict: "right": max(p, 1 - p), the chance that it is right; "margin": |2p - 1|."""
     return torch.maximum(p, 1 - p) if kind == "right" else (2 * p - 1).abs()
-
-
-@torch.no_grad()
-def log_odds(model: Any, forks: Sequence[Fork], pad_id: int, max_tokens: int, dtype: Dtype) -> Tensor:
-    """(n,) z = log p(yes) - log p(no) on the CPU: probabilities normalised over the two.
-
-    NaN where a row is too long (it has no place for a verdict), or where the logits are not finite.
-    No temperature: z is of the model's own distribution.
-    """
-    limit = positions(model)
-    z = torch.full((len(forks),), torch.nan)
-    fitting = [i for i, fork in enumerate(forks) if len(fork.ids) < limit]
-    if not fitting:
-        return z
-    verdicts = torch.tensor([forks[i][1:] for i in fitting], device=model.device)
-    batch = collate([(forks[i].ids, [forks[i].yes]) for i in fitting], pad_id).to(model.device)
-    for index in micro_batches(batch, max_tokens):
-        logits = response_logits(model, batch.select(index), dtype)[:, 0].float()
-        pair = logits.gather(1, verdicts[index])
-        z[[fitting[i] for i in index.tolist()]] = (pair[:, 0] - pair[:, 1]).cpu()
-    return torch.where(z.isfinite(), z, torch.nan)
 
 
 def part(yes: Sequence[int], no: Sequence[int]) -> Fork:

@@ -17,6 +17,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,10 @@ def endpoint(url: str, key: str) -> Endpoint:
 
 def _number(name: str, default: float) -> float:
     text = os.environ.get(name, "")
-    try:
+    with suppress(ValueError):
         value = float(text) if text else default
         if math.isfinite(value) and (value >= 1 or (value > 0 and name.endswith("TIMEOUT"))):
             return value
-    except ValueError:
-        pass
     raise GrapeError(f"{name} is {text!r}", where="environment", mend="a number of at least 1")
 
 
@@ -76,18 +75,10 @@ class ServerCritic:
     explains = True  # its reasons say why, so they can be given back to the policy
 
     def __init__(
-        self,
-        endpoint: Endpoint,
-        model: str,
-        calibration: Calibration | None = None,
-        cache: Path | None = None,
-        temperature: float = 0.0,
-        max_tokens: int | None = 512,
-        certainty: Certainty = "margin",
-        extra: Mapping[str, Any] | None = None,
-        repairs: int = 1,
-        sleep: Callable[[float], object] | None = None,
-    ) -> None:
+        self, endpoint: Endpoint, model: str, calibration: Calibration | None = None, cache: Path | None = None,
+        temperature: float = 0.0, max_tokens: int | None = 512, certainty: Certainty = "margin",
+        extra: Mapping[str, object] | None = None, repairs: int = 1, sleep: Callable[[float], object] | None = None,
+    ) -> None:  # fmt: skip
         if not endpoint.secret() and endpoint.url.startswith("https"):
             raise GrapeError(
                 f"there is no key for {endpoint.url}", where="environment", mend=f"set {endpoint.key} to the server's key"
@@ -141,7 +132,7 @@ class ServerCritic:
                     self.counts += exchange.counts
         return [found[i] for i in range(len(asked))]
 
-    def _identity(self, name: str, question: Question) -> dict[str, Any]:
+    def _identity(self, name: str, question: Question) -> dict[str, object]:
         """All that decides an answer; the mark does not, and the key of the server is none of it."""
         return {
             "server": self.endpoint.url.rstrip("/"), "model": self.model, "options": self.options, "words": WORDS,

@@ -13,11 +13,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
-from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -90,9 +90,7 @@ class Endpoint:
         key = os.environ.get(self.key, "").strip()
         if not re.fullmatch(r"[\x21-\x7e]*", key):
             raise GrapeError(
-                f"the key in ${self.key} holds spaces or characters that cannot be sent",
-                where="environment",
-                mend="set it anew",
+                f"the key in ${self.key} holds spaces or characters that cannot be sent", where="environment", mend="set it anew"
             )
         return key
 
@@ -121,7 +119,7 @@ class Exchange:
         self.client = httpx.Client(timeout=self.endpoint.timeout, limits=limits, verify=_certificates(), trust_env=proxies)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.over.set()
         self.client.close()
 
@@ -129,7 +127,7 @@ class Exchange:
         with self._lock:
             self.counts[name] += by
 
-    def post(self, path: str, body: Mapping[str, Any], *spread: object) -> dict[str, Any]:
+    def post(self, path: str, body: Mapping[str, object], *spread: object) -> dict[str, Any]:
         """The JSON object that the server answers with. spread: what the request is for, so that attempts do not come in step.
 
         Raises:
@@ -171,7 +169,7 @@ class Exchange:
         jitter = float(generator("back-off", attempt, *spread).random()) * pause / 2
         return max(failure.wait, pause) + jitter
 
-    def _once(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    def _once(self, path: str, body: Mapping[str, object]) -> dict[str, Any]:
         key = self.endpoint.secret()
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         end = self.clock() + self.endpoint.timeout
@@ -221,11 +219,7 @@ def _without(key: str, text: str) -> str:
 def _retry_after(headers: Mapping[str, str]) -> float:
     """Seconds the server asks us to wait, from `Retry-After` as seconds or as a date; 0 where it does not, or not legibly."""
     given = headers.get("retry-after", "").strip()
-    try:
-        return max(0.0, float(given))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, (parsedate_to_datetime(given) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
-        return 0.0
+    for seconds in (float, lambda date: (parsedate_to_datetime(date) - datetime.now(UTC)).total_seconds()):
+        with suppress(ValueError, TypeError):
+            return max(0.0, seconds(given))
+    return 0.0

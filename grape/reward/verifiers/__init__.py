@@ -6,34 +6,23 @@ with its reason. `content` and `form` read the response; `python_tests` and `lib
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from grape.reward.verdict import Options
 from grape.reward.verifiers.content import Choice, Contains, Exact, Length, Numeric
-from grape.reward.verifiers.form import Format, Matches
-from grape.reward.verifiers.json_schema import JsonSchema
+from grape.reward.verifiers.form import Format, JsonSchema, Matches
 from grape.reward.verifiers.libraries import Maths, ReasoningGym
 from grape.reward.verifiers.python_tests import PythonTests
 from grape.types import Prompt
 
 VERIFIERS: dict[str, type[Options]] = {
-    "exact": Exact,
-    "numeric": Numeric,
-    "math": Maths,
-    "choice": Choice,
-    "contains": Contains,
-    "matches": Matches,
-    "length": Length,
-    "format": Format,
-    "json_schema": JsonSchema,
-    "python_tests": PythonTests,
-    "reasoning_gym": ReasoningGym,
+    "exact": Exact, "numeric": Numeric, "math": Maths, "choice": Choice, "contains": Contains, "matches": Matches,
+    "length": Length, "format": Format, "json_schema": JsonSchema, "python_tests": PythonTests, "reasoning_gym": ReasoningGym,
 }
 Verify = Callable[[Prompt, str], float]
 
 
-def build(name: str, options: dict[str, Any]) -> Verify:
+def build(name: str, options: Mapping[str, object]) -> Verify:
     """The verifier `name` with its options checked.
 
     Raises:

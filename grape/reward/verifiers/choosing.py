@@ -42,9 +42,7 @@ def chosen(text: str, letters: str) -> str | None:
 
 
 @lru_cache(maxsize=8)
-def _patterns(
-    letters: str,
-) -> tuple[list[tuple[bool, re.Pattern[str]]], re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
+def _patterns(letters: str) -> tuple[list[tuple[bool, re.Pattern[str]]], re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
     """(whether the last hit decides, statement) from the plainest on; options ruled out; a second letter behind the first; a line
     that begins with a letter of either case."""
     one = rf"{_OPEN}{_WORD}([{letters}]){_ALONE}"

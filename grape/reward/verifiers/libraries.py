@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
 
 from pydantic import Field, field_validator
 
@@ -54,10 +53,18 @@ MATH_VERIFY = Library("math_verify", MATH, "math")
 REASONING_GYM = Library("reasoning_gym", GYM, "gym")
 
 
-def _decided(answer: Answer, what: str) -> Answer:
-    """Raises Undecidable if the library could make nothing of the reference; an error is the response's."""
+def _graded(library: Library, undecided: str, held_by: str, *arguments: object) -> Answer:
+    """What the library says; an error is the response's.
+
+    Raises:
+        Undecidable: it could make nothing of the reference, or could not be asked.
+    """
+    try:
+        answer = library.grade(held_by, *arguments)
+    except HarnessError as error:
+        raise Undecidable(str(error)) from error
     if answer.error is None and answer.value is None:
-        raise Undecidable(what)
+        raise Undecidable(undecided)
     return answer
 
 
@@ -69,18 +76,15 @@ class Maths(Options):
 
     digits: int = Field(6, ge=0, le=15)
 
-    def model_post_init(self, context: Any) -> None:
+    def model_post_init(self, context: object) -> None:
         MATH_VERIFY.require()
 
     def score(self, prompt: Prompt, text: str) -> Verdict:
         gold, found = reference(prompt), tier()
-        if found.name == "none":
+        if found.name == "none":  # the library executes nothing, so limits on time and memory are enough to hold it
             raise Undecidable(found.why())
-        try:  # the library executes nothing, so limits on time and memory are enough to hold it
-            answer = MATH_VERIFY.grade(found.name, gold, text, self.digits)
-        except HarnessError as error:
-            raise Undecidable(str(error)) from error
-        answer = _decided(answer, f"math-verify cannot read the reference answer {gold!r}")
+        undecided = f"math-verify cannot read the reference answer {gold!r}"
+        answer = _graded(MATH_VERIFY, undecided, found.name, gold, text, self.digits)
         return Verdict(float(answer.value is True), answer.error or ("equal" if answer.value is True else "not equal"))
 
 
@@ -113,11 +117,8 @@ class ReasoningGym(Options):
         held_by = mechanism(self.allow_weak)
         if CODE.search(said):
             return Verdict(0.0, "the answer looks like Python code, which some scorers would execute")
-        try:
-            answer = REASONING_GYM.grade(held_by, self.dataset, said, entry)
-        except HarnessError as error:
-            raise Undecidable(str(error)) from error
-        answer = _decided(answer, f"reasoning-gym has no dataset {self.dataset!r}, or cannot score this entry")
+        undecided = f"reasoning-gym has no dataset {self.dataset!r}, or cannot score this entry"
+        answer = _graded(REASONING_GYM, undecided, held_by, self.dataset, said, entry)
         if answer.error is not None or not isinstance(answer.value, float | int) or not 0 <= answer.value <= 1:
             return Verdict(0.0, answer.error or "the scorer gave no score")
         return Verdict(float(answer.value), f"scored by reasoning-gym's {self.dataset}")

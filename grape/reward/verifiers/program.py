@@ -30,9 +30,9 @@ def program(text: str, function: str) -> str:
     else:
         before = zip(bodies[:last], trees[:last], strict=True)
         chosen = [*(body for body, tree in before if tree is not None and _only_defines(tree)), bodies[last]]
-    future: list[str] = []
-    parts = [_without_future(body, future) for body in chosen]
-    return "\n".join([*dict.fromkeys(future), PRELUDE, *parts])
+    parts = [_without_future(body) for body in chosen]
+    future = dict.fromkeys(line for lines, _ in parts for line in lines)
+    return "\n".join([*future, PRELUDE, *(rest for _, rest in parts)])
 
 
 def _parsed(source: str) -> ast.Module | None:
@@ -63,16 +63,15 @@ def _only_defines(tree: ast.Module) -> bool:
     return all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in said)
 
 
-def _without_future(source: str, future: list[str]) -> str:
-    """The source without its imports from the future, which must come first in the whole program and are put into `future`."""
+def _without_future(source: str) -> tuple[list[str], str]:
+    """The source's imports from the future, which must come first in the whole program, and the source without them."""
     tree = _parsed(source)
     if tree is None:
-        future += _FUTURE.findall(source)
-        return _FUTURE.sub("", source)
-    lines = source.split("\n")
+        return _FUTURE.findall(source), _FUTURE.sub("", source)
+    future, lines = [], source.split("\n")
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and node.module == "__future__":
             future.append(f"from __future__ import {', '.join(alias.name for alias in node.names)}")
             for i in range(node.lineno - 1, node.end_lineno or node.lineno):
                 lines[i] = ""
-    return "\n".join(lines)
+    return future, "\n".join(lines)

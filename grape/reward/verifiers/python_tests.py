@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from grape.reward.verdict import Options, Undecidable, Verdict, reference
-from grape.reward.verifiers.cases import BadCases, Cases, judge, parse
+from grape.reward.verifiers.cases import BadCases, judge, parse
 from grape.reward.verifiers.program import program
 from grape.sandbox.box import HarnessError
 from grape.sandbox.places import Limits
@@ -55,15 +55,11 @@ class PythonTests(Options):
             parse(self.tests)
         return self
 
-    def cases(self, prompt: Prompt) -> Cases:
+    def score(self, prompt: Prompt, text: str) -> Verdict:
         try:
-            found = parse(self.tests if self.tests is not None else reference(prompt))
+            cases = parse(self.tests if self.tests is not None else reference(prompt)).mixed(self.impossible, prompt.id)
         except BadCases as error:
             raise Undecidable(f"prompt {prompt.id}: {error}") from error
-        return found.mixed(self.impossible, prompt.id)
-
-    def score(self, prompt: Prompt, text: str) -> Verdict:
-        cases = self.cases(prompt)
         held_by = mechanism(self.allow_weak)
         source = program(text, cases.function)
         if not source.strip():
