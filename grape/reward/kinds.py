@@ -91,7 +91,7 @@ class RewardModelJudge:
 
     def judge(self, asked: Sequence[Asked], /) -> Verdicts:
         given = self.reward_model([one.response for one in asked])
-        # One by one: of a vector the last few are computed in another way, and company must not change a score.
+        # One by one: a long vector is computed in another way than a short one, and company must not change a score.
         score = torch.stack([torch.sigmoid(one) for one in given.score[:, 0]])
         reasons = tuple(row[0] for row in given.reasons) or ("",) * len(asked)
         return _sure(torch.where(given.valid[:, 0], score, torch.nan), reasons)
