@@ -197,7 +197,7 @@ def _machine(project: Project) -> Iterator[Check]:
 
 def _sandbox(project: Project) -> Iterator[Check]:
     """Only rubrics with a verifier that runs model-written code need it, so a machine without one is no fault."""
-    from grape.reward.sandbox.tiers import tier
+    from grape.sandbox.tiers import tier
 
     found = tier().receipt()
     if found["strong"]:

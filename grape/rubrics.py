@@ -46,7 +46,7 @@ def attempt(project: Project, category: str, prompt: str, response: str, answer:
 
     from grape.maths.advantage import weighted_reward
     from grape.params import load
-    from grape.reward.critics.settings import load_critic
+    from grape.reward.critics.judge import load_critic
     from grape.reward.learned import LearnedReward
     from grape.reward.source import RubricReward
     from grape.types import Prompt, Response

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from grape import slot
 from grape.algorithms.base import AnyAlgorithm, SlotParams
 from grape.models.template import Template
-from grape.reward.critics.settings import Judge
+from grape.reward.critics.judge import Judge
 
 
 class Section(BaseModel):

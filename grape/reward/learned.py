@@ -48,9 +48,7 @@ class LearnedReward:
     has no EOS, is not read as if it had ended there.
     """
 
-    def __init__(
-        self, folder: Path, dtype: Dtype = "float32", max_tokens: int = 16384, template: Template | None = None
-    ) -> None:
+    def __init__(self, folder: Path, dtype: Dtype = "float32", max_tokens: int = 16384, template: Template | None = None) -> None:
         model, tokenizer = load_scalar_model(str(folder))
         self.chat = Chat(tokenizer, template)
         self.model, self.dtype, self.max_tokens = model.to(device()), dtype, max_tokens
@@ -64,9 +62,8 @@ class LearnedReward:
         score = torch.zeros(len(rows))
         if any(fits):
             batch = collate([row for row, fit in zip(rows, fits, strict=True) if fit], self.chat.pad)
-            score[valid] = (
-                batched_scores(self.model, batch.to(self.model.device), self.max_tokens, self.dtype).cpu() - self.mean
-            ) / self.std
+            raw = batched_scores(self.model, batch.to(self.model.device), self.max_tokens, self.dtype).cpu()
+            score[valid] = (raw - self.mean) / self.std
         ones = torch.ones(len(rows), 1)
         # A reward model that overflows has no opinion: missing, not a number to learn from.
         finite = torch.isfinite(score)

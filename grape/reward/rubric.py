@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,10 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from grape import yamlfile
 from grape.errors import GrapeError, first_problem
-from grape.reward.critics.base import Question
+from grape.reward.critics.question import Question
 from grape.reward.verifiers import VERIFIERS, build
 
 Kind = Literal["verify", "critic", "reward_model"]
+Location = tuple[str | int, ...]  # in a rubric's file
+Problem = tuple[Location, str, str]  # where, what, how to mend it
 
 
 class Item(BaseModel):
@@ -63,7 +65,7 @@ class Rubric(BaseModel):
         return Question(item.question, prompt, response, self.critic_prompt, item.system, self.version)
 
 
-def _line(node: Any, location: tuple[Any, ...]) -> int:
+def _line(node: Any, location: Location) -> int:
     """1-based line of the value at `location` in a ruamel round-trip tree (the nearest parent that has one)."""
     line = int(getattr(getattr(node, "lc", None), "line", 0)) + 1
     for part in location:
@@ -75,56 +77,47 @@ def _line(node: Any, location: tuple[Any, ...]) -> int:
     return line
 
 
-def _problems(rubric: Rubric) -> Iterator[tuple[tuple[Any, ...], str, str]]:
-    """(location, what, mend) of what the schema alone cannot see."""
-    seen: set[str] = set()
+def _problems(rubric: Rubric) -> Iterator[Problem]:
+    """What the schema alone cannot see."""
+    above: set[str] = set()
     for i, item in enumerate(rubric.items):
-        if item.id in seen:
-            yield ("items", i, "id"), f"the id {item.id!r} stands twice", "give every item of a rubric its own id"
-        seen.add(item.id)
-        if item.parent is not None and item.parent not in {other.id for other in rubric.items[:i]}:
+        at, named = ("items", i), f"item {item.id!r}"
+        if item.id in above:
+            yield (*at, "id"), f"the id {item.id!r} stands twice", "give every item of a rubric its own id"
+        if item.parent is not None and item.parent not in above:
             yield (
-                ("items", i, "parent"),
-                f"item {item.id!r}: its parent {item.parent!r} is not one of the items above it",
+                (*at, "parent"),
+                f"{named}: its parent {item.parent!r} is not one of the items above it",
                 "name the id of an earlier item",
             )
+        above.add(item.id)
         if (item.kind == "verify") != (item.verifier is not None):
-            yield (
-                ("items", i),
-                f"item {item.id!r}: a verify item names a verifier, and no other kind does",
-                "set or remove `verifier`",
-            )
-        elif item.verifier is not None and item.verifier not in VERIFIERS:
-            yield ("items", i, "verifier"), f"unknown verifier {item.verifier!r}", f"one of: {', '.join(VERIFIERS)}"
+            yield at, f"{named}: a verify item names a verifier, and no other kind does", "set or remove `verifier`"
         elif item.verifier is not None:
-            try:
-                build(item.verifier, item.options)
-            except ValidationError as error:
-                option, what = first_problem(error)
-                yield (
-                    ("items", i, "options"),
-                    f"item {item.id!r}: option {option}: {what}",
-                    "mend the verifier's options",
-                )
-            except GrapeError as error:
-                yield ("items", i, "verifier"), f"item {item.id!r}: {error.what}", error.mend or "mend the item"
-            except re.error as error:
-                yield (
-                    ("items", i, "options"),
-                    f"item {item.id!r}: not a regular expression: {error}",
-                    "mend the pattern",
-                )
+            yield from _misfits(item.verifier, item.options, named, at)
     for place in ("{question}", "{response}") if any(item.kind == "critic" for item in rubric.items) else ():
         if place not in rubric.critic_prompt:
             yield ("critic_prompt",), f"the place {place} is missing: the critic would not see it", f"put {place} where it belongs"
     if "{critique}" not in rubric.revise_prompt:
         yield ("revise_prompt",), "the place {critique} is missing", "put {critique} where the unmet items are to be listed"
     if sum(item.weight for item in rubric.items) <= 0:
-        yield (
-            ("items",),
-            "the weights sum to zero, so every response would be worth the same",
-            "give an item a positive weight",
-        )
+        yield ("items",), "the weights sum to zero, so every response would be worth the same", "give an item a positive weight"
+
+
+def _misfits(verifier: str, options: Mapping[str, object], named: str, at: Location) -> Iterator[Problem]:
+    """Why the verifier cannot be built."""
+    if verifier not in VERIFIERS:
+        yield (*at, "verifier"), f"unknown verifier {verifier!r}", f"one of: {', '.join(VERIFIERS)}"
+        return
+    try:
+        build(verifier, options)
+    except ValidationError as error:
+        option, what = first_problem(error)
+        yield (*at, "options"), f"{named}: option {option}: {what}", "mend the verifier's options"
+    except GrapeError as error:
+        yield (*at, "verifier"), f"{named}: {error.what}", error.mend or "mend the item"
+    except re.error as error:
+        yield (*at, "options"), f"{named}: not a regular expression: {error}", "mend the pattern"
 
 
 def load_rubric(path: Path) -> Rubric:
@@ -162,9 +155,7 @@ def load_rubrics(folder: Path) -> dict[str, Rubric]:
         rubric = load_rubric(path)
         if rubric.category in rubrics:
             raise GrapeError(
-                f"the category {rubric.category!r} has two rubrics",
-                where=str(path),
-                mend="merge them or rename one category",
+                f"the category {rubric.category!r} has two rubrics", where=str(path), mend="merge them or rename one category"
             )
         rubrics[rubric.category] = rubric
     if not rubrics:

@@ -1,53 +1,56 @@
-"""The rubric as a reward source: every item of a prompt's rubric is checked, asked of the critic, or scored by the reward model."""
+"""The rubric as a reward source: every item of a prompt's rubric is judged by the judge of its kind."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import get_args
 
 import torch
 
 from grape.errors import GrapeError
-from grape.reward.critics.base import Critic
-from grape.reward.rubric import Item, Rubric
-from grape.reward.verifiers import Undecidable, Verify, build
-from grape.types import Prompt, Response, Scores
+from grape.reward.critics.question import Critic
+from grape.reward.kinds import Asked, CriticJudge, ItemJudge, RewardModelJudge, RewardSource, VerifyJudge
+from grape.reward.rubric import Item, Kind, Rubric
+from grape.reward.verdict import Undecidable
+from grape.reward.verifiers import build
+from grape.types import Prompt, Response, Scores, added
 
 # A score from here on meets a gate or a parent item.
 MET = 0.5
-LONGEST_REASON = 300  # characters of a judge's reason that go into a critique
-
-RewardSource = Callable[[Sequence[Response]], Scores]
+QUOTED = 300  # characters of a judge's reason that go into a critique
 
 
 def _unmet(item: Item, reason: str) -> str:
     """`Is the result right? No, its last number is 7, which is not the answer.`"""
     question = item.question.strip()
-    return f"{question}{' No' if question.endswith('?') else ': not met'}{f', {reason[:LONGEST_REASON]}' if reason else ''}."
+    return f"{question}{' No' if question.endswith('?') else ': not met'}{f', {reason[:QUOTED]}' if reason else ''}."
 
 
 class RubricReward:
     """Responses -> Scores over the items of all rubrics; an item that is not in the prompt's rubric has weight 0.
 
     Args:
-        rubrics: by category. critic: for critic items. reward_model: for reward_model items, squashed by a sigmoid into [0, 1].
+        rubrics: by category. critic: for critic items. reward_model: for reward_model items.
         kinds: the kinds of items to use, default all.
     """
 
     def __init__(
-        self,
-        rubrics: Mapping[str, Rubric],
-        critic: Critic | None = None,
-        reward_model: RewardSource | None = None,
-        kinds: frozenset[str] = frozenset({"verify", "critic", "reward_model"}),
-    ) -> None:
-        self.rubrics, self.critic, self.reward_model = rubrics, critic, reward_model
+        self, rubrics: Mapping[str, Rubric], critic: Critic | None = None, reward_model: RewardSource | None = None,
+        kinds: frozenset[str] = frozenset(get_args(Kind)),
+    ) -> None:  # fmt: skip
+        self.rubrics = rubrics
         self.columns = [(c, item) for c, r in rubrics.items() for item in r.items if item.kind in kinds]
         self.names = tuple(f"{category}/{item.id}" for category, item in self.columns)
-        self.verify: dict[str, Verify] = {
-            f"{c}/{i.id}": build(i.verifier, i.options) for c, i in self.columns if i.verifier is not None
-        }
-        for kind, there in (("critic", critic), ("reward_model", reward_model)):
-            if there is None and any(item.kind == kind for _, item in self.columns):
+        checks = {f"{c}/{i.id}": build(i.verifier, i.options) for c, i in self.columns if i.verifier is not None}
+        self.verify = VerifyJudge(checks)
+        self.judges: dict[str, ItemJudge] = {"verify": self.verify}
+        if critic is not None:
+            self.judges["critic"] = CriticJudge(critic)
+        if reward_model is not None:
+            self.judges["reward_model"] = RewardModelJudge(reward_model)
+        for kind in get_args(Kind):
+            if kind not in self.judges and any(item.kind == kind for _, item in self.columns):
                 raise GrapeError(
                     f"the rubrics have {kind} items, but there is no {kind.replace('_', ' ')} to score them",
                     where="rubrics/",
@@ -69,77 +72,48 @@ class RubricReward:
         """
         usable = {category for category, _ in self.columns} if usable is None else usable
         for number, prompt in enumerate(prompts, 1):
-            if callable(place):
-                where = place(prompt)
-            else:
-                where = f"{place}:{number}, {prompt.id}" if place else f"data/prompts, {prompt.id}"
+            at = f"{place}:{number}" if place else "data/prompts"
+            where = place(prompt) if callable(place) else f"{at}, {prompt.id}"
             if prompt.category not in usable:
                 raise GrapeError(
-                    f"no rubric for the category {prompt.category!r}",
-                    where=where,
-                    mend=f"write rubrics/{prompt.category}.yaml",
+                    f"no rubric for the category {prompt.category!r}", where=where, mend=f"write rubrics/{prompt.category}.yaml"
                 )
             rubric = self.rubrics[prompt.category]
             for item in rubric.items:
-                if f"{prompt.category}/{item.id}" in self.verify:
-                    try:
-                        self._verified(f"{prompt.category}/{item.id}", prompt, "")
-                    except Undecidable as error:
-                        raise GrapeError(
-                            f"item {prompt.category}/{item.id}: {error}",
-                            where=f"{where}; {rubric.place(item.id)}",
-                            mend=error.mend or "add the answer to the prompt or remove the item",
-                        ) from error
-
-    def _verified(self, name: str, prompt: Prompt, text: str) -> float:
-        """
-        Raises:
-            Undecidable: the verifier could not decide, or failed.
-        """
-        try:
-            return self.verify[name](prompt, text)
-        except Undecidable:
-            raise
-        except Exception as error:  # libraries and patterns of other people, on a text that nobody chose
-            raise Undecidable(f"the verifier raised {type(error).__name__}: {error}", "mend the item's options") from error
+                name = f"{prompt.category}/{item.id}"
+                try:
+                    if name in self.verify.checks:
+                        self.verify.verdict(name, prompt, "")
+                except Undecidable as error:
+                    raise GrapeError(
+                        f"item {name}: {error}",
+                        where=f"{where}; {rubric.place(item.id)}",
+                        mend=error.mend or "add the answer to the prompt or remove the item",
+                    ) from error
 
     def __call__(self, responses: Sequence[Response]) -> Scores:
-        rows, items = len(responses), len(self.columns)
-        score, confidence = torch.zeros(rows, items), torch.ones(rows, items)
-        valid, weight = torch.zeros(rows, items, dtype=torch.bool), torch.zeros(rows, items)
-        reasons = [[""] * items for _ in responses]
-        counts: dict[str, float] = {}
-        asked: list[tuple[int, int]] = []
-        learned: list[tuple[int, int]] = []
-        for b, response in enumerate(responses):
-            for k, (category, item) in enumerate(self.columns):
-                if category != response.prompt.category:
-                    continue
-                weight[b, k] = item.weight
-                if item.kind == "verify":
-                    try:
-                        verdict = self._verified(self.names[k], response.prompt, response.text)
-                        score[b, k], valid[b, k] = verdict, True
-                        reasons[b][k] = getattr(verdict, "reason", "")
-                        for name, count in getattr(verdict, "metrics", {}).items():
-                            counts[name] = counts.get(name, 0.0) + float(count)
-                    except Undecidable as error:
-                        reasons[b][k] = str(error)
-                else:
-                    (asked if item.kind == "critic" else learned).append((b, k))
-        if asked:
-            self._ask_critic(responses, asked, score, confidence, valid, reasons)
-        if learned:
-            assert self.reward_model is not None
-            given = self.reward_model([responses[b] for b, _ in learned])
-            for n, (b, k) in enumerate(learned):
-                score[b, k], valid[b, k] = torch.sigmoid(given.score[n, 0]), given.valid[n, 0]
-                reasons[b][k] = given.reasons[n][0] if given.reasons else ""
-        self._hold_back(score, valid, weight, reasons)
-        metrics = {}
-        if counts.get("impossible"):  # tests that no honest program passes: the share that was passed all the same
-            metrics["hack_rate"] = (counts.get("impossible_passed", 0.0), counts["impossible"])
-        return Scores(self.names, score, confidence, valid, weight, tuple(tuple(r) for r in reasons), metrics)
+        shape = len(responses), len(self.columns)
+        score, confidence, weight = torch.zeros(shape), torch.ones(shape), torch.zeros(shape)
+        valid, reasons = torch.zeros(shape, dtype=torch.bool), [[""] * len(self.columns) for _ in responses]
+        metrics: Mapping[str, tuple[float, float]] = {}
+        for kind, judge in self.judges.items():
+            asked = {
+                (b, k): Asked(self.names[k], item, self.rubrics[category], response)
+                for b, response in enumerate(responses)
+                for k, (category, item) in enumerate(self.columns)
+                if category == response.prompt.category and item.kind == kind
+            }
+            if not asked:
+                continue
+            verdicts, at = judge.judge(list(asked.values())), tuple(torch.tensor(list(asked)).T)
+            weight[at] = torch.tensor([one.item.weight for one in asked.values()])
+            valid[at] = verdicts.valid.cpu()
+            score[at] = torch.where(verdicts.valid, verdicts.score, 0.0).to(score)
+            confidence[at] = torch.nan_to_num(verdicts.confidence, nan=0.0).to(confidence)
+            for (b, k), reason in zip(asked, verdicts.reasons, strict=True):
+                reasons[b][k] = reason
+            metrics = added(metrics, verdicts.metrics)
+        return self._held_back(Scores(self.names, score, confidence, valid, weight, tuple(map(tuple, reasons)), metrics))
 
     def critique(self, responses: Sequence[Response], scores: Scores) -> list[str]:
         """Per response, the turn that asks the policy to mend it: the items it does not meet, each with the reason where its judge
@@ -148,50 +122,26 @@ class RubricReward:
         for b, response in enumerate(responses):
             category = response.prompt.category
             unmet = (scores.valid[b] & (scores.weight[b] > 0) & (scores.score[b] < MET)).nonzero().squeeze(1).tolist()
-            lines = [_unmet(self.columns[k][1], scores.reasons[b][k] if self._explains(k) else "") for k in unmet]
+            asked = [(self.columns[k][1], scores.reasons[b][k]) for k in unmet]
+            lines = [_unmet(item, reason if self.judges[item.kind].explains else "") for item, reason in asked]
             turns.append(self.rubrics[category].revise_prompt.replace("{critique}", "\n".join(lines)) if lines else "")
         return turns
 
-    def _explains(self, k: int) -> bool:
-        """Whether the reasons of item k say more than its score: a probability in words is no critique."""
-        kind = self.columns[k][1].kind
-        return kind == "verify" or (kind == "critic" and getattr(self.critic, "explains", False))
-
-    def _hold_back(
-        self, score: torch.Tensor, valid: torch.Tensor, weight: torch.Tensor, reasons: list[list[str]]
-    ) -> None:
-        """What a failed parent or gate takes away. Where the parent or gate itself is missing, so is what hangs on it."""
-        place = {name: k for k, name in enumerate(self.names)}
-        for k, (category, item) in enumerate(self.columns):
-            above = [place.get(f"{category}/{item.parent}")] if item.parent is not None else []
-            above += [place[f"{category}/{o.id}"] for c, o in self.columns if c == category and o.gate and o is not item]
-            for j in (j for j in above if j is not None):
-                asked = weight[:, k] > 0
+    def _held_back(self, scores: Scores) -> Scores:
+        """Without what a failed parent or gate takes away. Where the parent or gate itself is missing, so is what hangs on it."""
+        score, valid, reasons = scores.score.clone(), scores.valid.clone(), [list(row) for row in scores.reasons]
+        for k in range(len(self.columns)):
+            asked = scores.weight[:, k] > 0
+            for j in self._above(k):
                 failed = asked & valid[:, j] & (score[:, j] < MET)
                 for b in (failed & (score[:, k] > 0)).nonzero().squeeze(1).tolist():
                     reasons[b][k] = f"0, since {self.columns[j][1].id} is not met"
                 score[failed, k] = 0.0
                 valid[:, k] &= valid[:, j] | ~asked
+        return replace(scores, score=score, valid=valid, reasons=tuple(map(tuple, reasons)))
 
-    def _ask_critic(
-        self,
-        responses: Sequence[Response],
-        asked: Sequence[tuple[int, int]],
-        score: torch.Tensor,
-        confidence: torch.Tensor,
-        valid: torch.Tensor,
-        reasons: list[list[str]],
-    ) -> None:
-        assert self.critic is not None
-        questions = [
-            self.rubrics[self.columns[k][0]].ask(self.columns[k][1], responses[b].prompt.conversation, responses[b].text)
-            for b, k in asked
-        ]
-        verdicts = self.critic.judge([self.names[k] for _, k in asked], questions)
-        for n, (b, k) in enumerate(asked):
-            valid[b, k] = verdicts.valid[n]
-            reasons[b][k] = verdicts.reasons[n]
-            if valid[b, k]:
-                score[b, k], confidence[b, k] = verdicts.score[n], verdicts.confidence[n]
-            else:
-                confidence[b, k] = 0.0
+    def _above(self, k: int) -> list[int]:
+        """The columns of item k's parent, and of its rubric's gates."""
+        category, item = self.columns[k]
+        mates = [(j, other) for j, (c, other) in enumerate(self.columns) if c == category and other is not item]
+        return [j for j, other in mates if other.id == item.parent] + [j for j, other in mates if other.gate]

@@ -1,11 +1,16 @@
-"""What every verifier shares: the score with its reason, the error that makes a score missing, options, the reference answer."""
+"""What a judge says: a verdict with its reason, many of them at once, or that there can be none. And what every verifier shares:
+options, the reference answer."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
 from grape.types import Prompt
 
@@ -42,10 +47,42 @@ class Verdict(float):
         return float(self), self.reason, self.metrics
 
 
-class Options(BaseModel):
-    """Options of a verifier; unknown ones are errors."""
+@dataclass(frozen=True)
+class Verdicts:
+    """A judge's answers about n responses.
+
+    Attributes:
+        score: (n,) in [0, 1], 1 is a clear yes. NaN: missing, with the reason in `reasons`; never 0.
+        confidence: (n,) in [0, 1]; NaN: missing.
+        reasons: n texts, why the score is what it is or why it is missing.
+        evidence: (n,) log-odds of yes before calibration, what `calibration.calibrate` is fitted on; NaN where there are none.
+        metrics: name -> (sum, weight): what was counted beside the scores.
+    """
+
+    score: Tensor
+    confidence: Tensor
+    reasons: tuple[str, ...]
+    evidence: Tensor
+    metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def valid(self) -> Tensor:
+        """(n,) bool: the score could be had."""
+        return torch.isfinite(self.score) & torch.isfinite(self.confidence)
+
+
+class Options(BaseModel, ABC):
+    """A verifier: its options, unknown ones being errors, and the check."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @abstractmethod
+    def score(self, prompt: Prompt, text: str) -> float:
+        """In [0, 1], a `Verdict` where there is a reason or a count worth keeping.
+
+        Raises:
+            Undecidable: the check cannot be made.
+        """
 
 
 def reference(prompt: Prompt) -> str:

@@ -18,10 +18,10 @@ from grape.models.encode import Rows, encode_turns
 from grape.models.forward import language
 from grape.models.load import device, load_language_model, save_model
 from grape.randomness import permutation
-from grape.reward.critics.base import Critic, Question
 from grape.reward.critics.calibration import Calibration, calibrate
-from grape.reward.critics.settings import make_critic
-from grape.reward.critics.trained import TrainedCritic
+from grape.reward.critics.judge import make_critic
+from grape.reward.critics.question import Critic, Question
+from grape.reward.critics.trained import trained_critic
 from grape.reward.rubric import load_rubrics
 from grape.stages.chats import chat_of
 from grape.stages.fit import fit
@@ -79,4 +79,4 @@ def _trained(
     forward = partial(language, model, dtype=common.dtype)
     fit(stage, model.to(device()), chat, ALGORITHM, ALGORITHM.params(), rows.rows, section, forward)
     save_model(model, tokenizer, stage.path("models/critic"))
-    return TrainedCritic(model, chat, Calibration({}), common.micro_batch_tokens, common.dtype)
+    return trained_critic(model, chat, Calibration({}), common.micro_batch_tokens, common.dtype)

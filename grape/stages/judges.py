@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from grape.reward.critics.settings import load_critic
+from grape.reward.critics.judge import load_critic
 from grape.reward.learned import LearnedReward
 from grape.reward.rubric import load_rubrics
-from grape.reward.sandbox.tiers import tier
 from grape.reward.source import RewardSource, RubricReward
+from grape.sandbox.tiers import tier
 from grape.stages.modules import load_module
 from grape.stages.stage import Stage
 from grape.types import Prompt

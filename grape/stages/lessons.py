@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from grape.artifacts import Demonstration, Judgement, Turn
 from grape.errors import GrapeError
-from grape.reward.critics.base import Question
+from grape.reward.critics.question import Question
 from grape.reward.critics.trained import NO, YES
 from grape.reward.rubric import Rubric
 from grape.types import transcript

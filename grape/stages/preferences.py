@@ -14,7 +14,7 @@ from grape.leakage import holds, turns_of
 from grape.models.encode import fitting_prompts
 from grape.models.load import device, load_language_model
 from grape.randomness import generator, permutation
-from grape.reward.critics.settings import load_critic
+from grape.reward.critics.judge import load_critic
 from grape.reward.rubric import load_rubrics
 from grape.reward.source import RubricReward
 from grape.sampling import sample

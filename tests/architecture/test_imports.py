@@ -64,6 +64,7 @@ def test_the_maths_need_torch_only() -> None:
     ("grape.sampling", ("grape.reward",)), ("grape.training", ("grape.reward", "grape.track")),
     ("grape.algorithms", ("grape.reward", "grape.training", "grape.sampling", "grape.models", "grape.track")),
     ("grape.models", ("grape.reward", "grape.training", "grape.algorithms", "grape.track")),
+    ("grape.sandbox", ("grape.reward", "grape.models", "grape.training", "grape.algorithms", "grape.track", "grape.stages")),
 ])
 def test_reward_and_policy_do_not_know_each_other(one: str, other: tuple[str, ...]) -> None:
     """`Scores` is the only thing that passes between them; algorithms know no models and no I/O."""
@@ -71,6 +72,15 @@ def test_reward_and_policy_do_not_know_each_other(one: str, other: tuple[str, ..
         if _within(name, one):
             bad = [found for found in imports(path) for part in other if _within(found, part)]
             assert not bad, f"{name} imports {bad}"
+
+
+@pytest.mark.parametrize("package", ["grape.reward", "grape.sandbox"])
+def test_no_file_imports_itself_by_way_of_others(package: str) -> None:
+    below = {name: {found for found in imports(path) if found in MODULES and found != name and _within(found, package)}
+             for name, path in MODULES.items() if _within(name, package)}
+    while free := {name for name, others in below.items() if not others}:
+        below = {name: others - free for name, others in below.items() if name not in free}
+    assert not below, f"these import each other: {sorted(below)}"
 
 
 def test_nobody_imports_the_world() -> None:

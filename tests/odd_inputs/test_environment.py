@@ -197,20 +197,20 @@ def test_no_library_asks_a_proxy_for_this_machine(project: Project, monkeypatch:
 
 
 def test_a_judge_on_this_machine_is_asked_directly(monkeypatch: pytest.MonkeyPatch, server: int, closed: int) -> None:
-    from grape.reward.critics.transport import Round, Server
+    from grape.reward.critics.transport import Endpoint, Exchange
 
     monkeypatch.setenv("ALL_PROXY", f"http://127.0.0.1:{closed}")
-    with Round(Server(f"http://127.0.0.1:{server}/v1")) as asked:
+    with Exchange(Endpoint(f"http://127.0.0.1:{server}/v1")) as asked:
         assert asked.client.get(f"http://127.0.0.1:{server}/api/health").text == "true"
 
 
 @pytest.mark.parametrize("url", ["http://[::1", "http://127.0.0.1:x/v1", "http://127.0.0.1:99999", "http://two words/v1",
                                  f"http://{SECRET}@127.0.0.1/v1", f"http://a:{SECRET}@[::1", f"http://h/v1?key={SECRET}"])
 def test_a_judge_at_no_address(url: str) -> None:
-    from grape.reward.critics.transport import Server
+    from grape.reward.critics.transport import Endpoint
 
     with pytest.raises(GrapeError, match="address") as caught:
-        Server(url)
+        Endpoint(url)
     assert SECRET not in str(caught.value)
 
 

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from grape.reward.critics.base import Question, Verdicts
 from grape.reward.critics.calibration import Calibration
-from grape.reward.critics.server import ServerCritic
-from grape.reward.critics.transport import Server
+from grape.reward.critics.openai import ServerCritic
+from grape.reward.critics.question import Question
+from grape.reward.critics.transport import Endpoint
+from grape.reward.verdict import Verdicts
 
 KEY = "sk-test-0123456789-never-to-be-seen"
 
@@ -177,7 +178,7 @@ class Bench:
         temperature: float = 0.0, certainty: Any = "margin", extra: Any = None, **server: Any,
     ) -> ServerCritic:  # fmt: skip
         return ServerCritic(
-            Server(self.server.url, **server), model, calibration, cache, temperature=temperature,
+            Endpoint(self.server.url, **server), model, calibration, cache, temperature=temperature,
             certainty=certainty, extra=extra, sleep=self.waits.append,
         )  # fmt: skip
 

@@ -13,8 +13,8 @@ from grape.errors import GrapeError
 from grape.models.chat import Chat
 from grape.models.load import load_scalar_model, save_model
 from grape.reward.critics.calibration import Calibration, expected_calibration_error, fit_calibration
-from grape.reward.critics.trained import TrainedCritic as Critic
-from grape.reward.critics.trained import verdict_tokens
+from grape.reward.critics.question import Question
+from grape.reward.critics.trained import trained_critic, verdict_tokens
 from grape.reward.learned import STATISTICS, LearnedReward
 from grape.types import Response
 from tests import tiny
@@ -74,15 +74,17 @@ def test_the_verdict_is_read_from_the_first_token_that_differs() -> None:
 
 def test_the_critic_gives_the_models_log_odds() -> None:
     model, chat = tiny.model(), tiny.chat()
-    critic = Critic(model, chat, Calibration({}))
-    z = critic.log_odds(["is it?", "a longer question, is it?", "x" * 100])
+    critic = trained_critic(model, chat, Calibration({}))
+    asked = [Question(text, "", "", template="{question}") for text in ("is it?", "a longer question, is it?", "x" * 100)]
+    z = critic.judge(["a/b"] * 3, asked).evidence
     ids = chat.prompt([{"role": "user", "content": "is it?"}])
     with torch.no_grad():
         logits = model(torch.tensor([ids])).logits[0, -1]
     _, yes, no = verdict_tokens(chat)
     torch.testing.assert_close(z[0], logits[yes] - logits[no], rtol=1e-4, atol=1e-4)
     assert bool(torch.isnan(z[2])), "too long for 64 positions: missing, not 0"
-    score, confidence = critic.judge(["a/b"] * 2, ["is it?", "is it?"])
+    verdicts = critic.judge(["a/b"] * 2, [asked[0], asked[0]])
+    score, confidence = verdicts.score, verdicts.confidence
     assert score[0] == score[1] == pytest.approx(float(torch.sigmoid(z[0]))) and confidence[0] == max(
         score[0], 1 - score[0]
     )

@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from grape.errors import GrapeError
-from grape.reward.critics.base import Question
 from grape.reward.critics.cache import Cache
 from grape.reward.critics.calibration import Calibration
+from grape.reward.critics.openai import ServerCritic
+from grape.reward.critics.question import Question
 from grape.reward.critics.reply import Opinion
-from grape.reward.critics.server import ServerCritic
-from grape.reward.critics.transport import Server
+from grape.reward.critics.transport import Endpoint
 from tests.reward.critic_server import (
     KEY,
     Reply,
@@ -72,9 +72,9 @@ def test_another_process_finds_what_was_judged(bench: Any, tmp_path: Path) -> No
     b = bench(by_length)
     first = judged(b.critic(cache=tmp_path), "abc")
     script = (
-        "import sys\nfrom pathlib import Path\nfrom grape.reward.critics.base import Question\n"
-        "from grape.reward.critics.server import ServerCritic\nfrom grape.reward.critics.transport import Server\n"
-        "critic = ServerCritic(Server(sys.argv[1]), 'judge', cache=Path(sys.argv[2]))\n"
+        "import sys\nfrom pathlib import Path\nfrom grape.reward.critics.question import Question\n"
+        "from grape.reward.critics.openai import ServerCritic\nfrom grape.reward.critics.transport import Endpoint\n"
+        "critic = ServerCritic(Endpoint(sys.argv[1]), 'judge', cache=Path(sys.argv[2]))\n"
         "v = critic.judge(['courtesy/polite'], [Question('Is it polite?', 'Ask for tea.', 'abc')])\n"
         "print(repr(v.score.item()), critic.counts['cached'])\n"
     )
@@ -124,7 +124,7 @@ def test_the_key_is_nowhere(
         verdicts = judged(critic, "1", "2", "3", "4")
     assert b.server.headers[0]["Authorization"].endswith(KEY) and verdicts.valid.tolist() == [False, False, False, True]
     kept = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
-    seen = [kept, *verdicts.reasons, caplog.text, *capfd.readouterr(), repr(vars(critic)), repr(critic.server)]
+    seen = [kept, *verdicts.reasons, caplog.text, *capfd.readouterr(), repr(vars(critic)), repr(critic.endpoint)]
     assert "because [key]" in kept and "[key]" in verdicts.reasons[0] and not any(KEY in text for text in seen)
     assert not any(KEY in str(body) for body in b.server.bodies)
 
@@ -139,14 +139,14 @@ def test_a_placeholder_for_a_key_is_not_searched_for(bench: Any, monkeypatch: py
 def test_a_key_that_cannot_be_sent_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-first line\nX-Evil: 1")
     with pytest.raises(GrapeError, match="OPENAI_API_KEY") as error:
-        ServerCritic(Server("http://127.0.0.1:9/v1"), "judge")
+        ServerCritic(Endpoint("http://127.0.0.1:9/v1"), "judge")
     assert "first" not in str(error.value)
 
 
 def test_a_far_server_needs_a_key_and_a_near_one_does_not(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(GrapeError, match="set OPENAI_API_KEY"):
-        ServerCritic(Server("https://example.org/v1"), "judge")
+        ServerCritic(Endpoint("https://example.org/v1"), "judge")
     b = bench(honest)
     assert bool(judged(b.critic(), "tea").valid) and "Authorization" not in b.server.headers[0]
 
@@ -154,7 +154,7 @@ def test_a_far_server_needs_a_key_and_a_near_one_does_not(bench: Any, monkeypatc
 @pytest.mark.parametrize("url", ["", "example.org/v1", "file:///etc/passwd", "http://", "http://me:secret@host/v1", "http://h/v1?key=secret"])
 def test_an_address_that_is_none_is_refused_and_no_secret_is_shown(url: str) -> None:
     with pytest.raises(GrapeError, match="address") as error:
-        Server(url)
+        Endpoint(url)
     assert "secret" not in str(error.value)
 
 

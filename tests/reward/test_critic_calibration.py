@@ -12,7 +12,6 @@ import torch
 from pydantic import ValidationError
 
 from grape.errors import GrapeError
-from grape.reward.critics.base import certainty
 from grape.reward.critics.calibration import (
     Calibration,
     Isotonic,
@@ -22,8 +21,9 @@ from grape.reward.critics.calibration import (
     fit_calibration,
     measured,
 )
-from grape.reward.critics.server import ServerCritic
-from grape.reward.critics.settings import CACHE, Judge, load_critic, make_critic
+from grape.reward.critics.judge import CACHE, Judge, load_critic, make_critic
+from grape.reward.critics.logits import certainty
+from grape.reward.critics.openai import ServerCritic
 
 
 def judge(n: int, slope: float = 3.0, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -165,7 +165,7 @@ def test_the_settings_are_read_as_they_were_written(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("GRAPE_CRITIC_TIMEOUT", "0.5")
     critic = load_critic(tmp_path, tmp_path)
     assert isinstance(critic, ServerCritic) and critic.cache is not None and critic.cache.folder == tmp_path / CACHE
-    assert (critic.server.concurrency, critic.server.timeout, critic.server.attempts) == (3, 0.5, 5)
+    assert (critic.endpoint.concurrency, critic.endpoint.timeout, critic.endpoint.attempts) == (3, 0.5, 5)
     assert critic.options == {"temperature": 0.5, "max_tokens": 512, "seed": 1} and critic.calibration.items == {"": (2.0, 0.0)}
     assert "never" not in "".join(path.read_text() for path in tmp_path.iterdir())
 

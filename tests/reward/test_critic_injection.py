@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grape.reward.critics.base import Question
 from grape.reward.critics.fence import clean, messages, new_mark
+from grape.reward.critics.question import Question
 from grape.reward.critics.reply import Malformed, Opinion, opinion, quotable
 from tests.reward.critic_server import answer_of, benches, chat, honest, judged, key_of, verdict
 

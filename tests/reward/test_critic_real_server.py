@@ -18,13 +18,13 @@ import pytest
 import torch
 
 from grape.maths.advantage import weighted_reward
-from grape.reward.critics.base import Question
 from grape.reward.critics.cache import Cache
 from grape.reward.critics.calibration import Calibration
 from grape.reward.critics.fence import new_mark
+from grape.reward.critics.judge import CACHE, Judge, make_critic
+from grape.reward.critics.openai import ServerCritic
+from grape.reward.critics.question import Question
 from grape.reward.critics.reply import Opinion
-from grape.reward.critics.server import ServerCritic
-from grape.reward.critics.settings import CACHE, Judge, make_critic
 from grape.reward.rubric import Item, Rubric
 from grape.reward.source import RubricReward
 from grape.types import Response

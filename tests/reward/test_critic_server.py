@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from grape.reward.critics.server import ServerCritic
-from grape.reward.critics.transport import Failure, Round, Server
+from grape.reward.critics.openai import ServerCritic
+from grape.reward.critics.transport import Endpoint, Exchange, Failure
 from tests.reward.critic_server import (
     KEY,
     JudgeServer,
@@ -143,9 +143,9 @@ def test_a_dripping_server_is_left_too(bench: Any) -> None:
     """Every piece comes in time, the whole does not: httpx alone would wait for ever."""
     b = bench(lambda body, n: Reply(parts=[b" "] * 50))
     hours = iter(range(0, 10**6, 3600))
-    with Round(Server(b.server.url, attempts=1), clock=lambda: float(next(hours))) as round_:
+    with Exchange(Endpoint(b.server.url, attempts=1), clock=lambda: float(next(hours))) as exchange:
         with pytest.raises(Failure, match="no whole answer"):
-            round_.post("/chat/completions", {"messages": []})
+            exchange.post("/chat/completions", {"messages": []})
 
 
 def test_an_endless_body_is_not_read_to_its_end(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +194,7 @@ def test_refused_answers_are_no_reason_to_give_the_server_up(bench: Any) -> None
     assert verdicts.valid.tolist() == [False] * 8 + [True]
 
 
-def test_who_waits_for_another_attempt_is_woken_when_the_round_ends(bench: Any) -> None:
+def test_who_waits_for_another_attempt_is_woken_when_the_exchange_ends(bench: Any) -> None:
     """Ctrl-C must not have to wait for a busy server."""
     asked = threading.Event()
 
@@ -203,17 +203,17 @@ def test_who_waits_for_another_attempt_is_woken_when_the_round_ends(bench: Any) 
         return Reply(b"", 429, {"Retry-After": "50"})
 
     b, failures = bench(script), list[str]()
-    with Round(Server(b.server.url)) as round_:
+    with Exchange(Endpoint(b.server.url)) as exchange:
 
         def post() -> None:
             with pytest.raises(Failure) as error:
-                round_.post("/chat/completions", {"messages": []})
+                exchange.post("/chat/completions", {"messages": []})
             failures.append(error.value.reason)
 
         thread = threading.Thread(target=post)
         thread.start()
         assert asked.wait(10)
-        round_.over.set()
+        exchange.over.set()
         thread.join(10)
     assert failures == ["HTTP 429: "] and len(b.server.bodies) == 1
 
@@ -221,7 +221,7 @@ def test_who_waits_for_another_attempt_is_woken_when_the_round_ends(bench: Any) 
 def test_nobody_listening_is_missing_with_the_reason() -> None:
     server = JudgeServer(honest)
     server.http.server_close()
-    critic = ServerCritic(Server(server.url, attempts=2), "judge", sleep=lambda _: None)
+    critic = ServerCritic(Endpoint(server.url, attempts=2), "judge", sleep=lambda _: None)
     assert "ConnectError" in judged(critic, "tea").reasons[0]
 
 

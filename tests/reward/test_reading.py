@@ -9,14 +9,13 @@ import pytest
 from pydantic import ValidationError
 
 from grape.errors import GrapeError
-from grape.reward import verifiers
-from grape.reward.choosing import chosen
-from grape.reward.reading import blocks, boxed, last_number, one_number
 from grape.reward.rubric import Item, Rubric
-from grape.reward.sandbox.cases import program
 from grape.reward.source import RubricReward
 from grape.reward.verdict import Undecidable
-from grape.reward.verifiers import build
+from grape.reward.verifiers import build, form
+from grape.reward.verifiers.choosing import chosen
+from grape.reward.verifiers.program import program
+from grape.reward.verifiers.reading import blocks, boxed, last_number, one_number
 from tests import tiny
 
 
@@ -109,7 +108,7 @@ ENDLESS = [
 def test_a_pattern_that_finds_no_end_leaves_the_score_missing(
     verifier: str, options: dict[str, object], text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verifiers, "PATTERN_SECONDS", 0.05)
+    monkeypatch.setattr(form, "PATTERN_SECONDS", 0.05)
     with pytest.raises(Undecidable, match="found no end"):
         score(verifier, options, None, text)
 

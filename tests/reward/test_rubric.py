@@ -11,11 +11,12 @@ import torch
 from grape import rubrics
 from grape.errors import GrapeError
 from grape.project import Project
-from grape.reward.critics.base import Question, Verdicts
+from grape.reward.critics.question import Question
 from grape.reward.rubric import load_rubric, load_rubrics
 from grape.reward.source import RubricReward
-from grape.reward.verifiers import Undecidable, build
-from grape.types import Prompt, Response
+from grape.reward.verdict import Undecidable, Verdicts
+from grape.reward.verifiers import build
+from grape.types import Prompt, Response, Scores
 from tests import tiny
 
 GOOD = """\
@@ -150,7 +151,7 @@ def test_what_cannot_be_checked_is_named_with_file_line_and_item(tmp_path: Path,
     def broken(prompt: Prompt, text: str) -> float:
         raise RecursionError("too deep")
 
-    monkeypatch.setitem(source.verify, "sums/short", broken)
+    monkeypatch.setitem(source.verify.checks, "sums/short", broken)
     with pytest.raises(GrapeError, match="item sums/short: the verifier raised RecursionError: too deep") as caught:
         source.check(prompts[:1], "data/prompts/train.jsonl")
     assert caught.value.where == f"data/prompts/train.jsonl:1, id-x; {path}:9"
@@ -166,7 +167,7 @@ def test_a_verifier_that_raises_makes_its_score_missing_and_no_other(tmp_path: P
             raise ValueError("no")
         return 1.0
 
-    monkeypatch.setitem(source.verify, "sums/short", broken)
+    monkeypatch.setitem(source.verify.checks, "sums/short", broken)
     scores = source(responses("8", "9"))
     assert scores.valid.tolist() == [[True, True], [True, False]]
     assert scores.reasons[1][1] == "the verifier raised ValueError: no"
@@ -218,6 +219,17 @@ def test_where_the_parent_is_missing_so_is_what_hangs_on_it(tmp_path: Path) -> N
     assert scores.valid.tolist() == [[True, False, False]]
 
 
+def test_a_score_that_is_missing_keeps_its_reason_under_a_failed_gate(tmp_path: Path) -> None:
+    def reward_model(responses: Sequence[Response]) -> Scores:
+        none = torch.zeros(len(responses), 1)
+        return Scores(("reward_model/score",), none, none + 1, none > 0, none + 1, (("too long",),) * len(responses))
+
+    text = GATED + "  - {id: liked, question: Liked?, kind: reward_model}\n"
+    judge = RubricReward({"sums": load_rubric(write(tmp_path, text))}, reward_model=reward_model)
+    scores = judge([Response(tiny.prompt("x", "sums", "Anna; salt"), 0, (), "Anna, the salt 3", True)])
+    assert scores.valid.tolist() == [[True, True, True, False]] and scores.reasons[0][3] == "too long"
+
+
 @pytest.mark.parametrize("parent", ["later", "asked", "nobody"])
 def test_a_parent_stands_above_its_item(tmp_path: Path, parent: str) -> None:
     text = GATED.replace("parent: named", f"parent: {parent}")
@@ -240,6 +252,8 @@ def test_a_probability_in_words_is_no_critique(tmp_path: Path) -> None:
     """Reasons go back to the policy only from a judge that has some; a missing score is nothing to mend."""
 
     class Judge:
+        explains = False
+
         def judge(self, names: Sequence[str], questions: Sequence[Question], /) -> Verdicts:
             score = torch.tensor([torch.nan if "lost" in q.response else 0.2 for q in questions])
             return Verdicts(score, score, ("it is rude",) * len(questions), score)

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from grape.errors import GrapeError
-from grape.reward.sandbox import library
-from grape.reward.sandbox.box import HarnessError, Limits
-from grape.reward.sandbox.library import Library
-from grape.reward.sandbox.tiers import tier
 from grape.reward.verdict import Undecidable, Verdict
-from grape.reward.verifiers import VERIFIERS, build
+from grape.reward.verifiers import VERIFIERS, build, libraries
+from grape.sandbox import library
+from grape.sandbox.box import HarnessError
+from grape.sandbox.library import Library
+from grape.sandbox.places import Limits
+from grape.sandbox.tiers import tier
 from tests import tiny
 
 needs_a_tier = pytest.mark.skipif(not tier().strong, reason=tier().why())
@@ -230,8 +231,8 @@ def test_a_library_that_cannot_be_loaded_is_an_error_of_the_harness(puzzle: Libr
 ])
 def test_an_answer_that_is_code_is_not_given_to_reasoning_gym(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "find_spec", lambda package: object())
-    monkeypatch.setattr(library, "mechanism", lambda allow_weak: "namespaces")
-    monkeypatch.setattr(library.REASONING_GYM, "grade", lambda *a: pytest.fail("it was given away"))
+    monkeypatch.setattr(libraries, "mechanism", lambda allow_weak: "namespaces")
+    monkeypatch.setattr(libraries.REASONING_GYM, "grade", lambda *a: pytest.fail("it was given away"))
     verdict = score("reasoning_gym", {"dataset": "n_queens"}, "x", f"<think>?</think><answer>{text}</answer>")
     assert verdict == 0 and "looks like Python" in verdict.reason  # type: ignore[attr-defined]
 
@@ -245,8 +246,8 @@ def test_an_answer_that_is_code_is_not_given_to_reasoning_gym(text: str, monkeyp
 ])
 def test_math(answer: str, text: str, expected: float, monkeypatch: pytest.MonkeyPatch) -> None:
     if "^9^9" in text:  # a number that cannot be computed; the library is started anew with less patience
-        library.MATH_VERIFY.close()
-        monkeypatch.setattr(library.MATH_VERIFY, "limits", Limits(seconds=1, wall=5, memory=2048, files=256))
+        libraries.MATH_VERIFY.close()
+        monkeypatch.setattr(libraries.MATH_VERIFY, "limits", Limits(seconds=1, wall=5, memory=2048, files=256))
     assert score("math", {}, answer, text) == expected
 
 

@@ -26,9 +26,9 @@ from grape.models.forward import language, response_logits
 from grape.models.load import SPECIAL, save_model
 from grape.models.scratch import character_tokenizer, scratch
 from grape.randomness import generator
-from grape.reward.critics.base import Question
 from grape.reward.critics.fence import clean, messages, new_mark
-from grape.reward.critics.server import ENDING
+from grape.reward.critics.openai import ENDING
+from grape.reward.critics.question import Question
 from grape.training.adam import Adam, AdamParams
 from grape.training.batches import offline
 from grape.training.loop import train

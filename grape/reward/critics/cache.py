@@ -8,12 +8,11 @@ import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from grape.reward.critics.reply import Malformed, Opinion, checked
 
 
-def digest(asked: Mapping[str, Any]) -> str:
+def digest(asked: Mapping[str, object]) -> str:
     """SHA-256 of what was asked, as JSON with sorted names."""
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 

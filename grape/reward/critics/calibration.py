@@ -64,9 +64,7 @@ class Calibration:
         return p
 
     def write(self, folder: Path) -> None:
-        curves = {
-            name: {"x": list(c.x), "y": list(c.y)} if isinstance(c, Isotonic) else list(c) for name, c in self.items.items()
-        }
+        curves = {name: {"x": list(c.x), "y": list(c.y)} if isinstance(c, Isotonic) else list(c) for name, c in self.items.items()}
         write_json(folder / CALIBRATION, dict(sorted(curves.items())))
 
     @classmethod
@@ -98,10 +96,7 @@ def _curve(given: Any) -> Curve:
 
 def _places(names: Sequence[str]) -> dict[str, Tensor]:
     """Where each name stands, names in order of their first appearance."""
-    places: dict[str, list[int]] = {}
-    for i, name in enumerate(names):
-        places.setdefault(name, []).append(i)
-    return {name: torch.tensor(index) for name, index in places.items()}
+    return {name: torch.tensor([i for i, other in enumerate(names) if other == name]) for name in dict.fromkeys(names)}
 
 
 def _platt(z: Tensor, label: Tensor) -> Curve:
@@ -118,14 +113,10 @@ def _isotonic(z: Tensor, label: Tensor) -> Curve:
     fitted = IsotonicRegression(out_of_bounds="clip").fit(z.double().numpy(), label.double().numpy())
     # n labels of one kind are no proof of certainty: Laplace's bound on what they can show.
     least = 1 / (len(z) + 2)
-    return Isotonic(
-        tuple(map(float, fitted.X_thresholds_)), tuple(map(float, np.clip(fitted.y_thresholds_, least, 1 - least)))
-    )
+    return Isotonic(tuple(map(float, fitted.X_thresholds_)), tuple(map(float, np.clip(fitted.y_thresholds_, least, 1 - least))))
 
 
-def fit_calibration(
-    names: Sequence[str], z: Tensor, label: Tensor, least: int = 50, method: Method = "platt"
-) -> Calibration:
+def fit_calibration(names: Sequence[str], z: Tensor, label: Tensor, least: int = 50, method: Method = "platt") -> Calibration:
     """A curve per item with at least `least` judgements of both kinds, and one over all items.
 
     Args:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import count
 from typing import Any
 
 from grape.randomness import key
-from grape.reward.critics.base import Question
-
-Messages = list[dict[str, str]]
+from grape.reward.critics.question import Question
 
 SYSTEM = "You are a careful and impartial judge of answers."
 NOTICE = (
@@ -74,14 +73,11 @@ def new_mark(question: Question, *call: object) -> str:
     They are a hash of the text, so that a judgement is reproducible: to know them, a text would have to hold its own hash.
     """
     text = question.prompt + question.response
-    for attempt in range(100):
-        found = f"{key('fence', question, attempt, *call) & (2**64 - 1):016x}"
-        if found not in text:
-            break
-    return found
+    marks = (f"{key('fence', question, attempt, *call) & (2**64 - 1):016x}" for attempt in count())
+    return next(mark for mark in marks if mark not in text)
 
 
-def messages(question: Question, mark: str, ending: str, tokens: Sequence[str] = ()) -> Messages:
+def messages(question: Question, mark: str, ending: str, tokens: Sequence[str] = ()) -> list[dict[str, str]]:
     """The system and the user message that ask a question; `ending` says how to reply."""
 
     def fenced(kind: str, text: str) -> str:

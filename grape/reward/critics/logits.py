@@ -1,9 +1,16 @@
-"""A yes or no read from a causal language model's logits, without generating a token."""
+"""The logit critic: a causal language model, asked for a yes or no and read from the probabilities of its verdict tokens.
+
+    z = log p(yes) - log p(no) at the first token that tells them apart,   p = calibration(z),   score = p,
+    confidence = max(p, 1 - p), the calibrated chance that the verdict is right, or its margin |2p - 1|.
+
+Nothing is generated, so there is no temperature, and no reply that the policy's text could forge. How a question is put to the
+model is a prompt builder's: `trained.TrainedPrompts`, `local.FencedPrompts`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -12,41 +19,90 @@ from grape.errors import GrapeError
 from grape.models.encode import collate
 from grape.models.forward import Dtype, micro_batches, response_logits
 from grape.models.load import positions
-
-Asked = tuple[list[int], int, int]  # ids up to where the verdicts part, and the first token of yes and of no behind them
-TOO_LONG = "the text is longer than the critic's positions"
-
-
-@torch.no_grad()
-def log_odds(model: Any, rows: Sequence[Asked], pad_id: int, max_tokens: int, dtype: Dtype) -> Tensor:
-    """(n,) z = log p(yes) - log p(no) on the CPU: probabilities normalised over the two.
-
-    NaN where a row is too long (it has no place for a verdict), or where the logits are not finite.
-    No temperature: z is of the model's own distribution.
-    """
-    limit = positions(model)
-    z = torch.full((len(rows),), torch.nan)
-    fitting = [i for i, (ids, _, _) in enumerate(rows) if len(ids) < limit]
-    if not fitting:
-        return z
-    verdicts = torch.tensor([rows[i][1:] for i in fitting], device=model.device)
-    batch = collate([(rows[i][0], [rows[i][1]]) for i in fitting], pad_id).to(model.device)
-    for index in micro_batches(batch, max_tokens):
-        logits = response_logits(model, batch.select(index), dtype)[:, 0].float()
-        pair = logits.gather(1, verdicts[index])
-        z[[fitting[i] for i in index.tolist()]] = (pair[:, 0] - pair[:, 1]).cpu()
-    return torch.where(z.isfinite(), z, torch.nan)
+from grape.reward.critics.calibration import Calibration
+from grape.reward.critics.question import Certainty, Question
+from grape.reward.verdict import Verdicts
 
 
-def part(yes: Sequence[int], no: Sequence[int]) -> tuple[int, int, int]:
-    """(how many tokens both begin with, the next one of yes, the next one of no).
+class Fork(NamedTuple):
+    """Token ids up to where the verdicts part, and the first token of yes and of no behind them."""
+
+    ids: list[int]
+    yes: int
+    no: int
+
+
+class Prompts(Protocol):
+    """How questions are put to a language model. pad: id for padding."""
+
+    pad: int
+
+    def text(self, question: Question) -> str:
+        """What the model reads of the question; of two with the same text one is asked."""
+
+    def fork(self, text: str) -> Fork:
+        """That text in tokens."""
+
+
+class LogitCritic:
+    """A language model as a judge. max_tokens: of one forward pass."""
+
+    explains = False
+
+    def __init__(
+        self, model: Any, prompts: Prompts, calibration: Calibration, certainty: Certainty, max_tokens: int = 16384,
+        dtype: Dtype = "float32",
+    ) -> None:  # fmt: skip
+        self.model, self.prompts, self.calibration, self.certainty = model, prompts, calibration, certainty
+        self.max_tokens, self.dtype = max_tokens, dtype
+
+    def judge(self, names: Sequence[str], questions: Sequence[Question], /) -> Verdicts:
+        """Answers to questions; missing where the text is too long to judge, or the logits are not finite."""
+        texts = [self.prompts.text(question) for question in questions]
+        place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        forks = [self.prompts.fork(text) for text in place]
+        fitting = [i for i, fork in enumerate(forks) if len(fork.ids) < positions(self.model)]  # else no place for a verdict
+        z = self._log_odds(forks, fitting)[[place[text] for text in texts]]
+        score, fits = self.calibration.apply(names, z), set(fitting)
+        reasons = tuple(
+            "the text is longer than the critic's positions" if place[text] not in fits
+            else f"critic says yes with probability {p:.2f}" if p == p else "the critic's logits are not finite"
+            for text, p in zip(texts, score.tolist(), strict=True)
+        )  # fmt: skip
+        return Verdicts(score, certainty(score, self.certainty), reasons, z)
+
+    @torch.no_grad()
+    def _log_odds(self, forks: Sequence[Fork], fitting: Sequence[int]) -> Tensor:
+        """(n,) z = log p(yes) - log p(no) on the CPU: probabilities normalised over the two, of the model's own distribution.
+
+        NaN where a fork is not among `fitting`, or where the logits are not finite.
+        """
+        z = torch.full((len(forks),), torch.nan)
+        if not fitting:
+            return z
+        verdicts = torch.tensor([forks[i][1:] for i in fitting], device=self.model.device)
+        batch = collate([(forks[i].ids, [forks[i].yes]) for i in fitting], self.prompts.pad).to(self.model.device)
+        for index in micro_batches(batch, self.max_tokens):
+            logits = response_logits(self.model, batch.select(index), self.dtype)[:, 0].float()
+            pair = logits.gather(1, verdicts[index])
+            z[[fitting[i] for i in index.tolist()]] = (pair[:, 0] - pair[:, 1]).cpu()
+        return torch.where(z.isfinite(), z, torch.nan)
+
+
+def certainty(p: Tensor, kind: Certainty) -> Tensor:
+    """How sure a probability of yes is of its verdict: "right": max(p, 1 - p), the chance that it is right; "margin": |2p - 1|."""
+    return torch.maximum(p, 1 - p) if kind == "right" else (2 * p - 1).abs()
+
+
+def part(yes: Sequence[int], no: Sequence[int]) -> Fork:
+    """Where the tokens of a text with yes behind it and those with no behind it part.
 
     Raises:
         GrapeError: one begins with the whole other, so that no token tells them apart.
     """
     for i, (a, b) in enumerate(zip(yes, no, strict=False)):
         if a != b:
-            return i, a, b
+            return Fork(list(yes[:i]), a, b)
     raise GrapeError(
         "the critic's verdicts begin alike in this tokenizer, so that no token tells them apart",
         where="critic",

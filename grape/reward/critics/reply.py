@@ -8,9 +8,8 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from grape.reward.critics.base import Question
+from grape.reward.critics.question import Question
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*(%?)", re.ASCII)
 _START = re.compile(r'\{\s*"')
@@ -56,7 +55,7 @@ def opinion(reply: str, mark: str, strict: bool) -> Opinion:
     return checked(found[-1])
 
 
-def checked(given: Mapping[str, Any]) -> Opinion:
+def checked(given: Mapping[str, object]) -> Opinion:
     """A JSON object as an opinion.
 
     Raises:
@@ -72,7 +71,7 @@ def whole(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _objects(text: str, wanted: Callable[[Mapping[str, Any]], bool]) -> Iterator[dict[str, Any]]:
+def _objects(text: str, wanted: Callable[[Mapping[str, object]], bool]) -> Iterator[dict[str, object]]:
     """The wanted JSON objects from left to right. Only of a wanted one the inside is passed over: whatever a quotation opens
     or closes around the verdict, the verdict is found.
 
@@ -96,13 +95,13 @@ def _objects(text: str, wanted: Callable[[Mapping[str, Any]], bool]) -> Iterator
         found = _START.search(text, end)
 
 
-def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unrepeated(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len({name for name, _ in pairs}) < len(pairs):
         raise ValueError("a name stands twice")
     return dict(pairs)
 
 
-def _fraction(given: Mapping[str, Any], name: str) -> float:
+def _fraction(given: Mapping[str, object], name: str) -> float:
     """A number in [0, 1]: 0.8, "0.8", "80 %". 80 without a percent sign is out of range."""
     value = given.get(name)
     number = math.nan

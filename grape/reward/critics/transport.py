@@ -1,4 +1,4 @@
-"""One JSON request to a server that may be slow, busy, broken or gone, and a round of them that gives up when it is gone.
+"""One JSON request to a server that may be slow, busy, broken or gone, and an exchange of many that gives up when it is gone.
 
 The only place where the key is known. It is read from the environment for each request, and replaced in all that a server sends.
 """
@@ -13,11 +13,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
-from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -47,14 +47,14 @@ class Failure(Exception):
 
 
 @dataclass(frozen=True)
-class Server:
+class Endpoint:
     """Where to ask, and how patiently. None of it changes an answer but `url`.
 
     Attributes:
         url: up to and including the version, e.g. http://127.0.0.1:8000/v1. key: the environment variable that holds the key.
         timeout: seconds for one attempt as a whole. attempts: per request. concurrency: requests at a time.
         pause: seconds before the second attempt, doubled for each further one. longest: seconds between two attempts at most; a
-            server that asks for more is not asked again. patience: judgements in a row that fail before the round gives up.
+            server that asks for more is not asked again. patience: judgements in a row that fail before the exchange gives up.
     """
 
     url: str
@@ -90,38 +90,36 @@ class Server:
         key = os.environ.get(self.key, "").strip()
         if not re.fullmatch(r"[\x21-\x7e]*", key):
             raise GrapeError(
-                f"the key in ${self.key} holds spaces or characters that cannot be sent",
-                where="environment",
-                mend="set it anew",
+                f"the key in ${self.key} holds spaces or characters that cannot be sent", where="environment", mend="set it anew"
             )
         return key
 
 
-class Round:
+class Exchange:
     """The requests of one batch: use it with `with`. Threads may share it.
 
     Args:
-        sleep: waits so many seconds; default: until then or until the round ends.
+        sleep: waits so many seconds; default: until then or until the exchange ends.
         clock: seconds, monotonic.
     """
 
     def __init__(
-        self, server: Server, sleep: Callable[[float], object] | None = None, clock: Callable[[], float] = time.monotonic
+        self, endpoint: Endpoint, sleep: Callable[[float], object] | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.server, self.clock = server, clock
+        self.endpoint, self.clock = endpoint, clock
         self.over = threading.Event()
         self.sleep = sleep or self.over.wait
         self.counts: Counter[str] = Counter()
         self._failed, self._gave_up, self._lock = 0, "", threading.Lock()
 
-    def __enter__(self) -> Round:
-        limits = httpx.Limits(max_connections=self.server.concurrency)
+    def __enter__(self) -> Exchange:
+        limits = httpx.Limits(max_connections=self.endpoint.concurrency)
         # Whatever the environment says, a proxy is not asked for this machine.
-        proxies = not is_loopback(self.server.url)
-        self.client = httpx.Client(timeout=self.server.timeout, limits=limits, verify=_certificates(), trust_env=proxies)
+        proxies = not is_loopback(self.endpoint.url)
+        self.client = httpx.Client(timeout=self.endpoint.timeout, limits=limits, verify=_certificates(), trust_env=proxies)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.over.set()
         self.client.close()
 
@@ -129,7 +127,7 @@ class Round:
         with self._lock:
             self.counts[name] += by
 
-    def post(self, path: str, body: Mapping[str, Any], *spread: object) -> dict[str, Any]:
+    def post(self, path: str, body: Mapping[str, object], *spread: object) -> dict[str, Any]:
         """The JSON object that the server answers with. spread: what the request is for, so that attempts do not come in step.
 
         Raises:
@@ -147,39 +145,39 @@ class Round:
                 self._note("")
                 return answer
             wait = self._wait(last, attempt, *spread)
-            if not last.again or attempt == self.server.attempts or wait > self.server.longest:
+            if not last.again or attempt == self.endpoint.attempts or wait > self.endpoint.longest:
                 break
             self.count("retries")
             self.sleep(wait)
         reason = last.reason + (f" (attempt {attempt})" if attempt > 1 else "")
-        if last.wait > self.server.longest:
-            reason += f"; the server asks for {last.wait:g} s, more than the {self.server.longest:g} s that we wait"
+        if last.wait > self.endpoint.longest:
+            reason += f"; the server asks for {last.wait:g} s, more than the {self.endpoint.longest:g} s that we wait"
         if not last.own:
             self._note(reason)
-        raise Failure(reason or "the round was ended", again=False) from None
+        raise Failure(reason or "the exchange was ended", again=False) from None
 
     def _note(self, reason: str) -> None:
         """Count failures in a row: a server that is gone must not cost every judgement all of its attempts."""
         with self._lock:
             self._failed = self._failed + 1 if reason else 0
-            if self._failed >= self.server.patience and not self._gave_up:
+            if self._failed >= self.endpoint.patience and not self._gave_up:
                 self._gave_up = f"not asked, since {self._failed} judgements in a row had failed; the last: {reason}"
 
     def _wait(self, failure: Failure, attempt: int, *spread: object) -> float:
         """Seconds: what the server asked for or the doubled pause, and up to half of the pause more, never less."""
-        pause = min(self.server.pause * 2.0 ** (attempt - 1), self.server.longest / 2)
+        pause = min(self.endpoint.pause * 2.0 ** (attempt - 1), self.endpoint.longest / 2)
         jitter = float(generator("back-off", attempt, *spread).random()) * pause / 2
         return max(failure.wait, pause) + jitter
 
-    def _once(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        key = self.server.secret()
+    def _once(self, path: str, body: Mapping[str, object]) -> dict[str, Any]:
+        key = self.endpoint.secret()
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        end = self.clock() + self.server.timeout
+        end = self.clock() + self.endpoint.timeout
         try:
-            with self.client.stream("POST", self.server.url.rstrip("/") + path, json=body, headers=headers) as response:
+            with self.client.stream("POST", self.endpoint.url.rstrip("/") + path, json=body, headers=headers) as response:
                 text = self._read(response, end)
         except httpx.TimeoutException:
-            raise Failure(f"no answer within {self.server.timeout:g} s", again=True) from None
+            raise Failure(f"no answer within {self.endpoint.timeout:g} s", again=True) from None
         except httpx.RequestError as error:
             raise Failure(_without(key, f"{type(error).__name__}: {error}"), again=True) from None
         text = _without(key, text)
@@ -204,7 +202,7 @@ class Round:
             if size > LARGEST_BODY:
                 raise Failure(f"the body is larger than {LARGEST_BODY} bytes", again=True)
             if self.clock() > end:
-                raise Failure(f"no whole answer within {self.server.timeout:g} s", again=True)
+                raise Failure(f"no whole answer within {self.endpoint.timeout:g} s", again=True)
         return b"".join(parts).decode("utf-8", "replace")
 
 
@@ -221,11 +219,7 @@ def _without(key: str, text: str) -> str:
 def _retry_after(headers: Mapping[str, str]) -> float:
     """Seconds the server asks us to wait, from `Retry-After` as seconds or as a date; 0 where it does not, or not legibly."""
     given = headers.get("retry-after", "").strip()
-    try:
-        return max(0.0, float(given))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, (parsedate_to_datetime(given) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
-        return 0.0
+    for seconds in (float, lambda date: (parsedate_to_datetime(date) - datetime.now(UTC)).total_seconds()):
+        with suppress(ValueError, TypeError):
+            return max(0.0, seconds(given))
+    return 0.0

@@ -1,8 +1,7 @@
 """Verifiers that let a library read the response, apart from grape's process: the library may hang on it, or evaluate it.
 
 `math` uses math-verify, whose answers may be expressions that take for ever (9^9^9^9). `reasoning_gym` uses the scorers of
-reasoning-gym, some of which call `eval` on the response. Both are optional extras. The library is loaded once into a sandbox
-that reads its folder; each request is answered by a fork of that process, which nothing of the next request sees.
+reasoning-gym, some of which call `eval` on the response. Both are optional extras.
 
 Other than in `python_tests` the reference answer is in there with the response, as the library wants both. So `reasoning_gym`
 refuses responses that look like Python which would reach for it; the sandbox holds what they could do beyond.
@@ -10,22 +9,16 @@ refuses responses that look like Python which would reach for it; the sandbox ho
 
 from __future__ import annotations
 
-import atexit
 import json
 import re
-import sys
-import threading
-import time
-from importlib.util import find_spec
-from typing import Any
 
 from pydantic import Field, field_validator
 
-from grape.errors import GrapeError
-from grape.reward.sandbox.box import Answer, Ended, HarnessError, Limits, Sandbox
-from grape.reward.sandbox.tiers import tier
-from grape.reward.sandbox.verify import mechanism
 from grape.reward.verdict import Options, Undecidable, Verdict, reference
+from grape.reward.verifiers.python_tests import mechanism
+from grape.sandbox.box import Answer, HarnessError
+from grape.sandbox.library import Library
+from grape.sandbox.tiers import tier
 from grape.types import Prompt
 
 MATH = """
@@ -56,76 +49,22 @@ CODE = re.compile(r"__\w|\b(?:exec|eval|compile|open|input|exit|quit|breakpoint|
                   r"delattr|lambdify|sympify|parse_expr)\s*\(|\blambda\b|\bimport\s")
 TAGGED = re.compile(r"<answer>\s?(.*?)\s?</answer>", re.DOTALL)
 
-
-class Library:
-    """A library behind walls, started when it is first asked and again after a request that ended it.
-
-    Args:
-        name: of the package. program: defines `grade`. extra: grape's extra that installs the package.
-    """
-
-    def __init__(self, name: str, program: str, extra: str) -> None:
-        self.name, self.program, self.extra = name, program, extra
-        self.limits = Limits(seconds=5, wall=20, memory=2048, files=256)
-        self._sandbox: Sandbox | None = None
-        self._lock = threading.Lock()
-        atexit.register(self.close)
-
-    def require(self) -> None:
-        """Raises GrapeError if the package is not installed."""
-        if find_spec(self.name) is None:
-            raise GrapeError(f"the package {self.name.replace('_', '-')} is not installed", where="rubrics",
-                             mend=f"pip install 'grape[{self.extra}]'")
-
-    def grade(self, held_by: str, *arguments: Any) -> Answer:
-        """What `grade` says. A request that takes too long or kills the process has an answer with an error.
-
-        Raises:
-            GrapeError: the package is not installed. HarnessError: the sandbox or the library in it cannot be started.
-        """
-        with self._lock:
-            if self._sandbox is None:
-                self._open(held_by)
-            assert self._sandbox is not None
-            try:
-                return self._sandbox.ask("grade", arguments, time.monotonic() + self.limits.wall)
-            except Ended as error:
-                self._close()
-                return Answer(None, str(error))
-
-    def _open(self, held_by: str) -> None:
-        self.require()
-        folders = [path for path in sys.path if path.rstrip("/").endswith(("site-packages", "dist-packages"))]
-        sandbox = Sandbox(held_by, self.limits, folders).__enter__()
-        self._sandbox = sandbox
-        try:
-            sandbox.start(self.program)
-            line = json.loads(sandbox.line(time.monotonic() + 120))
-            if line[:2] != [-1, True]:
-                raise Ended(str(line))
-        except (HarnessError, Ended, ValueError) as error:
-            self._close()
-            raise HarnessError(f"{self.name} cannot be loaded in the sandbox: {error}") from error
-
-    def _close(self) -> None:
-        if self._sandbox is not None:
-            sandbox, self._sandbox = self._sandbox, None
-            sandbox.__exit__(None, None, None)
-
-    def close(self) -> None:
-        """End the sandbox; the next request starts a new one."""
-        with self._lock:
-            self._close()
-
-
 MATH_VERIFY = Library("math_verify", MATH, "math")
 REASONING_GYM = Library("reasoning_gym", GYM, "gym")
 
 
-def _decided(answer: Answer, what: str) -> Answer:
-    """Raises Undecidable if the library could make nothing of the reference; an error is the response's."""
+def _graded(library: Library, undecided: str, held_by: str, *arguments: object) -> Answer:
+    """What the library says; an error is the response's.
+
+    Raises:
+        Undecidable: it could make nothing of the reference, or could not be asked.
+    """
+    try:
+        answer = library.grade(held_by, *arguments)
+    except HarnessError as error:
+        raise Undecidable(str(error)) from error
     if answer.error is None and answer.value is None:
-        raise Undecidable(what)
+        raise Undecidable(undecided)
     return answer
 
 
@@ -137,18 +76,15 @@ class Maths(Options):
 
     digits: int = Field(6, ge=0, le=15)
 
-    def model_post_init(self, context: Any) -> None:
+    def model_post_init(self, context: object) -> None:
         MATH_VERIFY.require()
 
     def score(self, prompt: Prompt, text: str) -> Verdict:
         gold, found = reference(prompt), tier()
-        if found.name == "none":
+        if found.name == "none":  # the library executes nothing, so limits on time and memory are enough to hold it
             raise Undecidable(found.why())
-        try:  # the library executes nothing, so limits on time and memory are enough to hold it
-            answer = MATH_VERIFY.grade(found.name, gold, text, self.digits)
-        except HarnessError as error:
-            raise Undecidable(str(error)) from error
-        answer = _decided(answer, f"math-verify cannot read the reference answer {gold!r}")
+        undecided = f"math-verify cannot read the reference answer {gold!r}"
+        answer = _graded(MATH_VERIFY, undecided, found.name, gold, text, self.digits)
         return Verdict(float(answer.value is True), answer.error or ("equal" if answer.value is True else "not equal"))
 
 
@@ -181,11 +117,8 @@ class ReasoningGym(Options):
         held_by = mechanism(self.allow_weak)
         if CODE.search(said):
             return Verdict(0.0, "the answer looks like Python code, which some scorers would execute")
-        try:
-            answer = REASONING_GYM.grade(held_by, self.dataset, said, entry)
-        except HarnessError as error:
-            raise Undecidable(str(error)) from error
-        answer = _decided(answer, f"reasoning-gym has no dataset {self.dataset!r}, or cannot score this entry")
+        undecided = f"reasoning-gym has no dataset {self.dataset!r}, or cannot score this entry"
+        answer = _graded(REASONING_GYM, undecided, held_by, self.dataset, said, entry)
         if answer.error is not None or not isinstance(answer.value, float | int) or not 0 <= answer.value <= 1:
             return Verdict(0.0, answer.error or "the scorer gave no score")
         return Verdict(float(answer.value), f"scored by reasoning-gym's {self.dataset}")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from grape.reward.sandbox.box import Answer, Ended, Limits, Sandbox, quoted
-from grape.reward.sandbox.protocol import NotJson, read
+from grape.sandbox.box import Answer, Ended, Sandbox, quoted
+from grape.sandbox.places import Limits
+from grape.sandbox.protocol import NotJson, read
 
-Call = tuple[str, Sequence[Any]]
+Call = tuple[str, Sequence[object]]
 
 
 @dataclass(frozen=True)

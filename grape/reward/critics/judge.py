@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,15 +12,16 @@ from grape.errors import GrapeError, first_problem
 from grape.files import write_json
 from grape.models.forward import Dtype
 from grape.models.template import Template
-from grape.reward.critics.base import Certainty, Critic
 from grape.reward.critics.calibration import Calibration, Method
+from grape.reward.critics.question import Certainty, Critic
 
 JUDGE = "judge.json"
 CACHE = Path(".grape/critic-cache")
 
 
 class Judge(BaseModel):
-    """The knobs of a critic: what decides its answers. How many at a time and how patiently is the machine's, see `_server`."""
+    """The knobs of a critic: what decides its answers. How many at a time and how patiently is the machine's, see
+    `openai.endpoint`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
     backend: Literal["trained", "local", "openai"] = "trained"
@@ -68,8 +67,7 @@ def load_critic(
     folder: Path, root: Path, dtype: Dtype = "float32", max_tokens: int = 16384, template: Template | None = None
 ) -> Critic:
     """The critic that the critic stage left in `folder`, ready to judge."""
-    judge = Judge.read(folder)
-    return make_critic(judge, Calibration.read(folder), folder, root, dtype, max_tokens, template)
+    return make_critic(Judge.read(folder), Calibration.read(folder), folder, root, dtype, max_tokens, template)
 
 
 def make_critic(
@@ -82,44 +80,20 @@ def make_critic(
         folder: with the trained critic's model. root: of the project, for the cache. max_tokens: per forward pass.
         template: what the trained critic's chat template is told.
     """
-    if judge.backend == "openai":
-        from grape.reward.critics.server import ServerCritic
+    if judge.model is None:
+        from grape.models.chat import Chat
+        from grape.models.load import device, load_language_model
+        from grape.reward.critics.trained import trained_critic
 
-        assert judge.model is not None
-        return ServerCritic(
-            _server(judge), judge.model, calibration, root / CACHE,
-            judge.temperature, judge.max_tokens, judge.confidence, judge.extra,
-        )  # fmt: skip
+        model, tokenizer = load_language_model(str(folder))
+        return trained_critic(model.to(device()), Chat(tokenizer, template, model), calibration, max_tokens, dtype)
     if judge.backend == "local":
-        from grape.reward.critics.local import LocalCritic
+        from grape.reward.critics.local import local_critic
 
-        assert judge.model is not None
-        return LocalCritic.load(judge.model, calibration, judge.revision, dtype, max_tokens, judge.confidence)
-    from grape.models.chat import Chat
-    from grape.models.load import device, load_language_model
-    from grape.reward.critics.trained import TrainedCritic
+        return local_critic(judge.model, calibration, judge.revision, dtype, max_tokens, judge.confidence)
+    from grape.reward.critics.openai import ServerCritic, endpoint
 
-    model, tokenizer = load_language_model(str(folder))
-    return TrainedCritic(model.to(device()), Chat(tokenizer, template, model), calibration, max_tokens, dtype)
-
-
-def _server(judge: Judge) -> Any:
-    """The server with what the machine says: GRAPE_CRITIC_CONCURRENCY, GRAPE_CRITIC_TIMEOUT (seconds), GRAPE_CRITIC_ATTEMPTS."""
-    from grape.reward.critics.transport import Server
-
-    given = {
-        name: _number(f"GRAPE_CRITIC_{name.upper()}", default)
-        for name, default in (("concurrency", 8.0), ("timeout", 60.0), ("attempts", 5.0))
-    }
-    return Server(judge.url, judge.key, given["timeout"], int(given["attempts"]), int(given["concurrency"]))
-
-
-def _number(name: str, default: float) -> float:
-    text = os.environ.get(name, "")
-    try:
-        value = float(text) if text else default
-        if math.isfinite(value) and (value >= 1 or (value > 0 and name.endswith("TIMEOUT"))):
-            return value
-    except ValueError:
-        pass
-    raise GrapeError(f"{name} is {text!r}", where="environment", mend="a number of at least 1")
+    return ServerCritic(
+        endpoint(judge.url, judge.key), judge.model, calibration, root / CACHE,
+        judge.temperature, judge.max_tokens, judge.confidence, judge.extra,
+    )  # fmt: skip

@@ -11,7 +11,7 @@ import os
 import resource
 import sys
 
-from grape.reward.sandbox import kernel, seccomp
+from grape.sandbox import kernel, seccomp
 
 TYPE_CHECKING = False  # not from typing, whose import would cost each sandbox 7 ms
 if TYPE_CHECKING:
@@ -71,14 +71,14 @@ def main(config: dict[str, Any], receive: Callable[[], Any], null: int) -> None:
     os._exit(0)
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any) -> object:
     """What JSON has no word for: a set says that it is one, and the other side that its order means nothing."""
     if type(value) in (set, frozenset):
         return {"$set": list(value)}
     raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
-def say(index: int, returned: bool, value: Any) -> None:
+def say(index: int, returned: bool, value: object) -> None:
     line = json.dumps([index, returned, value], allow_nan=False, default=plain).encode() + b"\n"
     while line:
         line = line[os.write(ANSWERS, line):]
@@ -98,7 +98,7 @@ def load(source: str, name: str) -> dict[str, Any]:
     return module.__dict__
 
 
-def call(namespace: dict[str, Any], index: int, name: str, arguments: list[Any]) -> None:
+def call(namespace: dict[str, Any], index: int, name: str, arguments: list[object]) -> None:
     """Answer one call: what it returned, or what went wrong. BaseException, because SystemExit is no way out."""
     try:
         if name not in namespace:
@@ -108,7 +108,7 @@ def call(namespace: dict[str, Any], index: int, name: str, arguments: list[Any])
         say(index, False, complaint(error))
 
 
-def answer(source: str, calls: list[tuple[str, list[Any]]]) -> None:
+def answer(source: str, calls: list[tuple[str, list[object]]]) -> None:
     try:
         namespace = load(source, "candidate")
     except BaseException as error:

@@ -6,8 +6,9 @@ import functools
 
 import pytest
 
-from grape.reward.sandbox import tiers
-from grape.reward.sandbox.box import HarnessError, Limits
+from grape.sandbox import tiers
+from grape.sandbox.box import HarnessError
+from grape.sandbox.places import Limits
 
 ADD = '{"function": "add", "cases": [[[1, 2], 3]]}'
 SHORT = Limits(seconds=1, wall=0.5)

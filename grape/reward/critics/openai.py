@@ -12,9 +12,12 @@ Every judgement is one conversation of its own, so order and company change noth
 from __future__ import annotations
 
 import logging
+import math
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +25,13 @@ import torch
 from torch import Tensor
 
 from grape.errors import GrapeError
-from grape.reward.critics.base import Certainty, Question, Verdicts
 from grape.reward.critics.cache import Cache, digest
 from grape.reward.critics.calibration import Calibration
 from grape.reward.critics.fence import EMPTY, NOTICE, SYSTEM, messages, new_mark
+from grape.reward.critics.question import Certainty, Question
 from grape.reward.critics.reply import Malformed, Opinion, opinion, quotable, whole
-from grape.reward.critics.transport import Failure, Round, Server
+from grape.reward.critics.transport import Endpoint, Exchange, Failure
+from grape.reward.verdict import Verdicts
 
 logger = logging.getLogger("grape.reward")
 
@@ -39,7 +43,20 @@ REPAIR = "Your last reply could not be read: {why}. Reply with the JSON object a
 WORDS = digest({"words": [SYSTEM, NOTICE, EMPTY, ENDING, REPAIR]})  # what was asked in other words is asked anew
 LEAST_CONFIDENCE = 0.01  # in the evidence, so that a verdict keeps its side
 
-Asked = tuple[str, Question]
+
+def endpoint(url: str, key: str) -> Endpoint:
+    """With what the machine says: GRAPE_CRITIC_CONCURRENCY, GRAPE_CRITIC_TIMEOUT (seconds), GRAPE_CRITIC_ATTEMPTS."""
+    concurrency, timeout = _number("GRAPE_CRITIC_CONCURRENCY", 8), _number("GRAPE_CRITIC_TIMEOUT", 60)
+    return Endpoint(url, key, timeout, int(_number("GRAPE_CRITIC_ATTEMPTS", 5)), int(concurrency))
+
+
+def _number(name: str, default: float) -> float:
+    text = os.environ.get(name, "")
+    with suppress(ValueError):
+        value = float(text) if text else default
+        if math.isfinite(value) and (value >= 1 or (value > 0 and name.endswith("TIMEOUT"))):
+            return value
+    raise GrapeError(f"{name} is {text!r}", where="environment", mend="a number of at least 1")
 
 
 class ServerCritic:
@@ -56,24 +73,17 @@ class ServerCritic:
     """
 
     explains = True  # its reasons say why, so they can be given back to the policy
+
     def __init__(
-        self,
-        server: Server,
-        model: str,
-        calibration: Calibration | None = None,
-        cache: Path | None = None,
-        temperature: float = 0.0,
-        max_tokens: int | None = 512,
-        certainty: Certainty = "margin",
-        extra: Mapping[str, Any] | None = None,
-        repairs: int = 1,
-        sleep: Callable[[float], object] | None = None,
-    ) -> None:
-        if not server.secret() and server.url.startswith("https"):
+        self, endpoint: Endpoint, model: str, calibration: Calibration | None = None, cache: Path | None = None,
+        temperature: float = 0.0, max_tokens: int | None = 512, certainty: Certainty = "margin",
+        extra: Mapping[str, object] | None = None, repairs: int = 1, sleep: Callable[[float], object] | None = None,
+    ) -> None:  # fmt: skip
+        if not endpoint.secret() and endpoint.url.startswith("https"):
             raise GrapeError(
-                f"there is no key for {server.url}", where="environment", mend=f"set {server.key} to the server's key"
+                f"there is no key for {endpoint.url}", where="environment", mend=f"set {endpoint.key} to the server's key"
             )
-        self.server, self.model, self.certainty = server, model, certainty
+        self.endpoint, self.model, self.certainty = endpoint, model, certainty
         self.calibration, self.cache = calibration or Calibration({}), Cache(cache) if cache else None
         self.options = {"temperature": temperature, **({"max_tokens": max_tokens} if max_tokens else {}), **(extra or {})}
         self.repairs, self.sleep = repairs, sleep
@@ -101,7 +111,7 @@ class ServerCritic:
         known = torch.tensor([self.calibration.knows(name) for name in names], dtype=torch.bool)
         return torch.where(known, right if self.certainty == "right" else (2 * right - 1).clamp(min=0), stated)
 
-    def _opinions(self, asked: Sequence[Asked]) -> list[Opinion | str]:
+    def _opinions(self, asked: Sequence[tuple[str, Question]]) -> list[Opinion | str]:
         """An opinion, or why there is none, per question."""
         found: dict[int, Opinion | str] = {}
         keys = [digest(self._identity(*one)) for one in asked]
@@ -112,24 +122,24 @@ class ServerCritic:
         self.counts.update(["cached"] * len(found))
         rest = [i for i in range(len(asked)) if i not in found]
         if rest:
-            with Round(self.server, self.sleep) as round_:
-                pool = ThreadPoolExecutor(self.server.concurrency, thread_name_prefix="critic")
+            with Exchange(self.endpoint, self.sleep) as exchange:
+                pool = ThreadPoolExecutor(self.endpoint.concurrency, thread_name_prefix="critic")
                 try:
-                    found |= zip(rest, pool.map(lambda i: self._ask(round_, asked[i], keys[i]), rest), strict=True)
+                    found |= zip(rest, pool.map(lambda i: self._ask(exchange, asked[i], keys[i]), rest), strict=True)
                 finally:
-                    round_.over.set()  # wakes who waits for another attempt
+                    exchange.over.set()  # wakes who waits for another attempt
                     pool.shutdown(cancel_futures=True)
-                    self.counts += round_.counts
+                    self.counts += exchange.counts
         return [found[i] for i in range(len(asked))]
 
-    def _identity(self, name: str, question: Question) -> dict[str, Any]:
+    def _identity(self, name: str, question: Question) -> dict[str, object]:
         """All that decides an answer; the mark does not, and the key of the server is none of it."""
         return {
-            "server": self.server.url.rstrip("/"), "model": self.model, "options": self.options, "words": WORDS,
+            "server": self.endpoint.url.rstrip("/"), "model": self.model, "options": self.options, "words": WORDS,
             "item": name, **vars(question),
         }  # fmt: skip
 
-    def _ask(self, round_: Round, asked: Asked, key: str) -> Opinion | str:
+    def _ask(self, exchange: Exchange, asked: tuple[str, Question], key: str) -> Opinion | str:
         """One judgement: a request, and one more for each reply that cannot be read."""
         name, question = asked
         why = ""
@@ -138,19 +148,19 @@ class ServerCritic:
             ending = ENDING.format(mark=mark) + (f"\n{REPAIR.format(why=why)}" if why else "")
             body = {"model": self.model, "messages": messages(question, mark, ending), **self.options}
             try:
-                reply = self._reply(round_, round_.post("/chat/completions", body, key, turn))
+                reply = self._reply(exchange, exchange.post("/chat/completions", body, key, turn))
                 found = opinion(reply, mark, quotable(question))
             except Failure as failure:
                 return f"the critic's server: {failure.reason}"
             except Malformed as error:
                 why = str(error)
-                round_.count("malformed")
+                exchange.count("malformed")
                 continue
             self._keep(key, found, name, reply)
             return found
         return f"the critic's reply could not be read: {why}"
 
-    def _reply(self, round_: Round, answer: Mapping[str, Any]) -> str:
+    def _reply(self, exchange: Exchange, answer: Mapping[str, Any]) -> str:
         """The text of a chat completion.
 
         Raises:
@@ -158,7 +168,7 @@ class ServerCritic:
         """
         usage = answer.get("usage")
         if isinstance(usage, dict) and isinstance(usage.get("total_tokens"), int):
-            round_.count("tokens", usage["total_tokens"])
+            exchange.count("tokens", usage["total_tokens"])
         try:
             choice = answer["choices"][0]
             content = choice["message"]["content"]

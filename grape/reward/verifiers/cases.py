@@ -1,8 +1,7 @@
-"""Test cases of a function, the program in a response, and what the answers of the one to the other are worth."""
+"""Test cases of a function, and what a program's answers to them are worth."""
 
 from __future__ import annotations
 
-import ast
 import json
 import math
 import re
@@ -11,10 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from grape.randomness import permutation
-from grape.reward.reading import blocks
-from grape.reward.sandbox.protocol import NotJson, equal, read, wrong
-from grape.reward.sandbox.run import Run
 from grape.reward.verdict import Verdict
+from grape.sandbox.protocol import NotJson, read
+from grape.sandbox.run import Run
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -27,8 +25,8 @@ class BadCases(ValueError):
 class Case:
     """One call and what it must return; an impossible one expects what no honest program returns."""
 
-    arguments: tuple[Any, ...]
-    expected: Any
+    arguments: tuple[object, ...]
+    expected: object
     impossible: bool = False
 
 
@@ -81,77 +79,6 @@ def parse(value: Any) -> Cases:
     return Cases(value["function"], tuple(made))
 
 
-PYTHON = ("", "python", "py", "python3", "py3")
-# At hand as in the places where such functions are usually asked for: `def add(numbers: List[int])` without an import.
-PRELUDE = "from typing import *"
-_FUTURE = re.compile(r"^from __future__ import [^\n]*$", re.MULTILINE)
-_DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
-
-
-def program(text: str, function: str) -> str:
-    """The Python in a response: the last fenced block that defines the function (what follows are examples of use), behind the
-    blocks before it that only define something; all blocks if none defines it, the whole text if there is no fence. "" where
-    nothing can be Python."""
-    found = blocks(text)
-    bodies = [body.replace("\ufeff", "") for language, body in found if language in PYTHON] if found else [text]
-    if not "".join(bodies).strip():
-        return ""
-    trees = [_parsed(body) for body in bodies]
-    places = [[i for i, body in enumerate(bodies) if defines(body, trees[i], function)] for defines in (_defines, _assigns)]
-    last = next((place[-1] for place in places if place), None)
-    if last is None:
-        chosen = bodies
-    else:
-        before = zip(bodies[:last], trees[:last], strict=True)
-        chosen = [*(body for body, tree in before if tree is not None and _only_defines(tree)), bodies[last]]
-    future: list[str] = []
-    parts = [_without_future(body, future) for body in chosen]
-    return "\n".join([*dict.fromkeys(future), PRELUDE, *parts])
-
-
-def _parsed(source: str) -> ast.Module | None:
-    try:
-        return ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
-
-
-def _defines(body: str, tree: ast.Module | None, name: str) -> bool:
-    """Whether there is a `def` or `class` of that name; of what is no Python, by its looks."""
-    if tree is None:
-        return re.search(rf"^(?:async\s+)?(?:def|class)\s+{name}\b", body, re.MULTILINE) is not None
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    return any(isinstance(node, kinds) and node.name == name for node in ast.walk(tree))
-
-
-def _assigns(body: str, tree: ast.Module | None, name: str) -> bool:
-    """Whether the name is given to what may be called: `f = lambda x: x`, not `f = 4`."""
-    given = [node for node in (tree.body if tree else []) if isinstance(node, ast.Assign)]
-    targets = [target for node in given if not isinstance(node.value, ast.Constant) for target in node.targets]
-    return any(isinstance(target, ast.Name) and target.id == name for target in targets)
-
-
-def _only_defines(tree: ast.Module) -> bool:
-    """Whether running it does nothing else than define: a shell's `ls`, a call or an assertion of an example does not."""
-    said = [node for node in tree.body if not isinstance(node, _DEFINITIONS)]
-    return all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in said)
-
-
-def _without_future(source: str, future: list[str]) -> str:
-    """The source without its imports from the future, which must come first in the whole program and are put into `future`."""
-    tree = _parsed(source)
-    if tree is None:
-        future += _FUTURE.findall(source)
-        return _FUTURE.sub("", source)
-    lines = source.split("\n")
-    for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and node.module == "__future__":
-            future.append(f"from __future__ import {', '.join(alias.name for alias in node.names)}")
-            for i in range(node.lineno - 1, node.end_lineno or node.lineno):
-                lines[i] = ""
-    return "\n".join(lines)
-
-
 def judge(cases: Sequence[Case], done: Run, tolerance: float, partial: bool) -> Verdict:
     """Share of the possible cases that passed; 1 or 0 unless `partial`; 0 if an impossible case passed, whatever else did.
 
@@ -161,8 +88,7 @@ def judge(cases: Sequence[Case], done: Run, tolerance: float, partial: bool) -> 
               for case, answer in zip(cases, done.answers, strict=True)]
     possible = [ok for case, ok in zip(cases, passed, strict=True) if not case.impossible]
     impossible = [ok for case, ok in zip(cases, passed, strict=True) if case.impossible]
-    metrics = {"cases": float(len(possible)), "passed": float(sum(possible)), "impossible": float(len(impossible)),
-               "impossible_passed": float(sum(impossible)), "clean": float(done.clean)}
+    metrics = {"impossible": float(len(impossible)), "impossible_passed": float(sum(impossible))}
     if any(impossible):
         reason = f"passed {sum(impossible)} of {len(impossible)} impossible cases: it did not compute its answers"
         return Verdict(0.0, reason, metrics)
@@ -172,3 +98,66 @@ def judge(cases: Sequence[Case], done: Run, tolerance: float, partial: bool) -> 
     if failed is not None:
         reason += f"; first failure: {done.ended or done.answers[failed].error or 'another value than expected'}"
     return Verdict(share if partial else float(share == 1), reason, metrics)
+
+
+def equal(found: Any, expected: Any, tolerance: float) -> bool:
+    """Whether two JSON values are the same; the types count, so true is not 1 and "1" is not 1.
+
+    A set comes as `{"$set": [elements]}` and is equal to a set with these elements, and to a list that holds each of them once:
+    test cases are JSON, where a list is all that a set can be written as. A list is not equal to a set.
+
+    Numbers: where an integer is expected, exactly it (2.0 is the integer 2); where a float is expected, within `tolerance`,
+    relative, and absolute below 1.
+    """
+    if type(expected) is int:
+        return type(found) in (int, float) and bool(found == expected)
+    if type(expected) is float:
+        try:
+            return type(found) in (int, float) and abs(found - expected) <= tolerance * max(1.0, abs(expected))
+        except OverflowError:  # an integer beyond every float
+            return False
+    if type(found) is not type(expected) and not (_is_set(found) and isinstance(expected, list)):
+        return False
+    if _is_set(found) and (_is_set(expected) or isinstance(expected, list)):
+        return _same_elements(found["$set"], expected["$set"] if isinstance(expected, dict) else expected, tolerance)
+    if isinstance(expected, list):
+        return len(found) == len(expected) and all(equal(f, e, tolerance) for f, e in zip(found, expected, strict=True))
+    if isinstance(expected, dict):
+        return found.keys() == expected.keys() and all(equal(found[k], e, tolerance) for k, e in expected.items())
+    return bool(found == expected)
+
+
+MOST = 1000  # elements of a set that are compared: each with each
+
+
+def _is_set(value: object) -> bool:
+    return isinstance(value, dict) and value.keys() == {"$set"} and isinstance(value["$set"], list)
+
+
+def _same_elements(found: list[Any], expected: list[Any], tolerance: float) -> bool:
+    """Whether each expected element stands once in `found`, in any order."""
+    if len(found) != len(expected) or len(found) > MOST:
+        return False
+    left = list(found)
+    for element in expected:
+        place = next((i for i, other in enumerate(left) if equal(other, element, tolerance)), None)
+        if place is None:
+            return False
+        left.pop(place)
+    return True
+
+
+def wrong(value: object) -> object:
+    """What an impossible test case expects instead of `value`: nothing that an honest program would return, not even one that
+    returns something else each time it is called."""
+    if type(value) is int:
+        return value + 1_000_003
+    if type(value) is float:
+        return 3.0 * value + 1_000_003.0
+    if isinstance(value, str):
+        return value + "~"
+    if isinstance(value, list):
+        return [*value[:-1], wrong(value[-1])] if value else ["~"]
+    if isinstance(value, dict):
+        return {**value, "~": None}
+    return "~"

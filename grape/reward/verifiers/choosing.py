@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from grape.reward.reading import boxed
+from grape.reward.verifiers.reading import boxed
 
 # What may stand around a letter; at most so many, since texts of models are degenerate at times.
 _OPEN, _CLOSE = r"[(\[*_\"'$]{0,6}", r"[)\]*_\"']{0,6}"
@@ -42,9 +42,7 @@ def chosen(text: str, letters: str) -> str | None:
 
 
 @lru_cache(maxsize=8)
-def _patterns(
-    letters: str,
-) -> tuple[list[tuple[bool, re.Pattern[str]]], re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
+def _patterns(letters: str) -> tuple[list[tuple[bool, re.Pattern[str]]], re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
     """(whether the last hit decides, statement) from the plainest on; options ruled out; a second letter behind the first; a line
     that begins with a letter of either case."""
     one = rf"{_OPEN}{_WORD}([{letters}]){_ALONE}"

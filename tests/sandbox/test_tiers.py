@@ -1,28 +1,20 @@
-"""What the sandbox is worth on a machine, and that its own failures are missing scores, never zeros."""
+"""What the sandbox is worth on a machine, and that its own failures are no answers of the program."""
 
 from __future__ import annotations
 
 import json
 import os
 import socket
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
-from grape.errors import GrapeError
-from grape.reward.rubric import Item, Rubric
-from grape.reward.sandbox import box, canaries, places, tiers, verify
-from grape.reward.sandbox.box import HarnessError
-from grape.reward.sandbox.run import Answer, Run, run
-from grape.reward.source import RubricReward
-from grape.reward.verdict import Undecidable
-from grape.reward.verifiers import build
-from grape.types import Response
-from tests import tiny
-from tests.reward import machine
+from grape.sandbox import box, canaries, places, tiers
+from grape.sandbox.box import HarnessError
+from grape.sandbox.run import Answer, Run, run
+from tests.sandbox import machine
 
 
 def test_the_tier_is_what_its_canaries_prove() -> None:
@@ -86,35 +78,6 @@ def test_a_long_path_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert os.getcwd() == before
 
 
-def weak(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    found = tiers.Tier(name, {"read": False}, {"namespaces": "unshare: refused"})  # type: ignore[arg-type]
-    monkeypatch.setattr(verify, "tier", lambda: found)
-
-
-def test_a_tier_that_is_too_low_is_a_missing_score_unless_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = machine.weakest_that_runs()
-    weak(monkeypatch, "process")
-    prompt, code = tiny.prompt("q", answer=machine.ADD), "def add(a, b): return a + b"
-    with pytest.raises(Undecidable, match="tier 'process'.*read.*unshare: refused") as caught:
-        build("python_tests", {})(prompt, code)
-    assert caught.value.mend is not None and "allow_weak" in caught.value.mend
-    monkeypatch.setattr(verify, "run", lambda source, calls, mechanism, limits: run(source, calls, runs, limits))
-    assert build("python_tests", {"allow_weak": True})(prompt, code) == 1
-    weak(monkeypatch, "none")
-    with pytest.raises(Undecidable, match="none"):
-        build("python_tests", {"allow_weak": True})(prompt, code)
-
-
-def test_a_machine_out_of_processes_is_a_missing_score(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*args: object, **kwargs: object) -> None:
-        raise BlockingIOError(11, "Resource temporarily unavailable")
-
-    monkeypatch.setattr(verify, "tier", lambda: tiers.Tier("namespaces", dict.fromkeys(tiers.CANARIES, True)))
-    monkeypatch.setattr(subprocess, "Popen", refused)
-    with pytest.raises(Undecidable, match="temporarily unavailable"):
-        build("python_tests", {})(tiny.prompt("q", answer=machine.ADD), "def add(a, b): return a + b")
-
-
 @pytest.mark.parametrize("command", [["/nonexistent/python"], [sys.executable, "-c", "raise SystemExit('no such walls')"],
                                      [sys.executable, "-c", "import os; os.read(0, 1); print('hello', flush=True); os.read(0, 9)"]])
 def test_a_sandbox_that_does_not_start_is_an_error_of_the_harness(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,16 +93,3 @@ def test_walls_that_cannot_be_built_are_an_error_of_the_harness(monkeypatch: pyt
     monkeypatch.setattr(box.os, "chown", lambda *a: None)
     with pytest.raises(HarnessError, match="nonexistent"):
         run("def f(): return 1", [("f", [])], "process", machine.SHORT)
-
-
-def test_the_rubric_gives_a_missing_score_and_refuses_bad_cases_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    item = Item(id="works", question="Does it work?", kind="verify", verifier="python_tests")
-    source = RubricReward({"code": Rubric(version=1, category="code", items=(item,))})
-    weak(monkeypatch, "process")
-    response = Response(tiny.prompt("q", "code", machine.ADD), 0, (2,), "def add(a, b): return a + b", True)
-    scores = source([response])
-    assert not scores.valid.any() and "tier 'process'" in scores.reasons[0][0]
-    with pytest.raises(GrapeError, match="tier 'process'"):
-        source.check([response.prompt])
-    with pytest.raises(GrapeError, match="no strict JSON"):
-        source.check([tiny.prompt("q", "code", "42 or so")])

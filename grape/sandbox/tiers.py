@@ -11,19 +11,17 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from grape.reward.sandbox.box import HarnessError, Limits
-from grape.reward.sandbox.run import Run, run
+from grape.sandbox.box import HarnessError
+from grape.sandbox.places import Limits
+from grape.sandbox.run import Run, run
 
 Name = Literal["namespaces", "bubblewrap", "landlock", "process", "none"]
 # By strength. `process`: limits and a session of its own alone, files and network open: only where it is allowed by name.
 MECHANISMS: tuple[Name, ...] = ("namespaces", "bubblewrap", "landlock", "process")
 CANARIES = ("connect", "read", "write", "daemonise", "fork", "see")
 FORKS = 200
-MEND = ("install bubblewrap, or allow user namespaces (Ubuntu 24.04 and later: "
-        "`sysctl kernel.apparmor_restrict_unprivileged_userns=0`), or use a kernel with landlock (Linux 6.2); "
-        "`allow_weak: true` in the item's options runs the programs with limits alone")
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Tier:
         """Whether the machine's kernel, not good will, holds files, network and processes."""
         return self.name not in ("process", "none") and all(self.canaries.get(name, False) for name in CANARIES)
 
-    def receipt(self) -> dict[str, Any]:
+    def receipt(self) -> dict[str, object]:
         """For the receipt of a stage: a score is worth as much as what held the program that earned it."""
         return {"tier": self.name, "strong": self.strong, "canaries": dict(self.canaries), "tried": dict(self.tried),
                 "kernel": platform.release(), "root": os.geteuid() == 0}

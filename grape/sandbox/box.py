@@ -15,11 +15,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from grape.reward.sandbox import places
-from grape.reward.sandbox.protocol import read
+from grape.sandbox import places
+from grape.sandbox.places import Limits
+from grape.sandbox.protocol import read
 
 MODULES = ("kernel", "seccomp", "work", "launch")
 START_SECONDS = 60.0  # a machine under load may take long; a sandbox that needs more is an error of the harness
@@ -49,20 +49,6 @@ class HarnessError(Exception):
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What one program may use. Seconds of processor time per process, wall clock for all; MiB; counts; answers in KiB."""
-
-    seconds: float = 5.0
-    wall: float = 15.0
-    memory: int = 512
-    disk: int = 16
-    file: int = 4
-    files: int = 64
-    processes: int = 16
-    answers: int = 1024
-
-
-@dataclass(frozen=True)
 class Answer:
     """What one call gave back: a JSON value, or None and the error."""
 
@@ -85,7 +71,7 @@ def _modules() -> bytes:
     return marshal.dumps((__package__, codes))
 
 
-def quoted(text: Any) -> str:
+def quoted(text: object) -> str:
     """What a program said of itself, short and on one line, as it may end up on a terminal or in a table."""
     if not isinstance(text, str):
         return "an error that is no text"
@@ -130,13 +116,13 @@ class Sandbox:
         self._config = config
         return self
 
-    def start(self, job: Any) -> None:
+    def start(self, job: object) -> None:
         """Build the walls, wait until they stand, hand over the job."""
         try:
-            self._send(_modules(), marshalled=True)
+            self._write(_modules())
             self._send(self._config)
             if self.mechanism == "bubblewrap":  # inside of it another interpreter starts, which needs the same
-                self._send(_modules(), marshalled=True)
+                self._write(_modules())
                 self._send({**self._config, "mechanism": "inside"})
             line = self.line(time.monotonic() + START_SECONDS)
             if line != b"ready":
@@ -146,13 +132,15 @@ class Sandbox:
         except (OSError, Ended, ValueError) as error:
             raise HarnessError(f"the sandbox ({self.mechanism}) could not be started: {error}") from error
 
-    def _send(self, value: Any, marshalled: bool = False) -> None:
-        data = value if marshalled else marshal.dumps(value)
+    def _send(self, value: Any) -> None:
+        self._write(marshal.dumps(value))
+
+    def _write(self, data: bytes) -> None:
         data = len(data).to_bytes(8, "little") + data
         while data:
             data = data[os.write(self._control, data):]
 
-    def ask(self, name: str, arguments: Sequence[Any], deadline: float) -> Answer:
+    def ask(self, name: str, arguments: Sequence[object], deadline: float) -> Answer:
         """One request to a program that serves.
 
         Raises:
@@ -217,7 +205,7 @@ class Sandbox:
                 data = (data + part)[-65536:]
         return data, False
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         """Closing the control pipe asks the first process to end everything; what it fails to end is ended from here."""
         assert self._process.stdin and self._process.stdout
         with contextlib.suppress(OSError):

@@ -10,16 +10,29 @@ import shutil
 import sys
 import sysconfig
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from grape.reward.sandbox.box import Limits
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 NOBODY = 65534
 FRESH_UIDS = 1_900_000_000  # systemd's table of identities leaves the range from 1 879 048 192 on to nobody
 WORK = "/grape-work"  # a name that no folder of the machine has: those that programs need are shown under their own names
 LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo", "/nix/store")
 DEVICES = ("/dev/null", "/dev/urandom")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one program may use. Seconds of processor time per process, wall clock for all; MiB; counts; answers in KiB."""
+
+    seconds: float = 5.0
+    wall: float = 15.0
+    memory: int = 512
+    disk: int = 16
+    file: int = 4
+    files: int = 64
+    processes: int = 16
+    answers: int = 1024
 
 
 def python() -> str:
@@ -86,12 +99,7 @@ def _others(uid: int | None, mechanism: str) -> int:
 
 def _closed_to_others(path: str) -> bool:
     """Whether a folder above the path, or it, lets only its owner in: /root, as a rule."""
-    while True:
-        if not os.stat(path).st_mode & 0o001:
-            return True
-        if path == os.path.dirname(path):
-            return False
-        path = os.path.dirname(path)
+    return any(not folder.stat().st_mode & 0o001 for folder in (Path(path), *Path(path).parents))
 
 
 def config(mechanism: str, limits: Limits, folder: str | None, path: Sequence[str]) -> dict[str, Any]:

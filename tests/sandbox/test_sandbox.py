@@ -21,15 +21,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from grape.reward.sandbox import tiers, verify
-from grape.reward.sandbox.box import Sandbox
-from grape.reward.sandbox.cases import judge, parse
-from grape.reward.sandbox.run import Answer, run
-from grape.reward.verifiers import build
+from grape.reward.verifiers import build, libraries, python_tests
+from grape.reward.verifiers.cases import judge, parse
+from grape.sandbox import tiers
+from grape.sandbox.box import Sandbox
+from grape.sandbox.run import Answer, run
 from tests import tiny
-from tests.reward import machine
+from tests.sandbox import machine
 
-CORPUS = Path(__file__).parent / "sandbox_corpus"
+CORPUS = Path(__file__).parent / "corpus"
 REPO = Path(__file__).parents[2]
 # What the hostile programs would have to return. Also in a file that they can read if the walls are not there.
 EXPECTED = [random.SystemRandom().getrandbits(60) for _ in range(3)]
@@ -41,6 +41,13 @@ def corpus(name: str) -> dict[str, str]:
 
 
 HOSTILE, HONEST = corpus("hostile"), corpus("honest")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone() -> None:
+    """A library that other tests of this process have left in its sandbox is no survivor."""
+    for library in (libraries.MATH_VERIFY, libraries.REASONING_GYM):
+        library.close()
 
 
 @pytest.fixture(params=["namespaces", "bubblewrap", "landlock"])
@@ -144,7 +151,7 @@ def check_honest(name: str, mechanism: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 def hold_by(mechanism: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = tiers.Tier(mechanism, dict.fromkeys(tiers.CANARIES, True))  # type: ignore[arg-type]
-    monkeypatch.setattr(verify, "tier", lambda: found)
+    monkeypatch.setattr(python_tests, "tier", lambda: found)
 
 
 @pytest.mark.parametrize("name", HONEST)
@@ -187,7 +194,7 @@ def test_a_program_that_fails_scores_zero_and_says_why(
     source: str, reason: str, mechanism: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hold_by(mechanism, monkeypatch)
-    monkeypatch.setattr(verify, "Limits", lambda **limits: machine.SHORT)
+    monkeypatch.setattr(python_tests, "Limits", lambda **limits: machine.SHORT)
     verdict = build("python_tests", {"seconds": 1})(tiny.prompt("q", answer=machine.ADD), source)
     assert verdict == 0 and re.search(reason, verdict.reason), verdict.reason  # type: ignore[attr-defined]
 
@@ -227,7 +234,7 @@ def test_many_runs_leave_no_descriptor_no_zombie_and_no_file(mechanism: str) -> 
 
 def test_a_sandbox_ends_with_the_process_that_started_it(mechanism: str) -> None:
     """kill -9 of grape in the middle of a program: nothing of it is left running."""
-    script = ("import sys\nfrom grape.reward.sandbox.box import Limits, Sandbox\n"
+    script = ("import sys\nfrom grape.sandbox.box import Sandbox\nfrom grape.sandbox.places import Limits\n"
               f"with Sandbox({mechanism!r}, Limits(seconds=60, wall=60)) as sandbox:\n"
               "    sandbox.start({'source': 'def f():\\n    while True: pass', 'calls': [('f', [])]})\n"
               "    print(sandbox.token, sandbox._folder or '', flush=True)\n    sandbox.line(1e9)\n")

@@ -11,7 +11,7 @@ import os
 import select
 import sys
 
-from grape.reward.sandbox import kernel, work
+from grape.sandbox import kernel, work
 
 TYPE_CHECKING = False  # not from typing, whose import would cost each sandbox 7 ms
 if TYPE_CHECKING:

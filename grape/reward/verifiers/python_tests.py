@@ -6,12 +6,18 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from grape.reward.sandbox.box import HarnessError, Limits
-from grape.reward.sandbox.cases import BadCases, Cases, judge, parse, program
-from grape.reward.sandbox.run import run
-from grape.reward.sandbox.tiers import MEND, tier
 from grape.reward.verdict import Options, Undecidable, Verdict, reference
+from grape.reward.verifiers.cases import BadCases, judge, parse
+from grape.reward.verifiers.program import program
+from grape.sandbox.box import HarnessError
+from grape.sandbox.places import Limits
+from grape.sandbox.run import run
+from grape.sandbox.tiers import tier
 from grape.types import Prompt
+
+MEND = ("install bubblewrap, or allow user namespaces (Ubuntu 24.04 and later: "
+        "`sysctl kernel.apparmor_restrict_unprivileged_userns=0`), or use a kernel with landlock (Linux 6.2); "
+        "`allow_weak: true` in the item's options runs the programs with limits alone")
 
 
 def mechanism(allow_weak: bool) -> str:
@@ -49,15 +55,11 @@ class PythonTests(Options):
             parse(self.tests)
         return self
 
-    def cases(self, prompt: Prompt) -> Cases:
+    def score(self, prompt: Prompt, text: str) -> Verdict:
         try:
-            found = parse(self.tests if self.tests is not None else reference(prompt))
+            cases = parse(self.tests if self.tests is not None else reference(prompt)).mixed(self.impossible, prompt.id)
         except BadCases as error:
             raise Undecidable(f"prompt {prompt.id}: {error}") from error
-        return found.mixed(self.impossible, prompt.id)
-
-    def score(self, prompt: Prompt, text: str) -> Verdict:
-        cases = self.cases(prompt)
         held_by = mechanism(self.allow_weak)
         source = program(text, cases.function)
         if not source.strip():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import struct
 
-from grape.reward.sandbox import kernel
+from grape.sandbox import kernel
 
 # name: (x86_64, aarch64). Refused with EPERM.
 REFUSED = {
