@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 from grape import compare
 from grape.errors import GrapeError
+from grape.files import write_text
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 LEAGUE = "<!-- league -->", "<!-- /league -->"
@@ -98,9 +98,7 @@ def write(path: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
     if not found or not closed or begin in rest or end in head + tail:
         raise GrapeError("the place for the results is not marked", where=str(path),
                          mend=f"put a line {begin} and below it a line {end} where the table belongs, once")
-    beside = path.with_name(path.name + ".partial")
-    beside.write_text(f"{head}{begin}\n{text}\n{end}{tail}", encoding="utf-8")
-    os.replace(beside, path)
+    write_text(path, f"{head}{begin}\n{text}\n{end}{tail}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

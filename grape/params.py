@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from grape import settings, slot, yamlfile
 from grape.errors import GrapeError
+from grape.files import replacing
 from grape.schema import Optimisation, Params
 
 __all__ = ["Optimisation", "Params", "load", "set_values"]
@@ -122,10 +122,9 @@ def set_values(path: Path, assignments: Sequence[str]) -> Params:
     text, params = edited(path, assignments)
     data, place = text.encode(), path.resolve()
     if place.read_bytes() != data:
-        beside = place.with_name(place.name + ".partial")
-        beside.write_bytes(data)
-        shutil.copymode(place, beside)
-        os.replace(beside, place)
+        with replacing(place) as beside:
+            beside.write_bytes(data)
+            shutil.copymode(place, beside)
     return params
 
 

@@ -5,12 +5,11 @@ Also moves the champion alias of the registered policy, and puts the plots, the 
 
 from __future__ import annotations
 
-import json
-import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from grape.files import write_sorted, write_text
 from grape.report import alarms, data, plots, render, rubric, summary
 
 if TYPE_CHECKING:
@@ -25,15 +24,16 @@ def run(stage: Stage) -> None:
     figures = plots.draw(inputs)
     values = render.context(inputs, level, params.report, figures)
     metrics = {**summary.metrics(inputs, level), "rubric": rubric.numbers(inputs, params.report)}
-    files = {"metrics.json": json.dumps(metrics, indent=2, sort_keys=True, ensure_ascii=False) + "\n",
-             "report.md": render.markdown(values), "index.html": render.html(values)}
-    for name, text in files.items():
-        _write(root / "reports" / name, text)
+    reports = root / "reports"
+    pages = {"report.md": render.markdown(values), "index.html": render.html(values)}
+    write_sorted(reports / "metrics.json", metrics)
+    for name, text in pages.items():
+        write_text(reports / name, text)
 
     for name in sorted(inputs.samples):
         stage.run.dataset(f"reports/evaluate/{name}", "evaluation")
-    for name in files:
-        stage.run.artifact(root / "reports" / name)
+    for name in ("metrics.json", *pages):
+        stage.run.artifact(reports / name)
     with tempfile.TemporaryDirectory() as folder:
         for name, png in figures.items():
             path = Path(folder) / f"{name}.png"
@@ -43,10 +43,3 @@ def run(stage: Stage) -> None:
     stage.run.tag({"grape.alarms": alarms.text(found)})
     stage.run.headline({**summary.headline(inputs, level), "alarms": float(len(found))})
     stage.run.champion(summary.candidates(inputs))
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from grape.files import replacing
 from grape.models.chat import Row
 from grape.models.encode import collate
 from grape.models.forward import Dtype, batched_language
@@ -45,8 +45,6 @@ def reference_logp(
         assert logp is not None
         for key, row, values in zip(missing, missing.values(), logp.cpu(), strict=True):
             known[key] = values[: len(row[1])].clone()
-        folder.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        save_file(known, str(beside))
-        os.replace(beside, path)
+        with replacing(path, shared=True) as beside:
+            save_file(known, str(beside))
     return [known[key] for key in keys]

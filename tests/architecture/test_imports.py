@@ -73,6 +73,24 @@ def test_reward_and_policy_do_not_know_each_other(one: str, other: tuple[str, ..
             assert not bad, f"{name} imports {bad}"
 
 
+# What renames beside grape.files, and why.
+RENAMES = {"grape.pipeline.mend": "sets a damaged dvc.lock aside, and writes nothing",
+           "grape.reward.sandbox.canaries": "tries what no program in the sandbox may do"}
+
+
+def test_only_one_module_puts_files_in_their_place() -> None:
+    """`grape.files.replacing` flushes what was written, and the folder's entry, which is forgotten elsewhere."""
+    def renames(path: Path) -> bool:
+        called = [node.func for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+        names = {ast.unparse(function) for function in called}
+        return bool(names & {"os.replace", "os.rename", "os.renames", "shutil.move"}) or any(
+            isinstance(function, ast.Attribute) and function.attr in ("rename", "renames") for function in called)
+
+    found = {name for name, path in MODULES.items() if renames(path)}
+    assert found == {"grape.files", *RENAMES}
+    assert not importers("os.replace") | importers("os.rename") | importers("shutil.move")
+
+
 def test_nobody_imports_the_world() -> None:
     """It is data: `prepare` and `evaluate` load it as the file that params.yaml names, training never sees its gold."""
     assert importers("grape.world") == set()
