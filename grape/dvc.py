@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,21 @@ def read_lock(path: Path) -> dict[str, Any]:
             if not item.keys() - {"path", "hash", "size", "nfiles", "isexec"}:
                 raise ValueError(f"the entry of {name} has no hash for {item['path']}")
     return dict(stages)
+
+
+def locked(project: Project) -> dict[str, str]:
+    """Every output in dvc.lock: project-relative path -> md5 (a folder's ends in `.dir`); {} where the file is damaged."""
+    path = project.root / "dvc.lock"
+    return _locked(path, path.stat().st_mtime_ns) if path.is_file() else {}
+
+
+@lru_cache(maxsize=1)
+def _locked(path: Path, changed: int) -> dict[str, str]:
+    try:
+        stages = read_lock(path)
+    except ValueError:
+        return {}  # cut off by a kill: the next run mends it; digests can be computed
+    return {out["path"]: str(out["md5"]) for stage in stages.values() for out in stage.get("outs") or [] if "md5" in out}
 
 
 def cached(cache: Path, md5: str) -> bool:

@@ -75,7 +75,7 @@ class Inputs:
         # Marks first: what changes while it is hashed is then seen as changed.
         marks = {path: _marks(project, path) for path in declared["deps"]}
         # An output of an earlier stage has just been compared with dvc.lock, which spares hashing a model.
-        known = digest.locked(project)
+        known = dvc.locked(project)
         hashes = {path: known.get(path) or _hash(project, path) for path in declared["deps"]}
         return cls(project, name, hashes, {key: _at(tree, key) for key in declared["params"]}, marks)
 
