@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from grape.files import write_sorted, write_text
-from grape.report import alarms, data, plots, render, rubric, summary
+from grape.report import alarms, conclusions, data, findings, plots, render
 
 if TYPE_CHECKING:
     from grape.stages import Stage
@@ -23,7 +23,7 @@ def run(stage: Stage) -> None:
     level = params.evaluate.confidence
     figures = plots.draw(inputs)
     values = render.context(inputs, level, params.report, figures)
-    metrics = {**summary.metrics(inputs, level), "rubric": rubric.numbers(inputs, params.report)}
+    metrics = {**conclusions.metrics(inputs, level), "rubric": findings.numbers(inputs, params.report)}
     reports = root / "reports"
     pages = {"report.md": render.markdown(values), "index.html": render.html(values)}
     write_sorted(reports / "metrics.json", metrics)
@@ -41,5 +41,5 @@ def run(stage: Stage) -> None:
             stage.run.artifact(path, "plots")
     found = alarms.alarms(inputs, params.report.missing)
     stage.run.tag({"grape.alarms": alarms.text(found)})
-    stage.run.headline({**summary.headline(inputs, level), "alarms": float(len(found))})
-    stage.run.champion(summary.candidates(inputs))
+    stage.run.headline({**conclusions.headline(inputs, level), "alarms": float(len(found))})
+    stage.run.champion(conclusions.candidates(inputs))

@@ -64,9 +64,10 @@ def test_the_maths_need_torch_only() -> None:
     ("grape.sampling", ("grape.reward",)), ("grape.training", ("grape.reward", "grape.track")),
     ("grape.algorithms", ("grape.reward", "grape.training", "grape.sampling", "grape.models", "grape.track")),
     ("grape.models", ("grape.reward", "grape.training", "grape.algorithms", "grape.track")),
+    ("grape.evaluation", ("grape.report", "grape.stages", "grape.track", "grape.training")),
 ])
 def test_reward_and_policy_do_not_know_each_other(one: str, other: tuple[str, ...]) -> None:
-    """`Scores` is the only thing that passes between them; algorithms know no models and no I/O."""
+    """`Scores` is the only thing that passes between them; algorithms know no models and no I/O, evaluation nobody who uses it."""
     for name, path in MODULES.items():
         if _within(name, one):
             bad = [found for found in imports(path) for part in other if _within(found, part)]
@@ -100,6 +101,10 @@ def test_nothing_below_imports_the_commands() -> None:
     below = {name for name in MODULES if not name.startswith(("grape.cli", "flows"))}
     assert not below & importers("grape.cli")
     assert not below & (importers("flows") - {"grape.cli"})
+
+
+def test_evaluate_and_report_share_one_record() -> None:
+    assert {"grape.stages.evaluate", "grape.report.data"} <= importers("grape.evaluation.record")
 
 
 def test_stages_know_no_orchestrator() -> None:
