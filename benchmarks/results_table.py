@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grape import compare
+from grape.commands import league as comparison
 from grape.errors import GrapeError
 from grape.files import write_text
 
@@ -78,9 +78,9 @@ def table(metrics: Mapping[str, Any]) -> str:
 
 def league(metrics: dict[str, Any]) -> str:
     """Markdown: an algorithm a row, the best first, as `grape run compare` prints it."""
-    head, *rows = compare.rows(metrics)
+    head, *rows = comparison.rows(metrics)
     lines = [f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows)]
-    return "\n".join([*lines, "", f"*{compare.caption(metrics)}; {compare.COLUMNS[3]}: mean and 95 % interval over seeds*"])
+    return "\n".join([*lines, "", f"*{comparison.caption(metrics)}; {comparison.COLUMNS[3]}: mean and 95 % interval over seeds*"])
 
 
 def write(path: Path, text: str, begin: str = BEGIN, end: str = END) -> None:

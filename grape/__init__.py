@@ -2,8 +2,8 @@
 Training, and future directions with GRAPE" (R. Patel, arXiv 2509.04501).
 
 Reading order: types (what travels), maths (the equations), algorithms (one file = one section of the paper), models and
-sampling (what a policy says), reward (what it is told), training (the one loop), stages (what dvc.yaml runs), pipeline and
-track (how it is run and kept).
+sampling (what a policy says), reward (what it is told), training (the one loop), evaluation (what came of it), stages (what
+dvc.yaml runs), pipeline and track (how it is run and kept).
 
     paper            name in code       shape        unit
     x                Prompt             P

@@ -16,9 +16,12 @@ from packaging.requirements import Requirement
 
 from grape import disk, dvc, net
 from grape.errors import GrapeError
+from grape.params import load
 from grape.pipeline import machine, mend, preflight
 from grape.pipeline.execute import session
 from grape.project import Project
+from grape.reward.sandbox.tiers import tier
+from grape.track import store
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,6 @@ def _repository(project: Project) -> Iterator[Check]:
 
 
 def _parameters(project: Project) -> Iterator[Check]:
-    from grape.params import load
-
     try:
         load(project.params)
         yield Check("params.yaml", False, "valid")
@@ -161,8 +162,6 @@ def _mlflow(project: Project) -> Iterator[Check]:
     if project.tracking_uri == project.own_store and not (project.state / "mlflow.db").is_file():
         yield Check("mlflow", False, f"{project.tracking_uri}, made by the first run")
         return
-    from grape.track import store
-
     try:
         store.connect(project)
         yield Check("mlflow", False, f"answers at {net.public(project.tracking_uri)}")
@@ -197,8 +196,6 @@ def _machine(project: Project) -> Iterator[Check]:
 
 def _sandbox(project: Project) -> Iterator[Check]:
     """Only rubrics with a verifier that runs model-written code need it, so a machine without one is no fault."""
-    from grape.reward.sandbox.tiers import tier
-
     found = tier().receipt()
     if found["strong"]:
         yield Check("sandbox", False, f"{found['tier']}, all canaries held")

@@ -12,7 +12,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from grape import slot
+from grape.commands.catalogue import known
 from grape.errors import GrapeError
+from grape.params import edited
 from grape.project import Project
 
 COLUMNS = ("algorithm", "seeds", "score", "difference to SFT", "proxy", "wins", "KL", "length", "entropy", "seconds", "tokens",
@@ -30,9 +32,6 @@ def assignments(project: Project, algorithms: str | None, seeds: str | None, set
     Raises:
         GrapeError: seeds that are not integers.
     """
-    from grape.catalogue import known
-    from grape.params import edited
-
     installed = known(project.root)
     params = edited(project.params, sets)[1]
     more = []
@@ -91,7 +90,7 @@ def caption(metrics: dict[str, Any]) -> str:
     return f"score: {judge}, on held-out prompts, SFT has {metrics['sft'][judge]:.3f}; KL in nats per response; seconds of one run"
 
 
-def league(metrics: dict[str, Any]) -> Iterator[str]:
+def lines(metrics: dict[str, Any]) -> Iterator[str]:
     """The league table as lines of text."""
     table = rows(metrics)
     widths = [max(len(row[i]) for row in table) for i in range(len(COLUMNS))]
