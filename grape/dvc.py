@@ -1,4 +1,4 @@
-"""DVC as a program: its questions, its graph, its lock file.
+"""DVC as a program: what it is asked, its graph, its lock file.
 
 `dvc.repo` is undocumented and changes between releases, so everything here goes through the command line and what it
 prints for machines (`status --json`, `dag --dot`), and through `dvc.lock`, whose schema is public.
@@ -86,7 +86,7 @@ class Graph:
 
 
 @dataclass
-class Question:
+class Asked:
     """A dvc command that is running; `answer()` waits for what it prints."""
 
     process: subprocess.Popen[str]
@@ -130,13 +130,13 @@ def command(*args: str) -> list[str]:
     return [sys.executable, "-m", "dvc", "--wait-for-lock", *args]
 
 
-def ask(project: Project, *args: str) -> Question:
+def ask(project: Project, *args: str) -> Asked:
     process = subprocess.Popen(command(*args), cwd=project.root, env=environment(project), encoding="utf-8", errors="replace",
                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    return Question(process, args, project.root)
+    return Asked(process, args, project.root)
 
 
-def ask_status(project: Project) -> Question:
+def ask_status(project: Project) -> Asked:
     return ask(project, "status", "--json")
 
 
