@@ -49,12 +49,8 @@ def _scores(project: Project, rubric: Rubric, prompt: Prompt, response: str) -> 
     kinds = there & {item.kind for item in rubric.items}
     template = load(project.params).model.template
     reward_model = LearnedReward(learned, template=template) if "reward_model" in kinds else None
-    judge = RubricReward(
-        {prompt.category: rubric},
-        load_critic(critic, project.root, template=template) if "critic" in kinds else None,
-        reward_model,
-        frozenset(kinds),
-    )
+    critics = load_critic(critic, project.root, template=template) if "critic" in kinds else None
+    judge = RubricReward({prompt.category: rubric}, critics, reward_model, frozenset(kinds))
     turns = [*prompt.messages, {"role": "assistant", "content": response}]
     ids = tuple(reward_model.chat.conversation(turns, prompt.id).row.response) if reward_model else ()
     return judge([Response(prompt, 0, ids, response, True)])

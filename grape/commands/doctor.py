@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import shutil
 import subprocess
 import sys
@@ -132,22 +131,14 @@ def _runs(project: Project) -> Iterator[Check]:
     if holder:
         yield Check("runs", False, f"one is under way: {holder}")
         return
-    stale = sorted(record.stem for record in (project.state / "running").glob("*.json"))
-    alive = [name for name in stale if _alive(project, name)]
+    stale = {record.stem: session(pid, nonce) for record, pid, nonce in mend.running(project)}
+    alive = [name for name, processes in stale.items() if processes]
     if alive:
         yield Check("runs", True, f"stages of a killed run still run: {', '.join(alive)}", "`grape run` ends them")
     elif stale:
         yield Check("runs", False, f"a killed run left {', '.join(stale)}; the next run tidies up")
     else:
         yield Check("runs", False, "none under way")
-
-
-def _alive(project: Project, name: str) -> bool:
-    try:
-        data = json.loads((project.state / "running" / f"{name}.json").read_text(encoding="utf-8"))
-        return bool(session(int(data["pid"]), str(data["nonce"])))
-    except (OSError, ValueError, KeyError):
-        return False
 
 
 def _path_locks(project: Project) -> Iterator[Check]:

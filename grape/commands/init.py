@@ -53,9 +53,8 @@ def make(folder: Path) -> Iterator[str]:
     _write_dag(source / "dvc.yaml", folder / "dvc.yaml")
     algorithm_files(project)
     named_files(project)
-    write_text(folder / "grape.version", version_text())
-    write_text(folder / ".gitignore", GITIGNORE)
-    write_text(folder / ".dvcignore", DVCIGNORE)
+    for name, text in (("grape.version", version_text()), (".gitignore", GITIGNORE), (".dvcignore", DVCIGNORE)):
+        write_text(folder / name, text)
     yield f"{folder}: wrote {', '.join(WELCOME)}"
     inside = subprocess.run(["git", "rev-parse", "--show-toplevel"], cwd=folder, capture_output=True, text=True)
     if inside.returncode:

@@ -66,22 +66,9 @@ def rows(metrics: dict[str, Any]) -> list[tuple[str, ...]]:
     for name, row in sorted(metrics["algorithms"].items(), key=lambda item: -item[1][judge]):
         low, high = row["difference_low"], row["difference_high"]
         interval = "" if low is None else f" [{low:+.3f}, {high:+.3f}]"
-        table.append(
-            (
-                name,
-                str(row["seeds"]),
-                f"{row[judge]:.3f}",
-                f"{row['difference']:+.3f}{interval}",
-                f"{row['proxy']:.3f}",
-                f"{row['win_rate']:.2f}",
-                f"{row['kl_sequence']:.2f}",
-                f"{row['length']:.1f}",
-                f"{row['entropy']:.2f}",
-                f"{row['seconds']:.0f}",
-                f"{row['tokens']:.0f}",
-                f"{row['memory_mb']:.0f}",
-            )
-        )
+        table.append((name, str(row["seeds"]), f"{row[judge]:.3f}", f"{row['difference']:+.3f}{interval}", f"{row['proxy']:.3f}",
+                      f"{row['win_rate']:.2f}", f"{row['kl_sequence']:.2f}", f"{row['length']:.1f}", f"{row['entropy']:.2f}",
+                      f"{row['seconds']:.0f}", f"{row['tokens']:.0f}", f"{row['memory_mb']:.0f}"))
     return table
 
 

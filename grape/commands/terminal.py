@@ -67,11 +67,7 @@ def show_as(value: object, lines: Iterable[str], as_json: bool) -> None:
 
 
 def project() -> Project:
-    """The one we are in.
-
-    Raises:
-        GrapeError: we are in none.
-    """
+    """The one we are in; GrapeError outside one."""
     from grape.project import Project
 
     return Project.find()

@@ -48,6 +48,9 @@ class Greedy(Strict):
     gold: float | None
     proxy: float
 
+    def of(self, judge: JudgeName) -> float | None:
+        return self.gold if judge == "gold" else self.proxy
+
 
 class ItemStatistics(Strict):
     """One rubric item: mean score and confidence in [0, 1], share of missing scores, mean standard deviation of the scores of one
@@ -140,3 +143,7 @@ class Sample(Strict):
     answer: str | None
     sft: SampledAnswer
     policy: SampledAnswer
+
+    def row(self) -> dict[str, Any]:
+        """As it stands in the file."""
+        return self.model_dump(exclude_unset=True)

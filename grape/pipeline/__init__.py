@@ -4,8 +4,6 @@ orchestrate.py puts these in their order; plan.py draws what would run, schedule
 a kill, closing.py words the end.
 """
 
-from __future__ import annotations
-
 from grape.pipeline.hooks import Hooks
 from grape.pipeline.orchestrate import Request, Result, look, run
 from grape.pipeline.plan import Plan

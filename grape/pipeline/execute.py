@@ -144,12 +144,7 @@ class Executor:
                                        text=True, errors="replace", stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                        stderr=subprocess.STDOUT, start_new_session=True)
             self._guards[stage] = process
-        try:
-            created = psutil.Process(process.pid).create_time()
-        except psutil.NoSuchProcess:
-            created = 0.0
-        record = {"pid": process.pid, "created": created, "nonce": self.nonce, "stage": stage}
-        write_text(self._record(stage), json.dumps(record))
+        write_text(self._record(stage), json.dumps({"pid": process.pid, "nonce": self.nonce, "stage": stage}))
         return process
 
     def _finish(self, stage: str) -> None:

@@ -146,12 +146,10 @@ def _policy(run: Evaluation) -> dict[str, Any]:
 def _algorithm(runs: Sequence[Evaluation], judge: JudgeName, level: float) -> dict[str, Any]:
     """Means over seeds with t intervals; with one seed the bounds are null."""
     numbers: dict[str, Any] = {"seeds": len(runs)}
+    name: JudgeName
     for name in ("gold", "proxy"):
-        if name == "gold" and judge != "gold":
-            numbers |= {"gold": None, "gold_low": None, "gold_high": None}
-            continue
-        values = [run.policy.of("gold" if name == "gold" else "proxy").mean for run in runs]
-        numbers |= {**_interval(name, over_seeds(values, level)), name: _mean(values)}
+        values = [run.policy.of(name).mean for run in runs] if name in ("proxy", judge) else []
+        numbers |= {**_interval(name, over_seeds(values, level)), name: _mean(values) if values else None}
     differences = [run.difference.of(judge).mean for run in runs]
     return numbers | {**_interval("difference", over_seeds(differences, level)), "difference": _mean(differences),
                       "win_rate": _mean([run.win_rate.mean for run in runs]),

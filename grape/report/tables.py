@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from grape.evaluation.record import Evaluation, Interval, ItemStatistics, JudgeName, Sample, SampledAnswer
+from grape.evaluation.record import Interval, ItemStatistics, JudgeName, Sample, SampledAnswer, Side
 from grape.report.conclusions import conclusion, cost, over_seeds
 from grape.report.data import ReportInputs
 
@@ -30,24 +30,15 @@ def league(inputs: ReportInputs, champion: str | None) -> list[Row]:
     """SFT, then every policy, the best first."""
     judge = inputs.judge
     order = sorted(inputs.evaluations, key=lambda run: (-run.policy.of(judge).mean, run.name))
-    first = inputs.evaluations[0]
-    rows = [_league_row(run.name, run, judge, run.name == champion) for run in order]
-    sft = {"name": "SFT", "champion": False, "score": first.sft.of(judge), "proxy": first.sft.proxy, "difference": None,
-           "win_rate": None, "greedy": _greedy(first, "sft", judge), "kl": None, "length": first.sft.length,
-           "finished": first.sft.finished, "entropy": first.sft.entropy, "pass_at": first.sft.pass_at}
+    rows = [{**_side(run.name, run.policy, judge), "champion": run.name == champion, "difference": run.difference.of(judge),
+             "win_rate": run.win_rate, "kl": run.kl.sequence} for run in order]
+    sft = {**_side("SFT", inputs.evaluations[0].sft, judge), "champion": False, "difference": None, "win_rate": None, "kl": None}
     return [*rows, sft]
 
 
-def _league_row(name: str, run: Evaluation, judge: JudgeName, champion: bool) -> Row:
-    return {"name": name, "champion": champion, "score": run.policy.of(judge), "proxy": run.policy.proxy,
-            "difference": run.difference.of(judge), "win_rate": run.win_rate, "greedy": _greedy(run, "policy", judge),
-            "kl": run.kl.sequence, "length": run.policy.length, "finished": run.policy.finished,
-            "entropy": run.policy.entropy, "pass_at": run.policy.pass_at}
-
-
-def _greedy(run: Evaluation, side: str, judge: JudgeName) -> float | None:
-    greedy = (run.sft if side == "sft" else run.policy).greedy
-    return greedy.gold if judge == "gold" else greedy.proxy
+def _side(name: str, side: Side, judge: JudgeName) -> Row:
+    return {"name": name, "score": side.of(judge), "proxy": side.proxy, "greedy": side.greedy.of(judge), "length": side.length,
+            "finished": side.finished, "entropy": side.entropy, "pass_at": side.pass_at}
 
 
 def algorithms(inputs: ReportInputs, level: float) -> list[Row]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from grape.artifacts import read_prompts
 from grape.errors import GrapeError
 from grape.evaluation.compare import Answers, describe, difference, win_rate
 from grape.evaluation.record import KL, Evaluation, Greedy, Sample
-from grape.evaluation.samples import COLUMNS, row, samples, table
+from grape.evaluation.samples import COLUMNS, samples, table
 from grape.evaluation.statistics import Bootstrap, prompt_groups
 from grape.files import write_json, write_lines, write_text
 from grape.maths.advantage import weighted_reward
@@ -32,6 +32,7 @@ from grape.types import Prompt, Response, Scores
 
 GOLD_SECONDS = 20.0  # for one answer
 TABLE = "samples.json"  # its place among the artifacts of the MLflow run
+Source = Callable[[Sequence[Response]], Scores]
 
 
 def run(stage: Stage) -> None:
@@ -51,29 +52,16 @@ def run(stage: Stage) -> None:
     write(stage, compare(stage, prompts, sft, own, kl, len(dropped)), samples(prompts, sft, own))
 
 
-def answer(
-    stage: Stage,
-    model: Any,
-    chat: Chat,
-    prompts: Sequence[Prompt],
-    source: Callable[[Sequence[Response]], Scores],
-    gold: Gold | None,
-) -> Answers:
+def answer(stage: Stage, model: Any, chat: Chat, prompts: Sequence[Prompt], source: Source, gold: Gold | None) -> Answers:
     """Sample and score. The draws are the same for both policies: common random numbers narrow the interval of the difference."""
-    params = stage.params.evaluate
-    common: dict[str, Any] = {
-        "max_new_tokens": stage.params.rl.max_new_tokens,
-        "positions": stage.params.model.positions,
-        "keys": (stage.params.seed, "evaluate"),
-        "dtype": stage.params.model.dtype,
-    }
-    responses = sample(model, chat, prompts, params.samples, temperature=params.temperature, **common)
+    params, of_model = stage.params.evaluate, stage.params.model
+    draw = partial(sample, model, chat, prompts, max_new_tokens=stage.params.rl.max_new_tokens, positions=of_model.positions,
+                   keys=(stage.params.seed, "evaluate"), dtype=of_model.dtype)
+    responses = draw(params.samples, temperature=params.temperature)
     scores = source(responses)
-    greedy = sample(model, chat, prompts, 1, temperature=0.0, **common)
+    greedy = draw(1, temperature=0.0)
     batch = collate(response_rows(chat, responses), chat.pad).to(device())
-    out = batched_language(
-        model, batch, params.temperature, stage.params.model.micro_batch_tokens, stage.params.model.dtype
-    )
+    out = batched_language(model, batch, params.temperature, of_model.micro_batch_tokens, of_model.dtype)
     assert out.entropy is not None
     return Answers(
         responses,
@@ -94,17 +82,12 @@ def _gold(gold: Gold, response: Response) -> float:
         with time_limit(GOLD_SECONDS):
             value = float(gold(response.prompt, response.text))
     except Exception as error:  # the gold judge is a program of the user's
-        raise GrapeError(
-            f"the gold judge raised {type(error).__name__} for prompt {response.prompt.id}: {error}",
-            where="prepare.source, gold",
-            mend="mend `gold`: it takes any text and returns a score in [0, 1]",
-        ) from error
-    if not 0 <= value <= 1 or math.isnan(value):
-        raise GrapeError(
-            f"the gold judge gave {value} for prompt {response.prompt.id}",
-            where="prepare.source, gold",
-            mend="return a score in [0, 1]",
-        )
+        raise GrapeError(f"the gold judge raised {type(error).__name__} for prompt {response.prompt.id}: {error}",
+                         where="prepare.source, gold",
+                         mend="mend `gold`: it takes any text and returns a score in [0, 1]") from error
+    if not 0 <= value <= 1:
+        raise GrapeError(f"the gold judge gave {value} for prompt {response.prompt.id}", where="prepare.source, gold",
+                         mend="return a score in [0, 1]")
     return value
 
 
@@ -144,19 +127,12 @@ def write(stage: Stage, found: Evaluation, answers: Sequence[Sample]) -> None:
     """Into reports/evaluate and the stage's run."""
     folder, judge = stage.root / "reports/evaluate" / stage.policy, found.win_rate.judge
     write_json(folder / "metrics.json", found.model_dump())
-    write_lines(folder / "samples.jsonl", map(row, answers))
+    write_lines(folder / "samples.jsonl", (answer.row() for answer in answers))
     log_table(stage, answers)
-    stage.run.headline(
-        {
-            "policy": found.policy.of(judge).mean,
-            "sft": found.sft.of(judge).mean,
-            "difference": found.difference.of(judge).mean,
-            "difference_low": found.difference.of(judge).low,
-            "win_rate": found.win_rate.mean,
-            "kl": found.kl.token,
-            "length": found.policy.length,
-        }
-    )
+    gain = found.difference.of(judge)
+    stage.run.headline({"policy": found.policy.of(judge).mean, "sft": found.sft.of(judge).mean, "difference": gain.mean,
+                        "difference_low": gain.low, "win_rate": found.win_rate.mean, "kl": found.kl.token,
+                        "length": found.policy.length})
 
 
 def log_table(stage: Stage, answers: Sequence[Sample]) -> None:

@@ -14,7 +14,7 @@ import torch
 from grape.evaluation import statistics
 from grape.evaluation.compare import Answers, describe, difference, win_rate
 from grape.evaluation.record import KL, Evaluation, Greedy, Sample
-from grape.evaluation.samples import row, samples
+from grape.evaluation.samples import samples
 from grape.stages import evaluate
 from grape.types import Response, Scores
 from tests import tiny
@@ -120,13 +120,13 @@ def test_the_files_hold_their_fields_in_this_order_and_are_read_back() -> None:
     assert " ".join(found["sft"]["items"]["a/x"]) == "score confidence missing spread length_correlation"
     assert Evaluation.model_validate_json(json.dumps(found)) == made
     (sample,) = answers()
-    assert " ".join(row(sample)) == "id category prompt answer sft policy"
-    assert " ".join(row(sample)["sft"]) == "text gold proxy items", "raw only where it is another text"
-    assert Sample.model_validate(row(sample)) == sample
+    assert " ".join(sample.row()) == "id category prompt answer sft policy"
+    assert " ".join(sample.row()["sft"]) == "text gold proxy items", "raw only where it is another text"
+    assert Sample.model_validate(sample.row()) == sample
 
 
 def test_samples_have_every_item_of_both_policies() -> None:
-    (found,) = map(row, answers())
+    (found,) = (sample.row() for sample in answers())
     assert found["sft"]["items"] == [{"item": "a/x", "score": 0.25, "confidence": 0.75, "reason": "reason 0 0"},
                                    {"item": "a/y", "score": None, "confidence": 0.75, "reason": "reason 0 1"}]
     assert [item["item"] for item in found["policy"]["items"]] == ["a/x"]
