@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from grape.errors import GrapeError
-from grape.files import write_sorted
 
 
 class Receipt(TypedDict):
@@ -36,10 +35,6 @@ class Receipt(TypedDict):
     platform: str
     headline: dict[str, float]
     facts: dict[str, str]  # about how it ran, e.g. grape.sandbox: the tier that the sandbox's canaries proved
-
-
-def write(path: Path, receipt: Receipt) -> None:
-    write_sorted(path, receipt)
 
 
 def read(path: Path) -> Receipt | None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,33 +16,26 @@ if TYPE_CHECKING:
     from grape.project import Project
 
 
-@contextmanager
-def messages() -> Iterator[None]:
-    """A user's mistake is one message and exit code 2, an interruption exit code 130; neither shows a traceback."""
-    try:
-        yield
-    except GrapeError as error:
-        typer.echo(f"grape: error: {error}", err=True)
-        raise typer.Exit(2) from error
-    except OSError as error:
-        from grape import disk
-
-        refusal = disk.refusal(error, Path.cwd())
-        if refusal is None:
-            raise
-        typer.echo(f"grape: error: {refusal}", err=True)
-        raise typer.Exit(2) from error
-    except KeyboardInterrupt as interrupt:
-        typer.echo("grape: stopped; what is done stays done", err=True)
-        raise typer.Exit(130) from interrupt
-
-
 class Commands(TyperGroup):
-    """All of them, with their mistakes as messages."""
+    """A user's mistake is one message and exit code 2, an interruption exit code 130; neither shows a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
-        with messages():
+        try:
             return super().invoke(ctx)
+        except GrapeError as error:
+            typer.echo(f"grape: error: {error}", err=True)
+            raise typer.Exit(2) from error
+        except OSError as error:
+            from grape import disk
+
+            refusal = disk.refusal(error, Path.cwd())
+            if refusal is None:
+                raise
+            typer.echo(f"grape: error: {refusal}", err=True)
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as interrupt:
+            typer.echo("grape: stopped; what is done stays done", err=True)
+            raise typer.Exit(130) from interrupt
 
 
 def print_json(value: object) -> None:

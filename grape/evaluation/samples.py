@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from grape.evaluation.compare import Answers
 from grape.evaluation.record import ItemScore, Sample, SampledAnswer
+from grape.evaluation.sides import Answers
 from grape.evaluation.statistics import number
 from grape.types import Prompt
 

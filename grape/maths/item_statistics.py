@@ -29,9 +29,7 @@ class Column:
     length_correlation: float | None
 
 
-def item_columns(
-    score: Tensor, valid: Tensor, weight: Tensor, group: Tensor, length: Tensor
-) -> Iterator[tuple[int, Column]]:
+def item_columns(score: Tensor, valid: Tensor, weight: Tensor, group: Tensor, length: Tensor) -> Iterator[tuple[int, Column]]:
     """Every item that was asked of any row, with its place among the K.
 
     Args:

@@ -66,17 +66,15 @@ def share(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.0f} %"
 
 
-def interval(value: Interval | float | None) -> str:
+def interval(value: Interval | float | None, sign: str = "") -> str:
     """`0.84 [0.81, 0.87]`; a number without an interval alone."""
     if isinstance(value, float):
-        return number(value)
-    return "–" if value is None else f"{value.mean:.2f} [{value.low:.2f}, {value.high:.2f}]"
+        return f"{value:{sign}.2f}"
+    return "–" if value is None else f"{value.mean:{sign}.2f} [{value.low:{sign}.2f}, {value.high:{sign}.2f}]"
 
 
 def signed_interval(value: Interval | float | None) -> str:
-    if isinstance(value, float):
-        return signed(value)
-    return "–" if value is None else f"{value.mean:+.2f} [{value.low:+.2f}, {value.high:+.2f}]".replace("-", "−")
+    return interval(value, "+").replace("-", "−")
 
 
 def cell(text: object) -> str:

@@ -19,9 +19,10 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from grape import receipt
+from grape.files import write_sorted
 from grape.net import scrub
 from grape.project import NONCE, PARENT_RUN, Project
+from grape.receipt import Receipt
 from grape.track import digest, identity, registry
 from grape.track.courier import Courier
 from grape.track.registry import Candidate
@@ -132,12 +133,12 @@ class StageRun:
         if self._courier:
             self._courier.finish()  # what is still being uploaded after LAST is `grape mlflow sync`'s
         if succeeded:
-            receipt.write(self.project.receipt(self.stage), self._receipt(ended))
+            write_sorted(self.project.receipt(self.stage), self._receipt(ended))
 
-    def _receipt(self, ended: float) -> receipt.Receipt:
+    def _receipt(self, ended: float) -> Receipt:
         delivered = self._spool.delivered  # None too where all is delivered and the spool gone
         known = self._courier.runs.get(self._spool.name) if self._courier else None
-        return receipt.Receipt(
+        return Receipt(
             stage=self.stage, run_id=delivered.run_id if delivered else known, spool=self._spool.name, nonce=self._nonce,
             started=_utc(self._started), ended=_utc(ended), seconds=round(ended - self._started, 2),
             peak_memory_mb=identity.peak_memory_mb(), git_revision=self._revision, git_dirty=self._dirty,

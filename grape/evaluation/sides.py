@@ -1,4 +1,4 @@
-"""Two policies side by side: each one's numbers, and the difference between them."""
+"""Two policies beside each other: each one's numbers, and the difference between them."""
 
 from __future__ import annotations
 
