@@ -33,6 +33,7 @@ from scipy.special import stdtrit  # type: ignore[import-untyped]
 
 from benchmarks.results_table import write
 from grape.algorithms import sft
+from grape.files import replacing, write_text
 from grape.models.chat import Chat, Row
 from grape.models.forward import language
 from grape.models.scratch import character_tokenizer, scratch
@@ -178,7 +179,7 @@ def results(run: Callable[[Case, int], Curves], cases: Sequence[Case], given: Na
         end = ", ".join(f"{measure} {values[-1]:.3f}" for measure, values in curve.items())
         print(f"{names[case, seed]}: {end}", file=sys.stderr, flush=True)
         if given.kept:
-            _replace(given.kept, json.dumps(kept, indent=0).encode())
+            write_text(given.kept, json.dumps(kept, indent=0))
     return {case: [kept[names[case, seed]] for seed in range(given.seeds)] for case in cases}
 
 
@@ -201,16 +202,10 @@ def publish(given: Namespace, text: str, markers: tuple[str, str], figure: Calla
         with rc_context(STYLE):
             picture = io.BytesIO()
             figure().savefig(picture, format="png", metadata={"Software": None})  # the same bytes whatever matplotlib's version
-        _replace(given.plot, picture.getvalue())
+        with replacing(given.plot) as beside:
+            beside.write_bytes(picture.getvalue())
     if given.write:
         write(given.write, text, *markers)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".partial")
-    beside.write_bytes(content)
-    os.replace(beside, path)
 
 
 # Plots

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grape import compare
+from grape.commands import league as comparison
 from grape.errors import GrapeError
+from grape.files import write_text
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 LEAGUE = "<!-- league -->", "<!-- /league -->"
@@ -78,9 +78,9 @@ def table(metrics: Mapping[str, Any]) -> str:
 
 def league(metrics: dict[str, Any]) -> str:
     """Markdown: an algorithm a row, the best first, as `grape run compare` prints it."""
-    head, *rows = compare.rows(metrics)
+    head, *rows = comparison.rows(metrics)
     lines = [f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows)]
-    return "\n".join([*lines, "", f"*{compare.caption(metrics)}; {compare.COLUMNS[3]}: mean and 95 % interval over seeds*"])
+    return "\n".join([*lines, "", f"*{comparison.caption(metrics)}; {comparison.COLUMNS[3]}: mean and 95 % interval over seeds*"])
 
 
 def write(path: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
@@ -98,9 +98,7 @@ def write(path: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
     if not found or not closed or begin in rest or end in head + tail:
         raise GrapeError("the place for the results is not marked", where=str(path),
                          mend=f"put a line {begin} and below it a line {end} where the table belongs, once")
-    beside = path.with_name(path.name + ".partial")
-    beside.write_text(f"{head}{begin}\n{text}\n{end}{tail}", encoding="utf-8")
-    os.replace(beside, path)
+    write_text(path, f"{head}{begin}\n{text}\n{end}{tail}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,7 +15,6 @@ from grape.errors import GrapeError
 from grape.pipeline.guard import command as guarded
 from grape.pipeline.schedule import Threads, Work
 from grape.project import Project
-from grape.ui import free_port
 
 START_SECONDS = 120  # a first start makes its database: 13 s on a quiet machine, far more on a busy one
 
@@ -37,7 +36,7 @@ class Server:
         self._log = project.state / "logs" / "prefect.log"
 
     def start(self) -> None:
-        port = free_port()
+        port = net.free_port()
         self.url = f"http://127.0.0.1:{port}/api"
         self._log.parent.mkdir(parents=True, exist_ok=True)
         serve = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port),

@@ -2,9 +2,9 @@
 Training, and future directions with GRAPE" (R. Patel, arXiv 2509.04501).
 
 Reading order: types (what travels), maths (the equations), algorithms (one file = one section of the paper), models and
-sampling (what a policy says), reward (what it is told; sandbox runs the programs it judges), training (the one loop; assemble.py joins
-an algorithm with what it needs), stages (what dvc.yaml runs), evaluation and report (what came of it), pipeline and track (how it is
-run and kept), commands (what the command line calls).
+sampling (what a policy says), reward (what it is told; sandbox runs the programs it judges), training (the one loop;
+assemble.py joins an algorithm with what it needs), stages (what dvc.yaml runs), evaluation and report (what came of it),
+pipeline and track (how it is run and kept), commands (what the command line calls).
 
     paper            name in code       shape        unit
     x                Prompt             P
@@ -28,7 +28,7 @@ One word means one thing, in code and in prose; no two classes share a name.
     reward model     scores a whole response, learned from pairs
     critic           a model that judges an item of a rubric; a *verifier* is a program that does; both give a Verdict or Verdicts
     item, rubric     one criterion; the criteria of a category
-    score            what a judge gives an item; *reward*: the weighted mean of a response's scores; *gold*: the truth, for evaluation
+    score            what a judge gives an item; *reward*: the weighted mean of a response's scores; *gold*: the truth, to evaluate
     rollouts         what the policy sampled, as credit reads it; *batch*: what a loss reads; *round*: one turn of the loop
     knob             a parameter of an algorithm (AlgorithmParams); Params is all of params.yaml, a Section the part of a stage
     need             what must be there for an algorithm besides the policy

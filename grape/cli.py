@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from grape.commands.terminal import Commands, entered, print_json, print_lines, project, show_as
 from grape.errors import GrapeError
 
+if TYPE_CHECKING:
+    from grape.pipeline import Result
+
+
 # No rich: plain help takes a quarter of the time.
-app = typer.Typer(name="grape", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+app = typer.Typer(name="grape", cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]},
                   help="From a pre-trained language model to an instruction-following one, any algorithm slotted in.")
 mlflow_app = typer.Typer(no_args_is_help=True, help="MLflow's records of this project.")
@@ -29,34 +32,6 @@ class EngineName(StrEnum):
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout; messages go to stderr.")]
-
-
-@contextmanager
-def _messages() -> Iterator[None]:
-    """A user's mistake is one message and exit code 2, an interruption exit code 130; neither shows a traceback."""
-    try:
-        yield
-    except GrapeError as error:
-        typer.echo(f"grape: error: {error}", err=True)
-        raise typer.Exit(2) from error
-    except OSError as error:
-        from grape import disk
-
-        refusal = disk.refusal(error, Path.cwd())
-        if refusal is None:
-            raise
-        typer.echo(f"grape: error: {refusal}", err=True)
-        raise typer.Exit(2) from error
-    except KeyboardInterrupt as interrupt:
-        typer.echo("grape: stopped; what is done stays done", err=True)
-        raise typer.Exit(130) from interrupt
-
-
-def _print_json(value: object) -> None:
-    import json
-
-    readable = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=not readable))
 
 
 def _version(wanted: bool) -> None:
@@ -89,88 +64,81 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Bring the pipeline, or one stage and what it needs, up to date."""
-    with _messages():
-        comparing = what == "compare"
-        if not comparing and (algorithms or seeds):
-            raise GrapeError("--algorithms and --seeds belong to `grape run compare`",
-                             mend="use --set rl.algorithms=... and --set rl.seeds=... here")
-        targets = () if comparing or what == "pipeline" else (what,)
-        if dry_run:
-            if sets or algorithms or seeds:
-                raise GrapeError("this would edit params.yaml, and --dry-run must not", where="--dry-run",
-                                 mend="edit the file and use `grape plan`")
-            _show_plan(targets, as_json)
-            return
-        from flows.server import PrefectEngine
-        from grape.pipeline import Hooks, Request, Screen, Threads
-        from grape.pipeline import run as run_pipeline
-        from grape.project import Project
+    comparing = what == "compare"
+    _refuse(comparing, dry_run, bool(algorithms or seeds), bool(sets))
+    targets = () if comparing or what == "pipeline" else (what,)
+    if dry_run:
+        _show_plan(targets, as_json)
+        return
+    from flows.server import PrefectEngine
+    from grape.pipeline import Hooks, Request, Screen, Threads
+    from grape.pipeline import run as run_pipeline
 
-        project = Project.find()
-        if comparing:
-            from grape import compare
+    here = project()
+    if comparing:
+        from grape.commands import league
 
-            sets = [*sets, *compare.assignments(project, algorithms, seeds, sets)]
-            workers = workers or 1  # two at once would spoil each other's seconds
-        request = Request(targets, tuple(sets), workers, wait=not no_wait, name=what if comparing else "pipeline")
-        screen = Screen(sys.stderr if as_json else None)
-        result = run_pipeline(project, request, PrefectEngine() if engine == "prefect" else Threads(), screen, Hooks())
-        table = compare.read(project) if comparing and result.exit_code == 0 else None
-        if as_json:
-            _print_json(result.as_json() | ({"league": table["algorithms"]} if table else {}))
-        elif table:
-            typer.echo()
-            for line in compare.league(table):
-                typer.echo(line)
-        raise typer.Exit(result.exit_code)
+        sets = [*sets, *league.assignments(here, algorithms, seeds, sets)]
+        workers = workers or 1  # two at once would spoil each other's seconds
+    request = Request(targets, tuple(sets), workers, wait=not no_wait, name=what if comparing else "pipeline")
+    screen = Screen(sys.stderr if as_json else None)
+    result = run_pipeline(here, request, PrefectEngine() if engine == "prefect" else Threads(), screen, Hooks())
+    _tell(result, league.read(here) if comparing and result.exit_code == 0 else None, as_json)
+    raise typer.Exit(result.exit_code)
+
+
+def _refuse(comparing: bool, dry_run: bool, compared: bool, sets: bool) -> None:
+    """Options that do not go together; `compared`: what to compare was given."""
+    if compared and not comparing:
+        raise GrapeError("--algorithms and --seeds belong to `grape run compare`",
+                         mend="use --set rl.algorithms=... and --set rl.seeds=... here")
+    if dry_run and (sets or compared):
+        raise GrapeError("this would edit params.yaml, and --dry-run must not", where="--dry-run",
+                         mend="edit the file and use `grape plan`")
+
+
+def _tell(result: Result, table: dict[str, Any] | None, as_json: bool) -> None:
+    """The result for machines; the league table, for people too."""
+    if as_json:
+        print_json(result.as_json() | ({"league": table["algorithms"]} if table else {}))
+    elif table:
+        from grape.commands import league
+
+        typer.echo()
+        print_lines(league.lines(table))
 
 
 @app.command()
 def plan(what: Annotated[str, typer.Argument(help="pipeline, or a stage with all it needs")] = "pipeline",
          as_json: Json = False) -> None:
     """Say what would run, and why. Changes nothing."""
-    with _messages():
-        _show_plan(() if what == "pipeline" else (what,), as_json)
+    _show_plan(() if what == "pipeline" else (what,), as_json)
 
 
 def _show_plan(targets: tuple[str, ...], as_json: bool) -> None:
     from grape.pipeline import Hooks, Request, preflight
     from grape.pipeline import look as look_ahead
-    from grape.project import Project
 
-    project = Project.find()
-    project.enter()
-    preflight.initialised(project)
-    drawn = look_ahead(project, Request(targets), Hooks())
-    if as_json:
-        _print_json({"up_to_date": drawn is None, "stages": drawn.as_json() if drawn else []})
-    elif drawn is None:
-        typer.echo("everything is up to date")
-    else:
-        for line in drawn.lines():
-            typer.echo(line)
+    here = entered()
+    preflight.initialised(here)
+    drawn = look_ahead(here, Request(targets), Hooks())
+    found = {"up_to_date": drawn is None, "stages": drawn.as_json() if drawn else []}
+    show_as(found, drawn.lines() if drawn else ["everything is up to date"], as_json)
 
 
 @app.command()
 def algorithms(as_json: Json = False) -> None:
     """List the algorithms, what they need, their knobs."""
-    with _messages():
-        from grape import catalogue
+    from grape.commands import catalogue
 
-        entries = catalogue.entries(_root())
-        if as_json:
-            _print_json(entries)
-        else:
-            for line in catalogue.lines(entries):
-                typer.echo(line)
+    entries = catalogue.entries(_root())
+    show_as(entries, catalogue.lines(entries), as_json)
 
 
 def _root() -> Path | None:
     """The project's folder, None outside one: algorithms can be read about anywhere."""
-    from grape.project import Project
-
     try:
-        return Project.find().root
+        return project().root
     except GrapeError:
         return None
 
@@ -178,100 +146,71 @@ def _root() -> Path | None:
 @app.command()
 def explain(name: Annotated[str, typer.Argument(help="an algorithm, sft or reward_model")]) -> None:
     """Print an algorithm's page: what it does and why, its equations, its knobs, its file."""
-    with _messages():
-        from grape import catalogue
+    from grape.commands import catalogue
 
-        for line in catalogue.explain(name, _root()):
-            typer.echo(line)
+    print_lines(catalogue.explain(name, _root()))
 
 
 @app.command()
 def ui(port: Annotated[int | None, typer.Option(min=1, max=65535, help="[default: a free one]")] = None) -> None:
     """Open the MLflow UI on this project's runs. Ctrl-C ends it."""
-    with _messages():
-        from grape import ui as mlflow_ui
-        from grape.project import Project
+    from grape.commands import ui as mlflow_ui
 
-        raise typer.Exit(mlflow_ui.serve(Project.find(), port, typer.echo))
+    raise typer.Exit(mlflow_ui.serve(project(), port, typer.echo))
 
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Look for what keeps grape from working, each with its mend. Exit code 1 when something is wrong."""
-    with _messages():
-        from grape import doctor as checks
-        from grape.project import Project
+    from grape.commands import doctor as checks
 
-        found = checks.examine(Project.find())
-        if as_json:
-            _print_json([check.as_json() for check in found])
-        else:
-            for check in found:
-                typer.echo(check.line())
-        raise typer.Exit(1 if any(check.wrong for check in found) else 0)
+    found = checks.examine(project())
+    show_as([check.as_json() for check in found], [check.line() for check in found], as_json)
+    raise typer.Exit(1 if any(check.wrong for check in found) else 0)
 
 
 @app.command()
 def init(folder: Annotated[Path, typer.Argument(help="an empty or new folder")]) -> None:
     """Make a working project in an empty folder."""
-    with _messages():
-        from grape import init as maker
+    from grape.commands import init as maker
 
-        for line in maker.make(folder):
-            typer.echo(line)
+    print_lines(maker.make(folder))
 
 
 @app.command()
 def chat(stage: Annotated[str | None, typer.Argument(help="base, sft, rl@grape-0... [default: the best policy]")] = None
          ) -> None:
     """Talk to the model of a trained stage."""
-    with _messages():
-        from grape.project import Project
+    here = entered()
+    from grape.commands.chat import chat as talk
 
-        project = Project.find()
-        project.enter()
-        from grape.chat import chat as talk
-
-        talk(project, stage)
+    talk(here, stage)
 
 
 @mlflow_app.command()
 def sync(as_json: Json = False) -> None:
     """Deliver what could not be written while MLflow was away."""
-    with _messages():
-        from grape.project import Project
+    here = entered()
+    from grape.track import sync as deliver
 
-        project = Project.find()
-        project.enter()
-        from grape.track import sync as deliver
-
-        names = deliver(project)
-        if as_json:
-            _print_json(names)
-        else:
-            typer.echo(f"delivered: {', '.join(names)}" if names else "nothing was waiting")
+    names = deliver(here)
+    show_as(names, [f"delivered: {', '.join(names)}" if names else "nothing was waiting"], as_json)
 
 
 @rubric_app.command()
 def check() -> None:
     """Check every rubric; a mistake is named with file and line."""
-    with _messages():
-        from grape import rubrics
-        from grape.project import Project
+    from grape.commands import rubrics
 
-        for line in rubrics.check(Project.find()):
-            typer.echo(line)
+    print_lines(rubrics.check(project()))
 
 
 @rubric_app.command()
 def show(category: Annotated[str | None, typer.Argument(help="[default: all]")] = None) -> None:
     """Show the items of a category and their share of the reward."""
-    with _messages():
-        from grape import rubrics
-        from grape.project import Project
+    from grape.commands import rubrics
 
-        for line in rubrics.show(Project.find(), category):
-            typer.echo(line)
+    print_lines(rubrics.show(project(), category))
 
 
 @rubric_app.command("try")
@@ -280,19 +219,11 @@ def try_(
     answer: Annotated[str | None, typer.Option(help="What verifiers compare with.")] = None, as_json: Json = False,
 ) -> None:
     """Score a response item by item, with reasons."""
-    with _messages():
-        from grape.project import Project
+    here = entered()
+    from grape.commands import attempt
 
-        project = Project.find()
-        project.enter()
-        from grape import rubrics
-
-        found = rubrics.attempt(project, category, prompt, response, answer)
-        if as_json:
-            _print_json(found)
-        else:
-            for line in rubrics.attempt_lines(found):
-                typer.echo(line)
+    found = attempt.attempt(here, category, prompt, response, answer)
+    show_as(found, attempt.lines(found), as_json)
 
 
 def main() -> None:

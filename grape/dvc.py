@@ -1,4 +1,4 @@
-"""DVC as a program: its questions, its graph, its lock file.
+"""DVC as a program: what it is asked, its graph, its lock file.
 
 `dvc.repo` is undocumented and changes between releases, so everything here goes through the command line and what it
 prints for machines (`status --json`, `dag --dot`), and through `dvc.lock`, whose schema is public.
@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ class Graph:
 
 
 @dataclass
-class Question:
+class Inquiry:
     """A dvc command that is running; `answer()` waits for what it prints."""
 
     process: subprocess.Popen[str]
@@ -129,13 +130,13 @@ def command(*args: str) -> list[str]:
     return [sys.executable, "-m", "dvc", "--wait-for-lock", *args]
 
 
-def ask(project: Project, *args: str) -> Question:
+def ask(project: Project, *args: str) -> Inquiry:
     process = subprocess.Popen(command(*args), cwd=project.root, env=environment(project), encoding="utf-8", errors="replace",
                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    return Question(process, args, project.root)
+    return Inquiry(process, args, project.root)
 
 
-def ask_status(project: Project) -> Question:
+def ask_status(project: Project) -> Inquiry:
     return ask(project, "status", "--json")
 
 
@@ -200,6 +201,21 @@ def read_lock(path: Path) -> dict[str, Any]:
             if not item.keys() - {"path", "hash", "size", "nfiles", "isexec"}:
                 raise ValueError(f"the entry of {name} has no hash for {item['path']}")
     return dict(stages)
+
+
+def locked(project: Project) -> dict[str, str]:
+    """Every output in dvc.lock: project-relative path -> md5 (a folder's ends in `.dir`); {} where the file is damaged."""
+    path = project.root / "dvc.lock"
+    return _locked(path, path.stat().st_mtime_ns) if path.is_file() else {}
+
+
+@lru_cache(maxsize=1)
+def _locked(path: Path, changed: int) -> dict[str, str]:
+    try:
+        stages = read_lock(path)
+    except ValueError:
+        return {}  # cut off by a kill: the next run mends it; digests can be computed
+    return {out["path"]: str(out["md5"]) for stage in stages.values() for out in stage.get("outs") or [] if "md5" in out}
 
 
 def cached(cache: Path, md5: str) -> bool:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and JSON lines: one writer, one reader.
+"""Files and folders that are whole or not there, and JSON lines: one writer, one reader.
 
 A line of JSON lines ends at a line feed and nowhere else: U+2028, U+0085 and the like may stand in a text, and a sampled answer
 may hold one.
@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import threading
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,24 +32,61 @@ MAGIC = {
 BOM = b"\xef\xbb\xbf"
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file that survives a power cut: beside, flushed to the disk, renamed, and the folder's entry flushed too."""
+@contextmanager
+def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
+    """A place beside `path` to write a file or a folder at, which then takes the place of what `path` was.
+
+    What was written is flushed to the disk before it is renamed, and the folder's entry after it: `path` is whole, the old one or
+    the new one, whatever power cut or kill comes. Where the writing fails nothing is left beside.
+
+    Args:
+        shared: threads and processes may write it at the same time, so each has a place of its own; the last one stays.
+    """
+    own = f".{os.getpid()}.{threading.get_ident()}" if shared else ""
+    beside = path.with_name(f"{path.name}{own}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".partial")
-    with beside.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    _remove(beside)
     try:
-        os.fsync(folder)
+        yield beside
+        for written in (*beside.rglob("*"), beside) if beside.is_dir() else (beside,):
+            _flush(written)
+        if beside.is_dir():  # nothing can be renamed over a folder that holds something
+            _remove(path)
+        os.replace(beside, path)
+    except BaseException:
+        _remove(beside)
+        raise
+    _flush(path.parent)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)
+
+
+def write_text(path: Path, text: str, shared: bool = False) -> None:
+    """As UTF-8; line ends stay as they are."""
+    with replacing(path, shared) as beside:
+        beside.write_text(text, encoding="utf-8", newline="")
 
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_sorted(path: Path, value: Mapping[str, Any]) -> None:
+    """JSON with sorted names, so that equal values give equal bytes whatever order they came in. NaN may stand in it."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

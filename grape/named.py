@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from grape import yamlfile
 from grape.files import write_json, write_text
 from grape.project import Project
 from grape.track import digest
@@ -39,9 +40,7 @@ def untrue(project: Project, params: Any, paths: Collection[str]) -> list[str]:
 
 
 def card(project: Project, params: Any, key: str) -> str:
-    value = params
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
+    value = yamlfile.at(params, key)
     try:
         path = project.root / Path(value).expanduser() if isinstance(value, str) and value else None
         there = path is not None and path.exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import socket
 from collections.abc import Iterator
 from http.client import HTTPException
 from typing import Any
@@ -20,6 +21,16 @@ _ADDRESSES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "PREFECT_API_URL",
               *(name for kind in ("HTTP", "HTTPS", "ALL", "FTP") for name in (f"{kind}_PROXY", f"{kind}_proxy".lower())))
 _SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "HF_TOKEN")
 _USER = re.compile(r"([A-Za-z][\w+.-]*://)[^\s/@'\"]*:[^\s'\"]*@")
+
+
+def free_port() -> int:
+    """A free port, not one that other tools of this trade take: 5000 (MLflow's usual) or 8000-8999 (Prefect's)."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        if port != 5000 and not 8000 <= port < 9000:
+            return port
 
 
 def is_loopback(url: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from grape import settings, slot, yamlfile
 from grape.errors import GrapeError
+from grape.files import replacing
 from grape.schema import Optimisation, Params
 
 __all__ = ["Optimisation", "Params", "load", "set_values"]
@@ -40,9 +40,7 @@ def _fields(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
     return list(model.model_fields)
 
 
-def _refuse(
-    error: ValidationError, path: Path, tree: Any, model: type[BaseModel], prefix: tuple[Any, ...] = ()
-) -> GrapeError:
+def _refuse(error: ValidationError, path: Path, tree: Any, model: type[BaseModel], prefix: tuple[Any, ...] = ()) -> GrapeError:
     # An unknown key says more than the missing one it stands for.
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     location = first["loc"]
@@ -54,17 +52,12 @@ def _refuse(
         mend = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
         return GrapeError(f"unknown key {name}", where=where, mend=mend)
     if first["type"] == "missing":
-        return GrapeError(
-            f"{name} is missing",
-            where=where,
-            mend=f"add the key {location[-1]!r}; `grape init` writes a complete file to compare with",
-        )
+        return GrapeError(f"{name} is missing", where=where,
+                          mend=f"add the key {location[-1]!r}; `grape init` writes a complete file to compare with")
     message = first["msg"].removeprefix("Value error, ")
     given = first.get("input")
     shown = f" (got {given!r})" if isinstance(given, (str, int, float, bool, list)) or given is None else ""
-    return GrapeError(
-        f"{name}: {message}{shown}", where=where, mend="each key's comment in params.yaml gives its range"
-    )
+    return GrapeError(f"{name}: {message}{shown}", where=where, mend="each key's comment in params.yaml gives its range")
 
 
 def _checked(text: str, path: Path, algorithms: Collection[str] | None = None) -> Params:
@@ -94,9 +87,7 @@ def _checked(text: str, path: Path, algorithms: Collection[str] | None = None) -
         if name not in params.algorithms:
             raise GrapeError(
                 f"rl.algorithms names {name!r}, but `algorithms` has no entry for it, so DVC could not track its knobs",
-                where=f"{path.name}:{_line(tree, ('algorithms',))}",
-                mend=f"add `{name}: {{}}` under `algorithms` for its defaults",
-            )
+                where=f"{path.name}:{_line(tree, ('algorithms',))}", mend=f"add `{name}: {{}}` under `algorithms` for its defaults")
     return params
 
 
@@ -122,10 +113,9 @@ def set_values(path: Path, assignments: Sequence[str]) -> Params:
     text, params = edited(path, assignments)
     data, place = text.encode(), path.resolve()
     if place.read_bytes() != data:
-        beside = place.with_name(place.name + ".partial")
-        beside.write_bytes(data)
-        shutil.copymode(place, beside)
-        os.replace(beside, place)
+        with replacing(place) as beside:
+            beside.write_bytes(data)
+            shutil.copymode(place, beside)
     return params
 
 

@@ -7,8 +7,6 @@ nonce is the orchestrator's) and which MLflow run first made the artifacts.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -37,18 +35,6 @@ class Receipt(TypedDict):
     platform: str
     headline: dict[str, float]
     facts: dict[str, str]  # about how it ran, e.g. grape.sandbox: the tier that the sandbox's canaries proved
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write JSON atomically, with sorted keys so that equal values give equal bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
-
-
-def write(path: Path, receipt: Receipt) -> None:
-    write_json(path, receipt)
 
 
 def read(path: Path) -> Receipt | None:

@@ -48,6 +48,15 @@ def parse(text: str, name: str, typ: str = "safe") -> Any:
     raise GrapeError(f"not valid YAML: {what}", where=f"{name}:{line}", mend="mend that line")
 
 
+def at(tree: Any, key: str, default: Any = None) -> Any:
+    """What stands at `a.b.c` of a tree that nobody has checked yet; the default where nothing does."""
+    for part in key.split("."):
+        if not isinstance(tree, dict) or part not in tree:
+            return default
+        tree = tree[part]
+    return tree
+
+
 def read(path: Path) -> Any:
     """
     Raises: as `text_of` and `parse` do.

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from grape.algorithms import ALGORITHMS
-from grape.catalogue import STAGES
+from grape.commands.catalogue import STAGES
 
 
 def test_the_site_builds_and_loads_nothing_from_elsewhere(root: Path, tmp_path: Path) -> None:

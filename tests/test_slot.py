@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from grape import catalogue, compare, slot
+from grape import slot
 from grape.algorithms import ALGORITHMS, reinforce
+from grape.commands import catalogue, league
 from grape.errors import GrapeError
 from grape.params import load, set_values
 from grape.pipeline import preflight
@@ -121,20 +122,20 @@ def test_in_a_checkout_the_files_are_links_to_grapes_own(root: Path) -> None:
 
 def test_compare_sets_what_it_runs(project: Project) -> None:
     set_values(project.params, [USE])
-    assert compare.assignments(project, "all", "0,1,2") == [
+    assert league.assignments(project, "all", "0,1,2") == [
         'rl.algorithms=["rejection", "reinforce", "trpo", "ppo", "grpo", "dpo", "grape", "rloo"]',
         "rl.seeds=[0, 1, 2]",
     ]
-    assert compare.assignments(project, "grpo, rloo", None) == ['rl.algorithms=["grpo", "rloo"]']
+    assert league.assignments(project, "grpo, rloo", None) == ['rl.algorithms=["grpo", "rloo"]']
     with pytest.raises(GrapeError, match="unknown algorithm 'grp'"):
-        compare.assignments(project, "grp", None)
+        league.assignments(project, "grp", None)
     variant = 'algorithms.rar={"use": "grape.algorithms.grape:ALGORITHM", "exponent": 0.0}'
     before = project.params.read_text()
-    assert compare.assignments(project, "grape,rar", None, [variant]) == ['rl.algorithms=["grape", "rar"]']
-    assert '"rar"]' in compare.assignments(project, "all", None, [variant])[-1]
+    assert league.assignments(project, "grape,rar", None, [variant]) == ['rl.algorithms=["grape", "rar"]']
+    assert '"rar"]' in league.assignments(project, "all", None, [variant])[-1]
     assert project.params.read_text() == before
     with pytest.raises(GrapeError, match="integers with commas"):
-        compare.assignments(project, None, "0,x")
+        league.assignments(project, None, "0,x")
 
 
 def test_the_league_table_has_the_best_first_and_no_interval_from_one_seed() -> None:
@@ -162,6 +163,6 @@ def test_the_league_table_has_the_best_first_and_no_interval_from_one_seed() -> 
         "policies": {"dpo-0": own},
         "algorithms": {"dpo": row(0.35, None), "grpo": row(0.5, 0.15)},
     }
-    lines = list(compare.league(metrics))
+    lines = list(league.lines(metrics))
     assert [line.split()[0] for line in lines[3:]] == ["grpo", "dpo"]
     assert "+0.200 [+0.150, +0.250]" in lines[3] and "+0.050" in lines[4] and "+0.050 [" not in lines[4]

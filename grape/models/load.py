@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from grape.errors import GrapeError
+from grape.files import replacing
 from grape.models.protocols import LanguageModel, ScalarModel, Tokenizer, Transformer
 from grape.models.template import CHAT_TEMPLATE
 
@@ -187,17 +187,13 @@ def load_scalar_model(path: str, from_language_model: bool = False) -> tuple[Sca
 
 
 def save_model(model: Transformer, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write weights (safetensors), configuration and tokenizer beside, then rename: `folder` is complete or not there.
+    """Write weights (safetensors), configuration and tokenizer: `folder` is complete or not there.
 
     The files depend on the weights alone (no paths, dates or run ids), so that equal weights are equal bytes for DVC.
     """
-    beside = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    origin = model.config._name_or_path
-    model.config._name_or_path = ""
-    model.save_pretrained(beside)
-    model.config._name_or_path = origin
-    tokenizer.save_pretrained(beside)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(beside, folder)
+    with replacing(folder) as beside:
+        origin = model.config._name_or_path
+        model.config._name_or_path = ""
+        model.save_pretrained(beside)
+        model.config._name_or_path = origin
+        tokenizer.save_pretrained(beside)

@@ -17,6 +17,7 @@ from typing import Literal
 import psutil
 
 from grape import dvc
+from grape.files import write_text
 from grape.pipeline import guard
 from grape.pipeline.screen import Screen
 from grape.project import NONCE, PARENT_RUN, Project
@@ -143,13 +144,7 @@ class Executor:
                                        text=True, errors="replace", stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                        stderr=subprocess.STDOUT, start_new_session=True)
             self._guards[stage] = process
-        record = self._record(stage)
-        record.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            created = psutil.Process(process.pid).create_time()
-        except psutil.NoSuchProcess:
-            created = 0.0
-        record.write_text(json.dumps({"pid": process.pid, "created": created, "nonce": self.nonce, "stage": stage}))
+        write_text(self._record(stage), json.dumps({"pid": process.pid, "nonce": self.nonce, "stage": stage}))
         return process
 
     def _finish(self, stage: str) -> None:

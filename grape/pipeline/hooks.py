@@ -1,4 +1,4 @@
-"""What the orchestrator asks of the rest of grape. Everything heavy behind it is imported at the first call.
+"""What the orchestrator asks of the rest of grape. What imports torch, as params do, is imported at the first call.
 
 Tests of the orchestrator put in `Hooks` of their own and drive any DVC project.
 """
@@ -10,9 +10,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from grape import track
 from grape.dvc import Graph
 from grape.files import write_text
 from grape.project import Project
+from grape.track.store import checked_uri
 
 
 def _identity(params: Path) -> str:
@@ -55,35 +57,25 @@ class Hooks:
 
     def refuse(self, project: Project) -> None:
         """Raises GrapeError when MLFLOW_TRACKING_URI names no store; asks nobody."""
-        from grape.track.store import checked_uri
-
         checked_uri(project)
 
     def open(self, project: Project, nonce: str, plan: dict[str, Any], name: str) -> str | None:
         """End what a killed run left open in MLflow, then begin this run's parent."""
-        from grape import track
-
         track.close_dead_runs(project)
         return track.open_parent(project, nonce, plan, name)
 
     def link(self, project: Project, parent: str | None, stage: str) -> None:
-        from grape import track
-
         receipt = self.receipt(project, stage)
         if receipt is not None:
             track.link_cached(project, parent, stage, receipt)
 
     def close(self, project: Project, parent: str | None, status: str, summary: str) -> None:
-        from grape import track
-
         track.close_parent(project, parent, status, summary)
 
     def after_idle(self, project: Project) -> None:
         """Nothing to run; but a run killed at its very end may still be open in MLflow."""
         runs = project.state / "runs"
         if runs.is_dir() and any(runs.iterdir()):
-            from grape import track
-
             track.close_dead_runs(project)
 
     def receipt(self, project: Project, stage: str) -> dict[str, Any] | None:

@@ -27,13 +27,7 @@ from grape.project import Project
 def leftovers(project: Project) -> list[str]:
     """End the stages of a run that is gone. Their guards do so by themselves; this waits for them, or helps."""
     done = []
-    for record in sorted((project.state / "running").glob("*.json")):
-        try:
-            data = json.loads(record.read_text(encoding="utf-8"))
-            pid, nonce = int(data["pid"]), str(data["nonce"])
-        except (OSError, ValueError, KeyError, TypeError):
-            record.unlink(missing_ok=True)  # itself half-written
-            continue
+    for record, pid, nonce in running(project):
         until = time.monotonic() + 3 * GRACE
         waited = False
         while session(pid, nonce) and time.monotonic() < until:
@@ -41,9 +35,19 @@ def leftovers(project: Project) -> list[str]:
             time.sleep(0.1)
         kill_session(pid, nonce)
         record.unlink(missing_ok=True)
-        done.append(f"{record.stem}: the run it belonged to was killed" + ("; its processes have ended now" if waited
-                                                                           else ""))
+        if nonce:
+            done.append(f"{record.stem}: the run it belonged to was killed" + ("; its processes have ended now" if waited else ""))
     return done
+
+
+def running(project: Project) -> Iterator[tuple[Path, int, str]]:
+    """The record of every stage that was begun and not ended, with its session and its run; -1 and "" where it is damaged."""
+    for record in sorted((project.state / "running").glob("*.json")):
+        try:
+            data = json.loads(record.read_text(encoding="utf-8"))
+            yield record, int(data["pid"]), str(data["nonce"])
+        except (OSError, ValueError, KeyError, TypeError):
+            yield record, -1, ""
 
 
 def read_path_locks(project: Project) -> tuple[Literal["none", "whole", "stale", "broken"], list[int]]:

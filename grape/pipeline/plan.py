@@ -110,7 +110,7 @@ def _why_run(stage: str, changes: dict[str, dict[str, Any]], entry: Any, params:
         if isinstance(what, dict):
             old = (entry.get("params") or {}).get(path) or {}
             for key in what:
-                pairs = _difference(key, old.get(key, _ABSENT), _at(params, key))
+                pairs = _difference(key, old.get(key, _ABSENT), yamlfile.at(params, key, _ABSENT))
                 why += [f"{name} {before} -> {now}" for name, before, now in pairs]
         elif path not in remade:
             why.append(f"{path} is missing" if what == "deleted" else f"{path} changed")
@@ -138,14 +138,6 @@ class _Absent:
 
 
 _ABSENT = _Absent()
-
-
-def _at(tree: Any, key: str) -> Any:
-    for part in key.split("."):
-        if not isinstance(tree, Mapping) or part not in tree:
-            return _ABSENT
-        tree = tree[part]
-    return tree
 
 
 def _difference(key: str, old: Any, new: Any) -> Iterator[tuple[str, str, str]]:

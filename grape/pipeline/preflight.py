@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from grape import dvc, named, slot, yamlfile
 from grape.disk import free_mb, wanted_mb
@@ -87,13 +86,13 @@ def algorithm_files(project: Project) -> None:
     kept true here.
     """
     params = yamlfile.read(project.params)
-    chosen, knobs = _at(params, "rl", "algorithms"), _at(params, "algorithms")
+    chosen = yamlfile.at(params, "rl.algorithms")
     for name in (n for n in chosen or [] if isinstance(n, str)) if isinstance(chosen, list) else ():
         path = project.root / "algorithms" / f"{name}.py"
         if path.exists() and not slot.is_card(name, path.read_bytes().decode("utf-8", "replace")):
             continue
         with suppress(GrapeError, KeyError):  # an unknown name is refused, with its line, when params are checked
-            text = slot.card(name, _at(knobs, name, slot.USE), project.root)
+            text = slot.card(name, yamlfile.at(params, f"algorithms.{name}.{slot.USE}"), project.root)
             path.parent.mkdir(exist_ok=True)
             if not path.exists() or path.read_bytes() != text.encode():
                 write_text(path, text)
@@ -103,13 +102,6 @@ def named_files(project: Project) -> None:
     """`inputs/<key>` for what params.yaml names: what DVC compares to see whether a model or a file of yours changed."""
     deps = {dep for stage in dvc.stages(project).values() for dep in stage.get("deps") or [] if isinstance(dep, str)}
     named.write(project, yamlfile.read(project.params), deps)
-
-
-def _at(tree: Any, *keys: str) -> Any:
-    """What stands there; None where nothing does. The file has not been checked yet."""
-    for key in keys:
-        tree = tree.get(key) if isinstance(tree, dict) else None
-    return tree
 
 
 def version_text() -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 
-from grape.report.data import Evaluation, Inputs, Record
+from grape.evaluation.record import Evaluation
+from grape.report.data import ReportInputs, TrainingRecord
 
 ROUNDS = 10  # the last ones of training, which say what the policy that came out of it does
 MISMATCH = 0.02  # nats per token, mean of a round; rounding in bfloat16 gives some thousandths
@@ -14,13 +15,13 @@ DROPPED = 0.1  # share of a stage's rows
 TAG = 7500  # characters; MLflow cuts the value of a tag at 8000
 
 
-def alarms(inputs: Inputs, missing: float) -> list[tuple[str, str]]:
+def alarms(inputs: ReportInputs, missing: float) -> list[tuple[str, str]]:
     """(policy, what is wrong) for every policy. missing: the share of scores that may be missing."""
     found = [(run.name, hint) for run in inputs.evaluations for hint in hints(run, inputs.rl[run.name], missing)]
     return [*found, *_dropped(inputs)]
 
 
-def _dropped(inputs: Inputs) -> Iterator[tuple[str, str]]:
+def _dropped(inputs: ReportInputs) -> Iterator[tuple[str, str]]:
     """Stages that left out more than a tenth of their rows."""
     for stage, record in inputs.left.items():
         dropped = sum(count for name, count in record.items() if name.startswith("dropped/"))
@@ -37,7 +38,7 @@ def text(found: Sequence[tuple[str, str]]) -> str:
     return "\n".join(lines[:kept] + [f"and {len(lines) - kept} more"] * (kept < len(lines))) or "none"
 
 
-def hints(run: Evaluation, records: Sequence[Record], missing: float) -> list[str]:
+def hints(run: Evaluation, records: Sequence[TrainingRecord], missing: float) -> list[str]:
     """The alarms of one policy, from its evaluation and its training records."""
     return [*_gaming(run), *_shape(run), *_training(records, missing)]
 
@@ -75,7 +76,7 @@ def _shape(run: Evaluation) -> Iterator[str]:
         yield f"Entropy fell from {before.entropy:.2f} to {after.entropy:.2f} nats: little is explored any more."
 
 
-def _training(records: Sequence[Record], missing: float) -> Iterator[str]:
+def _training(records: Sequence[TrainingRecord], missing: float) -> Iterator[str]:
     """What the rounds of training tell: cheating, judges that fail, groups that nobody is sure of."""
     cheats = max(_values(records[-ROUNDS:], "hack_rate"), default=0.0)
     if cheats > 0:
@@ -98,5 +99,5 @@ def _training(records: Sequence[Record], missing: float) -> Iterator[str]:
                "nothing.")
 
 
-def _values(records: Sequence[Record], metric: str) -> list[float]:
+def _values(records: Sequence[TrainingRecord], metric: str) -> list[float]:
     return [record[metric] for record in records if metric in record]

@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from grape.report.data import Record
+from grape.report.data import TrainingRecord
 
 # Okabe and Ito's palette, told apart with any colour vision; grey is SFT's.
 COLOURS = ("#0080c6", "#e69f00", "#00a878", "#cc79a7", "#d55e00", "#9467bd", "#56b4e9", "#b09f00")
@@ -49,12 +49,12 @@ def panels(count: int) -> tuple[Figure, list[Axes]]:
     return figure, flat[:count]
 
 
-def curve(records: Sequence[Record], metric: str) -> tuple[list[float], list[float]]:
+def curve(records: Sequence[TrainingRecord], metric: str) -> tuple[list[float], list[float]]:
     points = [(record["step"], record[metric]) for record in records if metric in record]
     return [x for x, _ in points], [y for _, y in points]
 
 
-def mean_curve(runs: Sequence[Sequence[Record]], metric: str) -> tuple[list[float], list[float]]:
+def mean_curve(runs: Sequence[Sequence[TrainingRecord]], metric: str) -> tuple[list[float], list[float]]:
     """Steps, and the mean over the runs that have the metric in that step."""
     values: dict[float, list[float]] = defaultdict(list)
     for records in runs:

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from grape.report.data import Inputs
+from grape.report.data import ReportInputs
 from grape.report.drawing import COLOURS, GREY, WIDTH, grid, mean_curve
 
 # What a row shows, by the last part of the metric's name; the score's is `rewards/<category>/<item>/mean`.
@@ -66,13 +66,13 @@ class Evolution:
         return f"{self.algorithm}: every rubric item over training{seeds}.{told}"
 
 
-def read(inputs: Inputs) -> list[Evolution]:
+def read(inputs: ReportInputs) -> list[Evolution]:
     """Of every algorithm whose records have something to draw."""
     found = [_read(inputs, algorithm) for algorithm in inputs.algorithms]
     return [evolution for evolution in found if evolution.curves]
 
 
-def _read(inputs: Inputs, algorithm: str) -> Evolution:
+def _read(inputs: ReportInputs, algorithm: str) -> Evolution:
     runs = [inputs.rl[run.name] for run in inputs.of(algorithm)]
     keys = {key for records in runs for record in records for key in record}
     trained = sorted(key[len("rewards/"):-len("/mean")] for key in keys if key.startswith("rewards/") and key.endswith("/mean"))

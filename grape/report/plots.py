@@ -9,8 +9,9 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from grape.evaluation.record import Interval, JudgeName, Side
 from grape.report import evolution
-from grape.report.data import Inputs, Interval, Judge, Record, Side
+from grape.report.data import ReportInputs, TrainingRecord
 from grape.report.drawing import COLOURS, GREY, STYLE, WIDTH, curve, grid, mean_curve, panels, png
 
 TITLES = {"reward": "Reward", "grape/reward": "Reward, by confidence", "gold": "Gold score", "proxy": "Proxy score",
@@ -21,7 +22,7 @@ TITLES = {"reward": "Reward", "grape/reward": "Reward, by confidence", "gold": "
           "revision/accepted": "Revisions accepted", "hack_rate": "Impossible tests passed"}
 
 
-def draw(inputs: Inputs) -> dict[str, bytes]:
+def draw(inputs: ReportInputs) -> dict[str, bytes]:
     """Every figure that has data, by name."""
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(inputs.algorithms)}
     rewards = {key: f"Reward: {key.removeprefix('reward/')}" for records in inputs.rl.values() for record in records
@@ -42,9 +43,9 @@ def draw(inputs: Inputs) -> dict[str, bytes]:
         return {name: png(figure) for name, figure in drawn.items() if figure is not None}
 
 
-def scores(inputs: Inputs, colours: dict[str, str]) -> Figure:
+def scores(inputs: ReportInputs, colours: dict[str, str]) -> Figure:
     """Every policy's score with its interval against SFT's band, by judge."""
-    judges: list[Judge] = ["gold", "proxy"] if inputs.judge == "gold" else ["proxy"]
+    judges: list[JudgeName] = ["gold", "proxy"] if inputs.judge == "gold" else ["proxy"]
     runs = inputs.evaluations
     figure, axes = grid(1, len(judges), WIDTH, 1.1 + 0.26 * len(runs), sharey=True)
     for axis, judge in zip(axes[0], judges, strict=True):
@@ -67,7 +68,7 @@ def _reach(value: Interval) -> list[list[float]]:
     return [[value.mean - value.low], [value.high - value.mean]]
 
 
-def categories(inputs: Inputs, colours: dict[str, str]) -> Figure:
+def categories(inputs: ReportInputs, colours: dict[str, str]) -> Figure:
     """Bars per category: SFT and each algorithm's mean over seeds; the seeds with their intervals on top."""
     judge = inputs.judge
     names = list(inputs.evaluations[0].sft.categories)
@@ -93,7 +94,7 @@ def categories(inputs: Inputs, colours: dict[str, str]) -> Figure:
     return figure
 
 
-def overoptimisation(inputs: Inputs, colours: dict[str, str]) -> Figure | None:
+def overoptimisation(inputs: ReportInputs, colours: dict[str, str]) -> Figure | None:
     """What became of the proxy's gain in gold: a point per policy. On the diagonal all of it is real."""
     if inputs.judge != "gold":
         return None
@@ -120,7 +121,7 @@ def overoptimisation(inputs: Inputs, colours: dict[str, str]) -> Figure | None:
     return figure
 
 
-def learning(inputs: Inputs, colours: dict[str, str], titles: Mapping[str, str]) -> Figure | None:
+def learning(inputs: ReportInputs, colours: dict[str, str], titles: Mapping[str, str]) -> Figure | None:
     """Curves of the RL stage, a panel per metric of `titles` that exists: every seed thin, the mean over seeds bold."""
     shown = [name for name in titles if any(name in record for records in inputs.rl.values() for record in records)]
     if not shown:
@@ -138,7 +139,7 @@ def learning(inputs: Inputs, colours: dict[str, str], titles: Mapping[str, str])
     return figure
 
 
-def divergence(inputs: Inputs, colours: dict[str, str]) -> Figure:
+def divergence(inputs: ReportInputs, colours: dict[str, str]) -> Figure:
     """What was bought with how much KL: along training, and at the end on held-out prompts."""
     moving = any("kl" in record and "reward" in record for records in inputs.rl.values() for record in records)
     figure, axes = grid(1, 1 + moving, WIDTH, 2.9)
@@ -157,7 +158,7 @@ def divergence(inputs: Inputs, colours: dict[str, str]) -> Figure:
     return figure
 
 
-def _moving(axis: Axes, inputs: Inputs, colours: dict[str, str]) -> None:
+def _moving(axis: Axes, inputs: ReportInputs, colours: dict[str, str]) -> None:
     for run in inputs.evaluations:
         points = [(r["kl"], r["reward"]) for r in inputs.rl[run.name] if "kl" in r and "reward" in r]
         axis.plot(*zip(*points, strict=True), color=colours[run.algorithm], linewidth=0.6, alpha=0.5, marker=".",
@@ -165,7 +166,7 @@ def _moving(axis: Axes, inputs: Inputs, colours: dict[str, str]) -> None:
     axis.set(xlabel="KL to SFT (nats per token)", title="Training reward against KL, step by step")
 
 
-def training(records: dict[str, list[Record]]) -> Figure | None:
+def training(records: dict[str, list[TrainingRecord]]) -> Figure | None:
     """Loss of every supervised stage."""
     shown = {stage: rows for stage, rows in records.items() if any("loss" in row for row in rows)}
     if not shown:

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from grape.report import evolution, rubric, tables
+from grape.evaluation.record import Interval
+from grape.report import evolution, findings, tables
 from grape.report.alarms import alarms
-from grape.report.data import Inputs, Interval
-from grape.report.summary import candidates
+from grape.report.conclusions import candidates
+from grape.report.data import ReportInputs
 from grape.track.registry import best
 
 if TYPE_CHECKING:
     from grape.schema import Report
 
 
-def context(inputs: Inputs, level: float, knobs: Report, figures: dict[str, bytes]) -> dict[str, Any]:
+def context(inputs: ReportInputs, level: float, knobs: Report, figures: dict[str, bytes]) -> dict[str, Any]:
     """Everything the templates show."""
     winner = best(candidates(inputs))
     champion = winner.name if winner else None
@@ -31,7 +32,7 @@ def context(inputs: Inputs, level: float, knobs: Report, figures: dict[str, byte
         "league": tables.league(inputs, champion),
         "pass_at": sorted(first.sft.pass_at, key=int),
         "left": tables.left_out(inputs), "categories": tables.categories(inputs), "items": tables.items(inputs),
-        "alarms": alarms(inputs, knobs.missing), "findings": rubric.findings(inputs, knobs),
+        "alarms": alarms(inputs, knobs.missing), "findings": findings.findings(inputs, knobs),
         "evolution": evolution.read(inputs), "samples": tables.samples(inputs, knobs.samples, champion),
         "figures": {name: base64.b64encode(png).decode() for name, png in figures.items()},
     }
@@ -65,17 +66,15 @@ def share(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.0f} %"
 
 
-def interval(value: Interval | float | None) -> str:
+def interval(value: Interval | float | None, sign: str = "") -> str:
     """`0.84 [0.81, 0.87]`; a number without an interval alone."""
     if isinstance(value, float):
-        return number(value)
-    return "–" if value is None else f"{value.mean:.2f} [{value.low:.2f}, {value.high:.2f}]"
+        return f"{value:{sign}.2f}"
+    return "–" if value is None else f"{value.mean:{sign}.2f} [{value.low:{sign}.2f}, {value.high:{sign}.2f}]"
 
 
 def signed_interval(value: Interval | float | None) -> str:
-    if isinstance(value, float):
-        return signed(value)
-    return "–" if value is None else f"{value.mean:+.2f} [{value.low:+.2f}, {value.high:+.2f}]".replace("-", "−")
+    return interval(value, "+").replace("-", "−")
 
 
 def cell(text: object) -> str:

@@ -7,61 +7,53 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from grape.report.data import Evaluation, Inputs, Interval, Item, Judge
-from grape.report.summary import cost, over_seeds, verdict
+from grape.evaluation.record import Interval, ItemStatistics, JudgeName, Sample, SampledAnswer, Side
+from grape.report.conclusions import conclusion, cost, over_seeds
+from grape.report.data import ReportInputs
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Sample:
+class Example:
     """One prompt with SFT's and the policy's answer; `label` says why it was picked."""
 
     label: str
     category: str
     prompt: str
     answer: str | None
-    sft: dict[str, Any]
-    policy: dict[str, Any]
+    sft: Row
+    policy: Row
 
 
-def league(inputs: Inputs, champion: str | None) -> list[Row]:
+def league(inputs: ReportInputs, champion: str | None) -> list[Row]:
     """SFT, then every policy, the best first."""
     judge = inputs.judge
     order = sorted(inputs.evaluations, key=lambda run: (-run.policy.of(judge).mean, run.name))
-    first = inputs.evaluations[0]
-    rows = [_league_row(run.name, run, judge, run.name == champion) for run in order]
-    sft = {"name": "SFT", "champion": False, "score": first.sft.of(judge), "proxy": first.sft.proxy, "difference": None,
-           "win_rate": None, "greedy": _greedy(first, "sft", judge), "kl": None, "length": first.sft.length,
-           "finished": first.sft.finished, "entropy": first.sft.entropy, "pass_at": first.sft.pass_at}
+    rows = [{**_side(run.name, run.policy, judge), "champion": run.name == champion, "difference": run.difference.of(judge),
+             "win_rate": run.win_rate, "kl": run.kl.sequence} for run in order]
+    sft = {**_side("SFT", inputs.evaluations[0].sft, judge), "champion": False, "difference": None, "win_rate": None, "kl": None}
     return [*rows, sft]
 
 
-def _league_row(name: str, run: Evaluation, judge: Judge, champion: bool) -> Row:
-    return {"name": name, "champion": champion, "score": run.policy.of(judge), "proxy": run.policy.proxy,
-            "difference": run.difference.of(judge), "win_rate": run.win_rate, "greedy": _greedy(run, "policy", judge),
-            "kl": run.kl.sequence, "length": run.policy.length, "finished": run.policy.finished,
-            "entropy": run.policy.entropy, "pass_at": run.policy.pass_at}
+def _side(name: str, side: Side, judge: JudgeName) -> Row:
+    return {"name": name, "score": side.of(judge), "proxy": side.proxy, "greedy": side.greedy.of(judge), "length": side.length,
+            "finished": side.finished, "entropy": side.entropy, "pass_at": side.pass_at}
 
 
-def _greedy(run: Evaluation, side: str, judge: Judge) -> float | None:
-    greedy = (run.sft if side == "sft" else run.policy).greedy
-    return greedy.gold if judge == "gold" else greedy.proxy
-
-
-def algorithms(inputs: Inputs, level: float) -> list[Row]:
+def algorithms(inputs: ReportInputs, level: float) -> list[Row]:
     """One row per algorithm, over its seeds."""
     rows = []
     for name in inputs.algorithms:
         runs = inputs.of(name)
-        rows.append({"name": name, "verdict": verdict(inputs, name, level),
+        rows.append({"name": name, "conclusion": conclusion(inputs, name, level),
                      "difference": _spread([run.difference.of(inputs.judge).mean for run in runs], level),
                      "score": _spread([run.policy.of(inputs.judge).mean for run in runs], level),
                      "proxy": _spread([run.policy.proxy.mean for run in runs], level),
                      "win_rate": _spread([run.win_rate.mean for run in runs], level),
                      "kl": fmean(run.kl.sequence for run in runs), "length": fmean(run.policy.length for run in runs),
                      "entropy": fmean(run.policy.entropy for run in runs), "cost": cost(inputs, name)})
-    return sorted(rows, key=lambda row: -row["verdict"].policy)
+    return sorted(rows, key=lambda row: -row["conclusion"].policy)
 
 
 def _spread(values: Sequence[float], level: float) -> Interval | float:
@@ -69,7 +61,7 @@ def _spread(values: Sequence[float], level: float) -> Interval | float:
     return over_seeds(values, level) or values[0]
 
 
-def left_out(inputs: Inputs) -> list[Row]:
+def left_out(inputs: ReportInputs) -> list[Row]:
     """What stages left out, by reason."""
     return [
         {"stage": stage, "reason": name.removeprefix("dropped/").replace("_", " "), "rows": count, "kept": record.get("rows/kept")}
@@ -81,16 +73,16 @@ def left_out(inputs: Inputs) -> list[Row]:
 
 def title(rows: Sequence[Row]) -> str:
     """The page in one line; `rows` are those of `algorithms`."""
-    winners = [row["name"] for row in rows if row["verdict"].outcome == "beats"]
+    winners = [row["name"] for row in rows if row["conclusion"].outcome == "beats"]
     if winners:
         names = " and ".join([", ".join(winners[:-1]), winners[-1]] if len(winners) > 1 else winners)
         return f"{names} {'beats' if len(winners) == 1 else 'beat'} SFT"
-    if any(row["verdict"].better for row in rows):
+    if any(row["conclusion"].better for row in rows):
         return "Some seeds beat SFT, no algorithm does with all of them"
     return "No policy beats SFT"
 
 
-def categories(inputs: Inputs) -> list[Row]:
+def categories(inputs: ReportInputs) -> list[Row]:
     """Score per category: SFT, then each algorithm's mean over seeds."""
     judge, first = inputs.judge, inputs.evaluations[0]
     return [{"name": name, "n": category.n, "sft": category.of(judge),
@@ -99,7 +91,7 @@ def categories(inputs: Inputs) -> list[Row]:
             for name, category in first.sft.categories.items()]
 
 
-def items(inputs: Inputs) -> list[Row]:
+def items(inputs: ReportInputs) -> list[Row]:
     """Every rubric item before and after, each algorithm averaged over its seeds."""
     rows = []
     for name, before in inputs.evaluations[0].sft.items.items():
@@ -110,16 +102,15 @@ def items(inputs: Inputs) -> list[Row]:
     return rows
 
 
-def _average(values: Sequence[Item]) -> Item | None:
+def _average(values: Sequence[ItemStatistics]) -> ItemStatistics | None:
     """Number by number, the mean over those that have it."""
     known = {name: [number for value in values if (number := getattr(value, name)) is not None]
-             for name in Item.model_fields}
-    return Item.model_validate({name: fmean(numbers) if numbers else None for name, numbers in known.items()}) \
+             for name in ItemStatistics.model_fields}
+    return ItemStatistics.model_validate({name: fmean(numbers) if numbers else None for name, numbers in known.items()}) \
         if values else None
 
 
-
-def samples(inputs: Inputs, count: int, best: str | None) -> list[tuple[str, list[Sample]]]:
+def samples(inputs: ReportInputs, count: int, best: str | None) -> list[tuple[str, list[Example]]]:
     """For one policy of each algorithm (the best of all, else its best seed): `count` prompts per category."""
     judge = inputs.judge
     chosen = []
@@ -130,39 +121,39 @@ def samples(inputs: Inputs, count: int, best: str | None) -> list[tuple[str, lis
     return chosen
 
 
-def _pick(rows: Sequence[Row], count: int, judge: Judge) -> list[Sample]:
+def _pick(rows: Sequence[Sample], count: int, judge: JudgeName) -> list[Example]:
     """Per category a third each of the largest gains, the largest losses and the middle; ties in order of id."""
     picked = []
-    for category in dict.fromkeys(row["category"] for row in rows):
-        ranked = sorted((row for row in rows if row["category"] == category),
-                        key=lambda row: (-_gain(row, judge), str(row["id"])))
+    for category in dict.fromkeys(row.category for row in rows):
+        ranked = sorted((row for row in rows if row.category == category), key=lambda row: (-_gain(row, judge), row.id))
         gains, losses = -(-count // 3), count // 3
         middle = count - gains - losses
         if len(ranked) <= count:
-            picked += [_sample(row, "", judge) for row in ranked]
+            picked += [_example(row, "", judge) for row in ranked]
             continue
         rest = ranked[gains:len(ranked) - losses]
         start = (len(rest) - middle) // 2
-        picked += [_sample(row, "largest gain", judge) for row in ranked[:gains]]
-        picked += [_sample(row, "typical", judge) for row in rest[start:start + middle]]
-        picked += [_sample(row, "smallest gain or loss", judge) for row in ranked[len(ranked) - losses:]]
+        picked += [_example(row, "largest gain", judge) for row in ranked[:gains]]
+        picked += [_example(row, "typical", judge) for row in rest[start:start + middle]]
+        picked += [_example(row, "smallest gain or loss", judge) for row in ranked[len(ranked) - losses:]]
     return picked
 
 
-def _gain(row: Row, judge: Judge) -> float:
-    before, after = row["sft"].get(judge), row["policy"].get(judge)
+def _gain(row: Sample, judge: JudgeName) -> float:
+    before, after = row.sft.of(judge), row.policy.of(judge)
     return 0.0 if before is None or after is None else after - before
 
 
-def _sample(row: Row, label: str, judge: Judge) -> Sample:
-    sides = [{"text": str(row[side]["text"]), "score": row[side].get(judge), "proxy": row[side].get("proxy"),
-              "items": row[side].get("items", [])} for side in ("sft", "policy")]
-    answer = row.get("answer")
-    return Sample(label, str(row["category"]), _prompt(row["prompt"]), None if answer is None else str(answer), *sides)
+def _example(row: Sample, label: str, judge: JudgeName) -> Example:
+    return Example(label, row.category, _prompt(row.prompt), row.answer, _shown(row.sft, judge), _shown(row.policy, judge))
 
 
-def _prompt(prompt: Any) -> str:
+def _shown(answer: SampledAnswer, judge: JudgeName) -> Row:
+    return {"text": answer.text, "score": answer.of(judge), "proxy": answer.proxy, "items": answer.items}
+
+
+def _prompt(prompt: str | list[Row]) -> str:
     """A prompt is text, or a conversation in the field's `messages` form."""
     if isinstance(prompt, list):
         return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
-    return str(prompt)
+    return prompt

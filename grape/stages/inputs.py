@@ -77,13 +77,13 @@ class Inputs:
             GrapeError: params.yaml or dvc.yaml cannot be read.
         """
         tree = yamlfile.read(project.params)
-        declared = entry(project, str(_at(tree, "prepare.source")), name)
+        declared = entry(project, str(yamlfile.at(tree, "prepare.source", MISSING)), name)
         # Marks first: what changes while it is hashed is then seen as changed.
         marks = {path: _marks(project, path) for path in declared["deps"]}
         # An output of an earlier stage has just been compared with dvc.lock, which spares hashing a model.
-        known = digest.locked(project)
+        known = dvc.locked(project)
         hashes = {path: known.get(path) or _hash(project, path) for path in declared["deps"]}
-        return cls(project, name, hashes, {key: _at(tree, key) for key in declared["params"]}, marks)
+        return cls(project, name, hashes, {key: yamlfile.at(tree, key, MISSING) for key in declared["params"]}, marks)
 
     def refuse_untrue_cards(self) -> None:
         """
@@ -107,7 +107,7 @@ class Inputs:
             tree = yamlfile.read(self.project.params)
         except GrapeError as error:
             return [*found, f"{error.where} ({error.what})"]
-        keys = [key for key, value in self.values.items() if _at(tree, key) != value]
+        keys = [key for key, value in self.values.items() if yamlfile.at(tree, key, MISSING) != value]
         found += [f"what {key} names" for key in named.untrue(self.project, tree, self.hashes) if key not in keys]
         return [*found, *([f"params.yaml ({', '.join(keys)})"] if keys else [])]
 
@@ -121,12 +121,6 @@ class Inputs:
                              where=f"stage {self.name}",
                              mend="undo the edit and run it again, which goes on from its last checkpoint, or keep the edit and "
                                   "run it again from the beginning")
-
-
-def _at(tree: Any, key: str) -> Any:
-    for part in key.split("."):
-        tree = tree.get(part, MISSING) if isinstance(tree, dict) else MISSING
-    return tree
 
 
 def _marks(project: Project, path: str) -> Marks:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from pathspec import GitIgnoreSpec
@@ -18,27 +17,12 @@ def tracked(project: Project, path: str) -> str:
 
     A path that dvc.lock does not know yet (a stage started by hand, an output of the running stage) is hashed.
     """
-    outs = locked(project)
+    outs = dvc.locked(project)
     wanted = PurePosixPath(path)
     for candidate in (wanted, *wanted.parents):
         if str(candidate) in outs:
             return outs[str(candidate)]
     return computed(project.root / path, project)
-
-
-def locked(project: Project) -> dict[str, str]:
-    """Every output in dvc.lock: project-relative path -> md5 (a folder's ends in `.dir`)."""
-    path = project.root / "dvc.lock"
-    return _outputs(path, path.stat().st_mtime_ns) if path.is_file() else {}
-
-
-@lru_cache(maxsize=1)
-def _outputs(path: Path, changed: int) -> dict[str, str]:
-    try:
-        stages = dvc.read_lock(path)
-    except ValueError:
-        return {}  # a dvc.lock cut off by a kill is DVC's to complain about; digests can be computed
-    return {out["path"]: str(out["md5"]) for stage in stages.values() for out in stage.get("outs") or [] if "md5" in out}
 
 
 def files(project: Project | None, folder: Path) -> list[Path]:

@@ -20,24 +20,27 @@ def sync(project: Project) -> list[str]:
         GrapeError: the store does not answer.
     """
     _end_dead_spools(project)
-    delivered = []
-    for spool in Spool.pending(project):
-        if not spool.lock():
-            continue
-        try:
-            if not spool.ended:
-                continue  # its process is between making the folder and taking the lock
-            stage = spool.meta["stage"]
-            Delivery(project, spool).pump()
-            spool.remove()
-            delivered.append(stage)
-        except Unreachable as error:
-            raise GrapeError(f"MLflow cannot be reached: {error}",
-                             mend="start the server, or check MLFLOW_TRACKING_URI, then run `grape mlflow sync` again; "
-                                  "nothing is lost") from error
-        finally:
-            spool.unlock()
-    return delivered
+    try:
+        return [stage for spool in Spool.pending(project) if (stage := _delivered(project, spool))]
+    except Unreachable as error:
+        raise GrapeError(f"MLflow cannot be reached: {error}",
+                         mend="start the server, or check MLFLOW_TRACKING_URI, then run `grape mlflow sync` again; "
+                              "nothing is lost") from error
+
+
+def _delivered(project: Project, spool: Spool) -> str | None:
+    """The stage whose spool is delivered to its end now; None where another process does so, or its run has not ended."""
+    if not spool.lock():
+        return None
+    try:
+        if not spool.ended:
+            return None  # its process is between making the folder and taking the lock
+        stage = str(spool.meta["stage"])
+        Delivery(project, spool).pump()
+        spool.remove()
+        return stage
+    finally:
+        spool.unlock()
 
 
 def close_dead_runs(project: Project) -> int:
@@ -53,12 +56,7 @@ def close_dead_runs(project: Project) -> int:
     try:
         store = connect(project)
         for spool in left:
-            if spool.lock():
-                try:
-                    Delivery(project, spool).pump()
-                    spool.remove()
-                finally:
-                    spool.unlock()
+            _delivered(project, spool)
         return ended + close_dead_in(project, store)
     except Unreachable:
         return ended

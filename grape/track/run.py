@@ -1,14 +1,13 @@
 """One stage's run. The stage only ever appends to the spool on disk, so no call of a stage waits for MLflow and a server that
 is down costs nothing.
 
-Who delivers: the orchestrator that started the stage (courier.py), or, for a stage started by `dvc repro`, a thread of the
-stage's own process, whose import of MLflow overlaps with the stage's work and which is joined at the end.
+Who delivers (courier.py): the orchestrator that started the stage, or, for a stage started by `dvc repro`, a thread of the stage's
+own process, which is joined at the end.
 """
 
 from __future__ import annotations
 
 import datetime
-import logging
 import os
 import platform
 import signal
@@ -20,58 +19,18 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from grape import receipt
-from grape.errors import GrapeError
+from grape.files import write_sorted
 from grape.net import scrub
 from grape.project import NONCE, PARENT_RUN, Project
-from grape.track import digest, identity, recover, registry
-from grape.track.courier import LAST, RETRY, TICK
-from grape.track.deliver import Delivery
+from grape.receipt import Receipt
+from grape.track import digest, identity, registry
+from grape.track.courier import Courier
 from grape.track.registry import Candidate
 from grape.track.spool import Spool
-from grape.track.store import AWAY, Unreachable
-
-logger = logging.getLogger("grape.track")
-GRACE = 4.0  # seconds before the first: the stage's own imports go first
 
 
 class Terminated(SystemExit):
     """SIGTERM, raised where the stage is, so that its `finally` blocks run and its run ends."""
-
-
-class Shipper(threading.Thread):
-    """Delivers a spool while the stage works. Warns once when the store does not answer, then keeps trying rarely."""
-
-    def __init__(self, project: Project, spool: Spool) -> None:
-        super().__init__(name="grape-track", daemon=True)
-        self.delivery = Delivery(project, spool)
-        self.done = False  # everything, the end included, is delivered
-        self._stop_event = threading.Event()
-        self._warned = False
-        self._swept = False
-
-    def run(self) -> None:
-        wait = GRACE
-        while not self._stop_event.wait(wait):
-            wait = TICK if self._pump() else RETRY
-        self.done = self._pump()
-
-    def finish(self) -> None:
-        self._stop_event.set()
-        self.join(LAST)
-
-    def _pump(self) -> bool:
-        try:
-            self.delivery.pump()
-            if not self._swept:
-                self._swept = True
-                recover.close_dead_in(self.delivery.project, self.delivery.store)
-        except (Unreachable, GrapeError) as error:
-            if not self._warned:
-                logger.warning(AWAY, "stage", error)
-            self._warned = True
-            return False
-        return True
 
 
 class StageRun:
@@ -103,11 +62,9 @@ class StageRun:
         meta = {"kind": "stage", "params": self.params, "nonce": self._nonce, "parent_run": parent,
                 "tags": self._tags(parent)}
         self._spool = Spool.create(self.project, self.stage, meta)
-        self._shipper: Shipper | None = None
-        if self._deliver:
-            self._spool.lock()
-            self._shipper = Shipper(self.project, self._spool)
-            self._shipper.start()
+        self._courier = Courier(self.project, self._spool) if self._deliver else None
+        if self._courier:
+            self._courier.start()
         if threading.current_thread() is threading.main_thread():
             self._handler = signal.signal(signal.SIGTERM, _terminate)
         return self
@@ -173,20 +130,16 @@ class StageRun:
             killed = isinstance(error, (KeyboardInterrupt, SystemExit))
             text = None if killed else scrub("".join(traceback.format_exception(error)))
             self._spool.append("end", status="KILLED" if killed else "FAILED", text=text)
-        if self._shipper:
-            self._shipper.finish()
+        if self._courier:
+            self._courier.finish()  # what is still being uploaded after LAST is `grape mlflow sync`'s
         if succeeded:
-            receipt.write(self.project.receipt(self.stage), self._receipt(ended))
-        if self._shipper is None or self._shipper.is_alive():
-            return  # somebody else delivers; or it is still uploading after LAST, then `sync` does the rest
-        self._spool.unlock()
-        if self._shipper.done:
-            self._spool.remove()
+            write_sorted(self.project.receipt(self.stage), self._receipt(ended))
 
-    def _receipt(self, ended: float) -> receipt.Receipt:
-        delivered = self._spool.delivered
-        return receipt.Receipt(
-            stage=self.stage, run_id=delivered.run_id if delivered else None, spool=self._spool.name, nonce=self._nonce,
+    def _receipt(self, ended: float) -> Receipt:
+        delivered = self._spool.delivered  # None too where all is delivered and the spool gone
+        known = self._courier.runs.get(self._spool.name) if self._courier else None
+        return Receipt(
+            stage=self.stage, run_id=delivered.run_id if delivered else known, spool=self._spool.name, nonce=self._nonce,
             started=_utc(self._started), ended=_utc(ended), seconds=round(ended - self._started, 2),
             peak_memory_mb=identity.peak_memory_mb(), git_revision=self._revision, git_dirty=self._dirty,
             params=self.params, params_hash=identity.params_hash(self.params), seed=self.seed,

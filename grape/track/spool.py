@@ -29,8 +29,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from grape.files import write_sorted
 from grape.project import Project
-from grape.receipt import write_json
 
 logger = logging.getLogger("grape.track")
 Event = dict[str, Any]
@@ -61,7 +61,7 @@ class Spool:
         folder = project.state / "runs" / f"{stage.replace('/', '-')}-{utc}-{uuid.uuid4().hex[:8]}"
         (folder / "files").mkdir(parents=True)
         (folder / "events.jsonl").touch()
-        write_json(folder / "meta.json", {**meta, "stage": stage, "started_ms": int(started * 1000)})
+        write_sorted(folder / "meta.json", {**meta, "stage": stage, "started_ms": int(started * 1000)})
         return cls(folder)
 
     @classmethod
@@ -149,7 +149,7 @@ class Spool:
             return None  # then it is all told once more, which changes nothing
 
     def acknowledge(self, delivered: Delivered) -> None:
-        write_json(self.folder / "delivered.json", delivered.__dict__)
+        write_sorted(self.folder / "delivered.json", delivered.__dict__)
 
     def lock(self) -> bool:
         """Take the right to deliver; False when another live process has it."""

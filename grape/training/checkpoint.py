@@ -1,14 +1,13 @@
 """Checkpoints: a killed run goes on from the last one and ends with the weights of a straight run, bit for bit.
 
-A checkpoint exists when its manifest does and every file matches it. Files are written and fsynced in a folder beside, the
-manifest last, then the folder is renamed; the previous checkpoint stays until the new one is there.
+A checkpoint exists when its manifest does and every file matches it. It takes its place whole (grape.files.replacing), and the
+previous one stays until it is there.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from safetensors.torch import load_file, save_file
 
+from grape.files import replacing
 from grape.models.protocols import Trainable
 
 MANIFEST = "MANIFEST.json"
@@ -35,14 +35,6 @@ class Resumed:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class Keeps(Protocol):
@@ -83,21 +75,14 @@ class Checkpoints:
     ) -> None:
         """Keep everything update `update` needs to run as if nothing had happened."""
         name = f"update-{update:08d}"
-        beside = self.folder / f"{name}.partial"
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        # Tied weights appear once: state_dict names them twice, named_parameters does not.
-        save_file({n: p.detach().contiguous() for n, p in model.named_parameters()}, str(beside / "model.safetensors"))
-        torch.save(optimiser.state(), beside / "optimiser.pt")
-        (beside / "progress.json").write_text(json.dumps({"state": dict(state), "history": history}))
-        files = {path.name: {"sha256": _sha256(path), "size": path.stat().st_size} for path in sorted(beside.iterdir())}
-        for path in beside.iterdir():
-            _fsync(path)
-        (beside / MANIFEST).write_text(json.dumps({"identity": self.identity, "update": update, "files": files}))
-        _fsync(beside / MANIFEST)
-        shutil.rmtree(self.folder / name, ignore_errors=True)
-        os.replace(beside, self.folder / name)
-        _fsync(self.folder)
+        with replacing(self.folder / name) as beside:
+            beside.mkdir()
+            # Tied weights appear once: state_dict names them twice, named_parameters does not.
+            save_file({n: p.detach().contiguous() for n, p in model.named_parameters()}, str(beside / "model.safetensors"))
+            torch.save(optimiser.state(), beside / "optimiser.pt")
+            (beside / "progress.json").write_text(json.dumps({"state": dict(state), "history": history}))
+            files = {path.name: {"sha256": _sha256(path), "size": path.stat().st_size} for path in sorted(beside.iterdir())}
+            (beside / MANIFEST).write_text(json.dumps({"identity": self.identity, "update": update, "files": files}))
         for old in self.folder.iterdir():
             if old.name != name:
                 shutil.rmtree(old, ignore_errors=True)

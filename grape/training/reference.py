@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from grape.files import replacing
 from grape.models.chat import Row
 from grape.models.encode import collate
 from grape.models.forward import Dtype, batched_language
@@ -44,8 +44,6 @@ def reference_logp(
         logp = batched_language(model, batch, 1.0, max_tokens, dtype).logp
         for key, row, values in zip(missing, missing.values(), logp.cpu(), strict=True):
             known[key] = values[: len(row[1])].clone()
-        folder.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        save_file(known, str(beside))
-        os.replace(beside, path)
+        with replacing(path, shared=True) as beside:
+            save_file(known, str(beside))
     return [known[key] for key in keys]

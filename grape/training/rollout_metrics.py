@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from grape.errors import GrapeError
-from grape.maths.advantage import REWARD_TOLERANCE, constant_groups, group_mean, group_std
+from grape.maths.advantage import constant_groups, group_std
+from grape.maths.item_statistics import item_columns
 from grape.training.sums import Sums
 from grape.types import Rollouts, Scores
 
@@ -49,11 +49,8 @@ def _missing(scores: Scores, limit: float) -> float:
     if missing > limit:
         row, item = (asked & ~scores.valid).nonzero()[0].tolist()
         reason = scores.reasons[row][item] if scores.reasons else "no reason recorded"
-        raise GrapeError(
-            f"{missing:.0%} of the scores of this round are missing, more than rl.max_missing = {limit:.0%}",
-            where=scores.items[item],
-            mend=f"the first one's reason: {reason}",
-        )
+        raise GrapeError(f"{missing:.0%} of the scores of this round are missing, more than rl.max_missing = {limit:.0%}",
+                         where=scores.items[item], mend=f"the first one's reason: {reason}")
     return missing
 
 
@@ -69,26 +66,12 @@ def _categories(scores: Scores, reward: Tensor, known: Tensor) -> Sums:
 def _items(scores: Scores, group: Tensor, lengths: Tensor) -> Sums:
     """Per item: mean score and confidence, standard deviation within groups, share of failures, correlation with length."""
     sums: Sums = {}
-    for k, item in enumerate(scores.items):
-        asked = scores.weight[:, k] > 0
-        if not bool(asked.any()):
-            continue
-        valid = asked & scores.valid[:, k]
-        score = torch.where(valid, scores.score[:, k], 0.0)
-        count = float(valid.sum())
-        sums[f"rewards/{item}/mean"] = (float(score.sum()), count)
+    for k, column in item_columns(scores.score, scores.valid, scores.weight, group, lengths):
+        item, valid, asked, count = scores.items[k], column.valid, float(column.asked.sum()), float(column.valid.sum())
+        sums[f"rewards/{item}/mean"] = (float(column.score.sum()), count)
         sums[f"rubric/{item}/confidence"] = (float(scores.confidence[valid, k].sum()), count)
-        sums[f"rubric/{item}/spread"] = (float(group_std(score, valid, group)[valid].sum()), count)
-        sums[f"rubric/{item}/failure_rate"] = (float(asked.sum()) - count, float(asked.sum()))
-        correlation = _correlation(score, lengths, valid, group)
-        if correlation is not None:
-            sums[f"rubric/{item}/length_correlation"] = (correlation, 1.0)
+        sums[f"rubric/{item}/spread"] = (float(column.spread[valid].sum()), count)
+        sums[f"rubric/{item}/failure_rate"] = (asked - count, asked)
+        if column.length_correlation is not None:
+            sums[f"rubric/{item}/length_correlation"] = (column.length_correlation, 1.0)
     return sums
-
-
-def _correlation(x: Tensor, y: Tensor, valid: Tensor, group: Tensor) -> float | None:
-    """Pearson's correlation within groups, over the valid rows; None where one of them does not vary."""
-    a, b = ((v - group_mean(v, valid, group))[valid].double() for v in (x, y))
-    if not len(a) or min(float(a.abs().max()), float(b.abs().max())) <= REWARD_TOLERANCE:
-        return None
-    return float((a * b).sum() / (a.square().sum() * b.square().sum()).sqrt())

@@ -65,9 +65,10 @@ def test_the_maths_need_torch_only() -> None:
     ("grape.algorithms", ("grape.reward", "grape.training", "grape.sampling", "grape.models", "grape.track")),
     ("grape.models", ("grape.reward", "grape.training", "grape.algorithms", "grape.track")),
     ("grape.sandbox", ("grape.reward", "grape.models", "grape.training", "grape.algorithms", "grape.track", "grape.stages")),
+    ("grape.evaluation", ("grape.report", "grape.stages", "grape.track", "grape.training")),
 ])
 def test_reward_and_policy_do_not_know_each_other(one: str, other: tuple[str, ...]) -> None:
-    """`Scores` is the only thing that passes between them; algorithms know no models and no I/O."""
+    """`Scores` is the only thing that passes between them; algorithms know no models and no I/O, evaluation nobody who uses it."""
     for name, path in MODULES.items():
         if _within(name, one):
             bad = [found for found in imports(path) for part in other if _within(found, part)]
@@ -81,6 +82,22 @@ def test_no_file_imports_itself_by_way_of_others(package: str) -> None:
     while free := {name for name, others in below.items() if not others}:
         below = {name: others - free for name, others in below.items() if name not in free}
     assert not below, f"these import each other: {sorted(below)}"
+# What renames beside grape.files, and why.
+RENAMES = {"grape.pipeline.mend": "sets a damaged dvc.lock aside, and writes nothing",
+           "grape.sandbox.canaries": "tries what no program in the sandbox may do"}
+
+
+def test_only_one_module_puts_files_in_their_place() -> None:
+    """`grape.files.replacing` flushes what was written, and the folder's entry, which is forgotten elsewhere."""
+    def renames(path: Path) -> bool:
+        called = [node.func for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+        names = {ast.unparse(function) for function in called}
+        return bool(names & {"os.replace", "os.rename", "os.renames", "shutil.move"}) or any(
+            isinstance(function, ast.Attribute) and function.attr in ("rename", "renames") for function in called)
+
+    found = {name for name, path in MODULES.items() if renames(path)}
+    assert found == {"grape.files", *RENAMES}
+    assert not importers("os.replace") | importers("os.rename") | importers("shutil.move")
 
 
 def test_nobody_imports_the_world() -> None:
@@ -91,7 +108,12 @@ def test_nobody_imports_the_world() -> None:
 def test_nothing_below_imports_the_commands() -> None:
     below = {name for name in MODULES if not name.startswith(("grape.cli", "flows"))}
     assert not below & importers("grape.cli")
+    assert all(name.startswith("grape.commands") for name in below & importers("grape.commands"))
     assert not below & (importers("flows") - {"grape.cli"})
+
+
+def test_evaluate_and_report_share_one_record() -> None:
+    assert {"grape.stages.evaluate", "grape.report.data"} <= importers("grape.evaluation.record")
 
 
 def test_stages_know_no_orchestrator() -> None:

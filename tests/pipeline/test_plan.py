@@ -8,7 +8,7 @@ import pytest
 
 from grape.dvc import Graph
 from grape.errors import GrapeError
-from grape.pipeline import machine, plan, summary
+from grape.pipeline import closing, machine, plan
 
 DOT = '''strict digraph {
 "prepare";
@@ -116,5 +116,5 @@ def test_a_change_dvc_has_no_words_for_still_runs() -> None:
 
 def test_the_number_shown_of_a_report_is_what_was_gained() -> None:
     found = {"alarms": 0.0, "grape/gold": 0.527, "grape/gold_difference": 0.2243, "sft/gold": 0.303}
-    assert summary.headline({"headline": found}) == "grape/gold_difference 0.2243"
-    assert summary.headline({"headline": {"alarms": 1.0}}) == "alarms 1" and summary.headline(None) == ""
+    assert closing.headline({"headline": found}) == "grape/gold_difference 0.2243"
+    assert closing.headline({"headline": {"alarms": 1.0}}) == "alarms 1" and closing.headline(None) == ""

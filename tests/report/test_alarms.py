@@ -10,19 +10,20 @@ from typing import Any
 
 import pytest
 
+from grape.evaluation.record import Category, Evaluation, Interval, Judged
 from grape.report import alarms, data
-from grape.report.data import Interval, Record
+from grape.report.data import TrainingRecord
 from tests.report.driver import KNOBS, Page, write
 
 
-def evaluation(make_reports: Callable[..., Path], **changes: Any) -> data.Evaluation:
+def evaluation(make_reports: Callable[..., Path], **changes: Any) -> Evaluation:
     root = make_reports(seeds=(0,), steps=1)
     (run,) = data.read(root, ["grpo"], [0]).evaluations
     shutil.rmtree(root / "reports")
     return run.model_copy(update=changes)
 
 
-def hints(run: data.Evaluation, records: list[Record] | None = None) -> list[str]:
+def hints(run: Evaluation, records: list[TrainingRecord] | None = None) -> list[str]:
     return alarms.hints(run, records or [], KNOBS.missing)
 
 
@@ -35,7 +36,7 @@ def interval(low: float, high: float) -> Interval:
     ((0.01, 0.05), (0.2, 0.3), "Less than half"), ((0.2, 0.3), (0.2, 0.3), None), ((-0.2, -0.1), (-0.2, -0.1), None)])
 def test_proxy_up_without_gold_is_pointed_out(make_reports: Callable[..., Path], gold: tuple[float, float],
                                               proxy: tuple[float, float], hint: str | None) -> None:
-    run = evaluation(make_reports, difference=data.Scores(gold=interval(*gold), proxy=interval(*proxy)))
+    run = evaluation(make_reports, difference=Judged(gold=interval(*gold), proxy=interval(*proxy)))
     found = hints(run)
     assert (hint in found[0] and len(found) == 1) if hint else not found
 
@@ -47,7 +48,7 @@ def test_a_category_whose_proxy_rose_while_its_gold_fell_is_named(
         make_reports: Callable[..., Path], gold: tuple[float, float], proxy: tuple[float, float], seen: bool) -> None:
     """SFT's intervals there are gold 0.42 .. 0.52 and proxy 0.47 .. 0.57; the mean over all categories rose in both."""
     run = evaluation(make_reports)
-    one = data.Category(n=100, gold=interval(*gold), proxy=interval(*proxy))
+    one = Category(n=100, gold=interval(*gold), proxy=interval(*proxy))
     policy = run.policy.model_copy(update={"categories": {**run.policy.categories, "arithmetic": one}})
     found = hints(run.model_copy(update={"policy": policy}))
     assert ("In arithmetic the proxy rose" in found[0] and len(found) == 1) if seen else not found
@@ -60,7 +61,7 @@ def test_length_cut_off_answers_and_collapse_are_pointed_out(make_reports: Calla
     assert "9.0 to 30.0 tokens" in found and "97% to 50%" in found and "0.90 to 0.01 nats" in found
 
 
-def rounds(metric: str, *values: float) -> list[Record]:
+def rounds(metric: str, *values: float) -> list[TrainingRecord]:
     return [{"step": float(step), metric: value} for step, value in enumerate(values)]
 
 
@@ -74,7 +75,7 @@ def rounds(metric: str, *values: float) -> list[Record]:
     (rounds("rubric/a/b/failure_rate", *[0.05] * 40), None),
     (rounds("reward", *[0.5] * 40), None)])
 def test_training_tells_of_cheating_failing_judges_and_doubt(
-        make_reports: Callable[..., Path], records: list[Record], hint: str | None) -> None:
+        make_reports: Callable[..., Path], records: list[TrainingRecord], hint: str | None) -> None:
     found = hints(evaluation(make_reports), records)
     assert (hint in found[0] and len(found) == 1) if hint else not found
 

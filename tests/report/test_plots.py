@@ -14,7 +14,9 @@ from tests.report.driver import Page, write
 COLOURS = {"grape": "#0080c6", "grpo": "#e69f00"}
 
 
-def inputs(make_reports: Callable[..., Path], algorithms: list[str], seeds: tuple[int, ...] = (0, 1), **how: object) -> data.Inputs:
+def inputs(
+    make_reports: Callable[..., Path], algorithms: list[str], seeds: tuple[int, ...] = (0, 1), **how: object
+) -> data.ReportInputs:
     return data.read(make_reports(algorithms, seeds, **how), algorithms, seeds)
 
 

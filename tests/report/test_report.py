@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from grape.errors import GrapeError
-from grape.report import data, render, summary, tables
+from grape.report import conclusions, data, render, tables
 from grape.track import Candidate
 from tests.report.driver import KNOBS, Page, read, write
 
@@ -124,7 +124,7 @@ def test_one_step_no_curves_and_no_samples_still_make_a_page(make_reports: Calla
 def test_the_verdict_counts_seeds(make_reports: Callable[..., Path], algorithm: str, outcome: str, sentence: str,
                                   title: str) -> None:
     inputs = data.read(make_reports([algorithm], steps=1), [algorithm], [0, 1, 2])
-    found = summary.verdict(inputs, algorithm, 0.95)
+    found = conclusions.conclusion(inputs, algorithm, 0.95)
     assert (found.outcome, found.sentence) == (outcome, sentence)
     assert render.context(inputs, 0.95, KNOBS, {})["title"] == title
 
@@ -155,5 +155,5 @@ def test_samples_show_gains_losses_and_the_middle(make_reports: Callable[..., Pa
 def test_a_conversation_is_shown_turn_by_turn(make_reports: Callable[..., Path]) -> None:
     inputs = data.read(make_reports(seeds=(0,), steps=1, samples=1), ["grpo"], [0])
     turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
-    inputs.samples["grpo-0"][0]["prompt"] = turns
+    inputs.samples["grpo-0"][0] = inputs.samples["grpo-0"][0].model_copy(update={"prompt": turns})
     assert tables.samples(inputs, 3, None)[0][1][0].prompt == "user: Hello\nassistant: Hi"

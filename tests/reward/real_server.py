@@ -11,8 +11,8 @@ from pathlib import Path
 
 import httpx
 
+from grape.net import free_port
 from grape.pipeline.guard import command as guarded
-from grape.ui import free_port
 
 NEEDED = ("accelerate", "fastapi", "openai", "uvicorn")
 START_SECONDS = 300  # it imports torch, and other tests may run beside

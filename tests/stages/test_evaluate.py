@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from grape.reward import items as items_of
+from grape.evaluation import statistics
+from grape.evaluation.record import KL, Evaluation, Greedy, Sample
+from grape.evaluation.samples import samples
+from grape.evaluation.sides import Answers, describe, difference, win_rate
 from grape.stages import evaluate
 from grape.types import Response, Scores
 from tests import tiny
@@ -31,9 +34,13 @@ def scores(*rows: tuple[float | None, ...], items: tuple[str, ...] = ("a/x", "a/
 
 def item(column: list[float | None], lengths: list[int], prompts: int) -> dict[str, float | None]:
     given = scores(*((value, NAN) for value in column))
-    found = items_of.describe_items(given, np.array(lengths), prompts)
+    found = statistics.item_statistics(given, torch.tensor(lengths), prompts)
     assert list(found) == ["a/x"], "an item that nobody was asked is not described"
-    return found["a/x"]
+    return found["a/x"].model_dump()
+
+
+def overlap(given: Scores) -> list[dict[str, Any]]:
+    return [pair.model_dump() for pair in statistics.overlaps(given)]
 
 
 def test_spread_is_the_mean_standard_deviation_within_prompts() -> None:
@@ -69,36 +76,61 @@ def test_length_correlation_is_null_where_score_or_length_is_constant_within_pro
 
 def test_overlap_is_pearsons_over_the_responses_where_both_are_valid() -> None:
     rows: list[tuple[float | None, ...]] = [(0.0, 0.0), (1.0, 0.5), (0.5, 0.5), (None, 1.0), (1.0, None)]
-    (pair,) = items_of.overlap(scores(*rows))
+    (pair,) = overlap(scores(*rows))
     expected = float(np.corrcoef([0.0, 1.0, 0.5], [0.0, 0.5, 0.5])[0, 1])
     assert pair == {"a": "a/x", "b": "a/y", "correlation": pytest.approx(expected, abs=1e-6)}
-    (pair,) = items_of.overlap(scores((0.1, 0.9), (0.4, 0.6), (0.9, 0.1)))
+    (pair,) = overlap(scores((0.1, 0.9), (0.4, 0.6), (0.9, 0.1)))
     assert pair["correlation"] == -1.0
-    (pair,) = items_of.overlap(scores((0.1, 0.7), (0.4, 0.7)))
+    (pair,) = overlap(scores((0.1, 0.7), (0.4, 0.7)))
     assert pair["correlation"] is None
 
 
 def test_overlap_pairs_only_what_is_asked_of_the_same_response() -> None:
     given = scores((0.1, 0.2, NAN, NAN), (NAN, NAN, 0.3, 0.4), items=("a/x", "a/y", "b/x", "b/y"))
-    assert [(pair["a"], pair["b"]) for pair in items_of.overlap(given)] == [("a/x", "a/y"), ("b/x", "b/y")]
+    assert [(pair["a"], pair["b"]) for pair in overlap(given)] == [("a/x", "a/y"), ("b/x", "b/y")]
 
 
-def side(text: str, given: Scores) -> evaluate.Side:
-    answers = [Response(tiny.prompt("What?", "a", "7"), g, (1, 2), f"{text} {g}", True) for g in range(2)]
-    return evaluate.Side(answers, given, np.array([[0.25, NAN]]), np.array([[1.0, 0.0]]), {}, 0.5)
+def side(text: str, given: Scores) -> Answers:
+    given_answers = [Response(tiny.prompt("What?", "a", "7"), g, (1, 2), f"{text} {g}", True) for g in range(2)]
+    greedy = Greedy(gold=0.5, proxy=0.25)
+    return Answers(given_answers, given, np.array([[0.25, NAN]]), np.array([[1.0, 0.0]]), greedy, 0.5)
 
 
-def rows() -> list[dict[str, Any]]:
-    sft, own = side("before", scores((0.25, None), (1.0, 1.0))), side("after", scores((0.5, NAN), (1.0, 1.0)))
-    return evaluate.samples([sft.responses[0].prompt], sft, own, 2)
+def sides() -> tuple[Answers, Answers]:
+    return side("before", scores((0.25, None), (1.0, 1.0))), side("after", scores((0.5, NAN), (1.0, 1.0)))
+
+
+def answers() -> list[Sample]:
+    sft, own = sides()
+    return samples([sft.responses[0].prompt], sft, own)
+
+
+def test_the_files_hold_their_fields_in_this_order_and_are_read_back() -> None:
+    sft, own = sides()
+    prompts, over = [sft.responses[0].prompt], statistics.Bootstrap(0.95, (0, "evaluate"))
+    made = Evaluation(
+        algorithm="grpo", seed=0, prompts=1, samples=2, sft=describe(prompts, sft, over), policy=describe(prompts, own, over),
+        difference=difference(sft, own, over), win_rate=win_rate(sft, own, over), dropped={"too_long": 0},
+        kl=KL(token=0.0, sequence=0.0))  # fmt: skip
+    found = made.model_dump()
+    assert " ".join(found) == "algorithm seed prompts samples sft policy difference win_rate dropped kl"
+    assert " ".join(found["sft"]) == "gold proxy greedy length finished entropy pass_at categories items overlap"
+    (category,) = found["sft"]["categories"].values()
+    assert " ".join(category) == "n gold proxy" and " ".join(found["win_rate"]) == "mean low high judge"
+    assert " ".join(found["sft"]["items"]["a/x"]) == "score confidence missing spread length_correlation"
+    assert Evaluation.model_validate_json(json.dumps(found)) == made
+    (sample,) = answers()
+    assert " ".join(sample.row()) == "id category prompt answer sft policy"
+    assert " ".join(sample.row()["sft"]) == "text gold proxy items", "raw only where it is another text"
+    assert Sample.model_validate(sample.row()) == sample
 
 
 def test_samples_have_every_item_of_both_policies() -> None:
-    (row,) = rows()
-    assert row["sft"]["items"] == [{"item": "a/x", "score": 0.25, "confidence": 0.75, "reason": "reason 0 0"},
+    (found,) = (sample.row() for sample in answers())
+    assert found["sft"]["items"] == [{"item": "a/x", "score": 0.25, "confidence": 0.75, "reason": "reason 0 0"},
                                    {"item": "a/y", "score": None, "confidence": 0.75, "reason": "reason 0 1"}]
-    assert [found["item"] for found in row["policy"]["items"]] == ["a/x"]
-    assert (row["policy"]["text"], row["policy"]["gold"], row["policy"]["proxy"]) == ("after 0", 1.0, 0.25)
+    assert [item["item"] for item in found["policy"]["items"]] == ["a/x"]
+    assert (found["policy"]["text"], found["policy"]["gold"], found["policy"]["proxy"]) == ("after 0", 1.0, 0.25)
 
 
 class Kept:
@@ -118,7 +150,7 @@ class Kept:
 def test_the_table_is_what_mlflow_takes_for_one() -> None:
     """A row per item of either policy; the tag names the artifact, or MLflow shows it as plain JSON."""
     run = Kept()
-    evaluate.log_table(SimpleNamespace(run=run, policy="grpo-0"), rows())  # type: ignore[arg-type]
+    evaluate.log_table(SimpleNamespace(run=run, policy="grpo-0"), answers())  # type: ignore[arg-type]
     ((name, text),) = run.files.items()
     assert json.loads(run.tags["mlflow.loggedArtifacts"]) == [{"path": name, "type": "table"}]
     table = json.loads(text)

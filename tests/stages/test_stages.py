@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grape import params as params_file
 from grape.artifacts import Demonstration, Judgement, Preference, PromptRow, read_rows
-from grape.chat import answers, model_folder
+from grape.commands.chat import answers, model_folder
 from grape.errors import GrapeError
 from grape.project import Project
 from grape.stages.inputs import identity, resolved

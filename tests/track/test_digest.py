@@ -7,10 +7,11 @@ import sys
 
 import pytest
 
+from grape import dvc
 from grape.errors import GrapeError
 from grape.project import Project
 from grape.receipt import read
-from grape.track.digest import computed, locked, tracked
+from grape.track.digest import computed, tracked
 
 STAGES = """
 stages:
@@ -34,7 +35,7 @@ def test_a_computed_digest_is_the_one_dvc_computes(project: Project) -> None:
     for command in (["init", "--no-scm", "--quiet"], ["repro", "--quiet"]):
         subprocess.run([sys.executable, "-m", "dvc", *command], cwd=project.root, check=True,
                        env={**project.environment(), "PATH": "/usr/bin:/bin"})
-    lock = locked(project)
+    lock = dvc.locked(project)
     assert set(lock) == {"data", "one.txt"}
     for path, md5 in lock.items():
         assert computed(project.root / path) == md5

@@ -19,8 +19,8 @@ STAGE = """
 import time
 from grape.project import Project
 from grape.track import StageRun
-from grape.track import run as module
-module.GRACE = 0.0
+from grape.track import courier
+courier.GRACE = 0.0
 with StageRun(Project.find(), "rl@grpo-0", {}, 0) as run:
     run.track(0, {"reward": 0.25})
     print("up", flush=True)

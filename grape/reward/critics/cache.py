@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 
+from grape.files import write_text
 from grape.reward.critics.reply import Malformed, Opinion, checked
 
 
@@ -35,9 +34,5 @@ class Cache:
 
     def put(self, name: str, opinion: Opinion, **more: str) -> None:
         """Keep a judgement; `more` is for people who look into the file."""
-        path = self.path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f"{name}.{os.getpid()}.{threading.get_ident()}.partial")
         entry = {"score": opinion.score, "confidence": opinion.confidence, "reason": opinion.reason, **more}
-        beside.write_text(json.dumps(entry, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        os.replace(beside, path)
+        write_text(self.path(name), json.dumps(entry, ensure_ascii=False, indent=1) + "\n", shared=True)

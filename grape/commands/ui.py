@@ -14,16 +14,7 @@ from grape.dvc import environment
 from grape.errors import GrapeError
 from grape.pipeline.guard import command as guarded
 from grape.project import Project
-
-
-def free_port() -> int:
-    """A free port, not one that other tools of this trade take: 5000 (MLflow's usual) or 8000-8999 (Prefect's)."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if port != 5000 and not 8000 <= port < 9000:
-            return port
+from grape.track.store import checked_uri
 
 
 def serve(project: Project, port: int | None, say: Callable[[str], None]) -> int:
@@ -33,13 +24,11 @@ def serve(project: Project, port: int | None, say: Callable[[str], None]) -> int
         GrapeError: the port is taken, or the server does not start.
     """
     project.enter()
-    from grape.track.store import checked_uri
-
     uri = checked_uri(project)
     if uri.startswith(("http://", "https://")):
         say(f"the runs of this project are on the server MLFLOW_TRACKING_URI names: {net.public(uri)}")
         return 0
-    port = _checked(port) if port else free_port()
+    port = _checked(port) if port else net.free_port()
     log = project.state / "logs" / "mlflow-ui.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1",

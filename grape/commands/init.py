@@ -17,6 +17,7 @@ from ruamel.yaml import YAML
 import grape
 from grape import dvc
 from grape.errors import GrapeError
+from grape.files import write_text
 from grape.pipeline.preflight import algorithm_files, named_files, version_text
 from grape.project import Project
 
@@ -48,14 +49,12 @@ def make(folder: Path) -> Iterator[str]:
     shutil.copytree(source / "rubrics", folder / "rubrics", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(Path(grape.__path__[0]) / "world.py", folder / "world.py")
     text = (source / "params.yaml").read_text(encoding="utf-8")
-    (folder / "params.yaml").write_text(text.replace("source: grape/world.py", "source: world.py      "),
-                                        encoding="utf-8")
+    write_text(folder / "params.yaml", text.replace("source: grape/world.py", "source: world.py      "))
     _write_dag(source / "dvc.yaml", folder / "dvc.yaml")
     algorithm_files(project)
     named_files(project)
-    (folder / "grape.version").write_text(version_text(), encoding="utf-8")
-    (folder / ".gitignore").write_text(GITIGNORE, encoding="utf-8")
-    (folder / ".dvcignore").write_text(DVCIGNORE, encoding="utf-8")
+    for name, text in (("grape.version", version_text()), (".gitignore", GITIGNORE), (".dvcignore", DVCIGNORE)):
+        write_text(folder / name, text)
     yield f"{folder}: wrote {', '.join(WELCOME)}"
     inside = subprocess.run(["git", "rev-parse", "--show-toplevel"], cwd=folder, capture_output=True, text=True)
     if inside.returncode:

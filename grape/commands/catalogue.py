@@ -13,6 +13,7 @@ from grape import slot
 from grape.algorithms import ALGORITHMS, reward_model, sft
 from grape.algorithms.base import Algorithm
 from grape.errors import GrapeError
+from grape.params import load
 
 # They have stages of their own and cannot be slotted, but a page all the same.
 STAGES: Mapping[str, Algorithm] = {"sft": sft.ALGORITHM, "reward_model": reward_model.ALGORITHM}
@@ -21,11 +22,7 @@ STAGES: Mapping[str, Algorithm] = {"sft": sft.ALGORITHM, "reward_model": reward_
 def known(root: Path | None = None) -> dict[str, Algorithm]:
     """What can be slotted: grape's own, what installed packages bring, what params.yaml of the project in `root` names."""
     names = dict.fromkeys([*ALGORITHMS, *slot.installed()])
-    given: Any = {}
-    if root is not None:
-        from grape.params import load
-
-        given = load(root / "params.yaml").algorithms
+    given = {} if root is None else load(root / "params.yaml").algorithms
     uses = {name: (given.get(name) or {}).get(slot.USE) for name in dict.fromkeys([*names, *given])}
     return {name: slot.find(name, use, root) for name, use in uses.items()}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import shutil
 import subprocess
 import sys
@@ -16,9 +15,12 @@ from packaging.requirements import Requirement
 
 from grape import disk, dvc, net
 from grape.errors import GrapeError
+from grape.params import load
 from grape.pipeline import machine, mend, preflight
 from grape.pipeline.execute import session
 from grape.project import Project
+from grape.sandbox.tiers import tier
+from grape.track import store
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,6 @@ def _repository(project: Project) -> Iterator[Check]:
 
 
 def _parameters(project: Project) -> Iterator[Check]:
-    from grape.params import load
-
     try:
         load(project.params)
         yield Check("params.yaml", False, "valid")
@@ -131,22 +131,14 @@ def _runs(project: Project) -> Iterator[Check]:
     if holder:
         yield Check("runs", False, f"one is under way: {holder}")
         return
-    stale = sorted(record.stem for record in (project.state / "running").glob("*.json"))
-    alive = [name for name in stale if _alive(project, name)]
+    stale = {record.stem: session(pid, nonce) for record, pid, nonce in mend.running(project)}
+    alive = [name for name, processes in stale.items() if processes]
     if alive:
         yield Check("runs", True, f"stages of a killed run still run: {', '.join(alive)}", "`grape run` ends them")
     elif stale:
         yield Check("runs", False, f"a killed run left {', '.join(stale)}; the next run tidies up")
     else:
         yield Check("runs", False, "none under way")
-
-
-def _alive(project: Project, name: str) -> bool:
-    try:
-        data = json.loads((project.state / "running" / f"{name}.json").read_text(encoding="utf-8"))
-        return bool(session(int(data["pid"]), str(data["nonce"])))
-    except (OSError, ValueError, KeyError):
-        return False
 
 
 def _path_locks(project: Project) -> Iterator[Check]:
@@ -161,8 +153,6 @@ def _mlflow(project: Project) -> Iterator[Check]:
     if project.tracking_uri == project.own_store and not (project.state / "mlflow.db").is_file():
         yield Check("mlflow", False, f"{project.tracking_uri}, made by the first run")
         return
-    from grape.track import store
-
     try:
         store.connect(project)
         yield Check("mlflow", False, f"answers at {net.public(project.tracking_uri)}")
@@ -197,8 +187,6 @@ def _machine(project: Project) -> Iterator[Check]:
 
 def _sandbox(project: Project) -> Iterator[Check]:
     """Only rubrics with a verifier that runs model-written code need it, so a machine without one is no fault."""
-    from grape.sandbox.tiers import tier
-
     found = tier().receipt()
     if found["strong"]:
         yield Check("sandbox", False, f"{found['tier']}, all canaries held")

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from grape.report.data import Inputs, Item, Side
+from grape.evaluation.record import ItemStatistics, Side
+from grape.report.data import ReportInputs
 
 if TYPE_CHECKING:
     from grape.schema import Report
@@ -35,7 +36,7 @@ class Finding:
     advice: str
 
 
-def findings(inputs: Inputs, limits: Report) -> list[Finding]:
+def findings(inputs: ReportInputs, limits: Report) -> list[Finding]:
     """What to look at again, in the rubrics' order."""
     found: dict[tuple[str, Flag, str], list[tuple[str, float]]] = defaultdict(list)
     for place, side in _places(inputs):
@@ -50,11 +51,11 @@ def findings(inputs: Inputs, limits: Report) -> list[Finding]:
     return [_finding(*key, found[key], limits) for key in rows]
 
 
-def _places(inputs: Inputs) -> list[tuple[str, Side]]:
+def _places(inputs: ReportInputs) -> list[tuple[str, Side]]:
     return [("SFT", inputs.evaluations[0].sft), *((run.name, run.policy) for run in inputs.evaluations)]
 
 
-def _names(inputs: Inputs) -> list[str]:
+def _names(inputs: ReportInputs) -> list[str]:
     return list(dict.fromkeys(name for _, side in _places(inputs) for name in side.items))
 
 
@@ -77,7 +78,7 @@ def _passed(side: Side, limits: Report) -> Iterator[tuple[str, Flag, str, float]
             yield pair.a, "redundant", f"correlation with {pair.b.rpartition('/')[2]}", pair.correlation
 
 
-def _full(item: Item, limits: Report) -> bool:
+def _full(item: ItemStatistics, limits: Report) -> bool:
     return item.score is not None and item.score > limits.saturated
 
 
@@ -116,7 +117,7 @@ def _advice(flag: Flag, measure: str, number: float) -> str:
     return f"Its judge fails in {number:.0%} of the cases (the samples give reasons): shorten or reword it, or mend the judge."
 
 
-def numbers(inputs: Inputs, limits: Report) -> dict[str, Any]:
+def numbers(inputs: ReportInputs, limits: Report) -> dict[str, Any]:
     """Every item's numbers and the findings, for reports/metrics.json."""
     places = _places(inputs)
     items = {name: {place: side.items[name].model_dump(include=set(KEYS)) for place, side in places if name in side.items}

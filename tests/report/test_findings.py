@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from grape.report import data, rubric
+from grape.report import data, findings
 from tests.report.driver import KNOBS, Page, read, write
 
 NAME = "courtesy/names"
@@ -29,8 +29,8 @@ def edit(root: Path, changes: dict[str, Any], sides: tuple[str, ...] = ("policy"
     path.write_text(json.dumps(evaluation))
 
 
-def find(root: Path, seeds: tuple[int, ...] = (0,)) -> list[rubric.Finding]:
-    return rubric.findings(data.read(root, ["grpo"], seeds), KNOBS)
+def find(root: Path, seeds: tuple[int, ...] = (0,)) -> list[findings.Finding]:
+    return findings.findings(data.read(root, ["grpo"], seeds), KNOBS)
 
 
 @pytest.mark.parametrize(("flag", "measure", "key", "at", "beyond", "advice"), [
@@ -85,10 +85,10 @@ def test_a_number_that_is_not_there_raises_no_flag(make_reports: Callable[..., P
 def test_the_learned_reward_is_no_item_of_a_rubric(make_reports: Callable[..., Path]) -> None:
     root = make_reports(seeds=(0,), steps=1)
     path = root / "reports/evaluate/grpo-0/metrics.json"
-    path.write_text(path.read_text().replace(NAME, rubric.LEARNED))
+    path.write_text(path.read_text().replace(NAME, findings.LEARNED))
     evaluation = json.loads(path.read_text())
     for side in ("sft", "policy"):
-        evaluation[side]["items"][rubric.LEARNED] |= {"score": 3.2, "spread": 0.0, "length_correlation": 0.8}
+        evaluation[side]["items"][findings.LEARNED] |= {"score": 3.2, "spread": 0.0, "length_correlation": 0.8}
     path.write_text(json.dumps(evaluation))
     assert find(root) == []
 

@@ -123,5 +123,3 @@ def _link(row: Mapping[str, Any], parent: _Parent) -> str:
     if run_id is None or parent.delivery.run_id is None:
         return ""
     return f"[{run_id[:8]}](#/experiments/{parent.delivery.store.experiment_id}/runs/{run_id})"
-
-

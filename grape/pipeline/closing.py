@@ -49,7 +49,7 @@ def failures(project: Project, outcomes: Mapping[str, Outcome]) -> Iterator[str]
             yield f"  the whole log: {outcome.log.relative_to(project.root)}"
 
 
-def closing(project: Project, good: bool) -> Iterator[str]:
+def ending(project: Project, good: bool) -> Iterator[str]:
     """The report, MLflow, the next command."""
     report = project.root / "reports" / "index.html"
     if report.is_file() and good:

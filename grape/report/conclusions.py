@@ -1,4 +1,4 @@
-"""Conclusions: the numbers of metrics.json, the verdict per algorithm, champion candidates."""
+"""Conclusions: the numbers of metrics.json, what is said of every algorithm, champion candidates."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any, Literal
 
 from scipy.special import stdtrit  # type: ignore[import-untyped]
 
-from grape.report.data import Cost, Evaluation, Inputs, Interval, Judge, Scores, Side
+from grape.evaluation.record import Evaluation, Interval, Judged, JudgeName, Side
+from grape.report.data import Cost, ReportInputs
 from grape.track import Candidate
 
 DIGITS = 6
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Conclusion:
     """One algorithm against SFT. `difference` is over seeds (t interval), or the one seed's own bootstrap interval."""
 
     algorithm: str
@@ -51,7 +52,7 @@ def over_seeds(values: Sequence[float], level: float) -> Interval | None:
     return Interval(mean=mean, low=mean - half, high=mean + half)
 
 
-def verdict(inputs: Inputs, algorithm: str, level: float) -> Verdict:
+def conclusion(inputs: ReportInputs, algorithm: str, level: float) -> Conclusion:
     judge = inputs.judge
     runs = inputs.of(algorithm)
     differences = [run.difference.of(judge) for run in runs]
@@ -59,18 +60,18 @@ def verdict(inputs: Inputs, algorithm: str, level: float) -> Verdict:
     worse = sum(difference.high < 0 for difference in differences)
     outcome: Literal["beats", "mixed", "loses"] = \
         "beats" if better == len(runs) else "loses" if worse == len(runs) else "mixed"
-    return Verdict(algorithm, len(runs), better, worse, fmean(run.sft.of(judge).mean for run in runs),
+    return Conclusion(algorithm, len(runs), better, worse, fmean(run.sft.of(judge).mean for run in runs),
                    fmean(run.policy.of(judge).mean for run in runs),
                    over_seeds([d.mean for d in differences], level) or differences[0], outcome)
 
 
-def candidates(inputs: Inputs) -> list[Candidate]:
+def candidates(inputs: ReportInputs) -> list[Candidate]:
     """Every policy with its difference to SFT, for the champion alias."""
     differences = {run.name: run.difference.of(inputs.judge) for run in inputs.evaluations}
     return [Candidate(name, difference.mean, difference.low) for name, difference in differences.items()]
 
 
-def metrics(inputs: Inputs, level: float) -> dict[str, Any]:
+def metrics(inputs: ReportInputs, level: float) -> dict[str, Any]:
     """Content of reports/metrics.json."""
     return {
         "judge": inputs.judge,
@@ -81,19 +82,19 @@ def metrics(inputs: Inputs, level: float) -> dict[str, Any]:
     }
 
 
-def cost(inputs: Inputs, algorithm: str) -> Cost:
+def cost(inputs: ReportInputs, algorithm: str) -> Cost:
     """Mean over seeds; of memory the largest."""
     costs = [inputs.cost(run.name) for run in inputs.of(algorithm)]
     return Cost(seconds=round(fmean(c.seconds for c in costs), 1), tokens=round(fmean(c.tokens for c in costs)),
                 memory_mb=round(max(c.memory_mb for c in costs)))
 
 
-def headline(inputs: Inputs, level: float) -> dict[str, float]:
+def headline(inputs: ReportInputs, level: float) -> dict[str, float]:
     """The few numbers of the report stage's run."""
     judge = inputs.judge
     numbers = {f"sft/{judge}": _mean([run.sft.of(judge).mean for run in inputs.evaluations])}
     for algorithm in inputs.algorithms:
-        result = verdict(inputs, algorithm, level)
+        result = conclusion(inputs, algorithm, level)
         numbers[f"{algorithm}/{judge}"] = _mean([run.policy.of(judge).mean for run in inputs.of(algorithm)])
         numbers[f"{algorithm}/{judge}_difference"] = round(result.difference.mean, DIGITS)
     return numbers
@@ -112,7 +113,7 @@ def _interval(name: str, value: Interval | None) -> dict[str, float | None]:
             f"{name}_high": _round(value.high if value else None)}
 
 
-def _scores(scores: Scores) -> dict[str, float | None]:
+def _scores(scores: Judged) -> dict[str, float | None]:
     return {**_interval("gold", scores.gold), **_interval("proxy", scores.proxy)}
 
 
@@ -123,7 +124,7 @@ def _side(side: Side) -> dict[str, Any]:
             "categories": {name: {"n": category.n, **_scores(category)} for name, category in side.categories.items()}}
 
 
-def _sft(inputs: Inputs) -> dict[str, Any]:
+def _sft(inputs: ReportInputs) -> dict[str, Any]:
     """SFT's side: every evaluation measures it; where they sampled it differently, the mean over evaluations."""
     sides = [_side(run.sft) for run in inputs.evaluations]
     return sides[0] if all(side == sides[0] for side in sides) else _average(sides)
@@ -142,15 +143,13 @@ def _policy(run: Evaluation) -> dict[str, Any]:
             "kl_sequence": _round(run.kl.sequence)}
 
 
-def _algorithm(runs: Sequence[Evaluation], judge: Judge, level: float) -> dict[str, Any]:
+def _algorithm(runs: Sequence[Evaluation], judge: JudgeName, level: float) -> dict[str, Any]:
     """Means over seeds with t intervals; with one seed the bounds are null."""
     numbers: dict[str, Any] = {"seeds": len(runs)}
+    name: JudgeName
     for name in ("gold", "proxy"):
-        if name == "gold" and judge != "gold":
-            numbers |= {"gold": None, "gold_low": None, "gold_high": None}
-            continue
-        values = [run.policy.of("gold" if name == "gold" else "proxy").mean for run in runs]
-        numbers |= {**_interval(name, over_seeds(values, level)), name: _mean(values)}
+        values = [run.policy.of(name).mean for run in runs] if name in ("proxy", judge) else []
+        numbers |= {**_interval(name, over_seeds(values, level)), name: _mean(values) if values else None}
     differences = [run.difference.of(judge).mean for run in runs]
     return numbers | {**_interval("difference", over_seeds(differences, level)), "difference": _mean(differences),
                       "win_rate": _mean([run.win_rate.mean for run in runs]),

@@ -12,7 +12,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from grape import slot
+from grape.commands.catalogue import known
 from grape.errors import GrapeError
+from grape.params import edited
 from grape.project import Project
 
 COLUMNS = ("algorithm", "seeds", "score", "difference to SFT", "proxy", "wins", "KL", "length", "entropy", "seconds", "tokens",
@@ -30,9 +32,6 @@ def assignments(project: Project, algorithms: str | None, seeds: str | None, set
     Raises:
         GrapeError: seeds that are not integers.
     """
-    from grape.catalogue import known
-    from grape.params import edited
-
     installed = known(project.root)
     params = edited(project.params, sets)[1]
     more = []
@@ -67,22 +66,9 @@ def rows(metrics: dict[str, Any]) -> list[tuple[str, ...]]:
     for name, row in sorted(metrics["algorithms"].items(), key=lambda item: -item[1][judge]):
         low, high = row["difference_low"], row["difference_high"]
         interval = "" if low is None else f" [{low:+.3f}, {high:+.3f}]"
-        table.append(
-            (
-                name,
-                str(row["seeds"]),
-                f"{row[judge]:.3f}",
-                f"{row['difference']:+.3f}{interval}",
-                f"{row['proxy']:.3f}",
-                f"{row['win_rate']:.2f}",
-                f"{row['kl_sequence']:.2f}",
-                f"{row['length']:.1f}",
-                f"{row['entropy']:.2f}",
-                f"{row['seconds']:.0f}",
-                f"{row['tokens']:.0f}",
-                f"{row['memory_mb']:.0f}",
-            )
-        )
+        table.append((name, str(row["seeds"]), f"{row[judge]:.3f}", f"{row['difference']:+.3f}{interval}", f"{row['proxy']:.3f}",
+                      f"{row['win_rate']:.2f}", f"{row['kl_sequence']:.2f}", f"{row['length']:.1f}", f"{row['entropy']:.2f}",
+                      f"{row['seconds']:.0f}", f"{row['tokens']:.0f}", f"{row['memory_mb']:.0f}"))
     return table
 
 
@@ -91,7 +77,7 @@ def caption(metrics: dict[str, Any]) -> str:
     return f"score: {judge}, on held-out prompts, SFT has {metrics['sft'][judge]:.3f}; KL in nats per response; seconds of one run"
 
 
-def league(metrics: dict[str, Any]) -> Iterator[str]:
+def lines(metrics: dict[str, Any]) -> Iterator[str]:
     """The league table as lines of text."""
     table = rows(metrics)
     widths = [max(len(row[i]) for row in table) for i in range(len(COLUMNS))]

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grape.errors import GrapeError
+from grape.params import load
 from grape.project import Project
+from grape.types import Prompt, Response
 
 if TYPE_CHECKING:
     from grape.models.template import Template
@@ -26,11 +28,8 @@ def model_folder(project: Project, stage: str | None) -> Path:
     name = stage or best_policy(project)
     kind, _, policy = name.partition("@")
     if kind not in ("base", "sft", "critic", "rl") or (kind == "rl" and not policy):
-        raise GrapeError(
-            f"no stage {name!r} with a model to talk to",
-            where="grape chat",
-            mend="one of: base, sft, critic, rl@ALGORITHM-SEED (e.g. rl@grape-0)",
-        )
+        raise GrapeError(f"no stage {name!r} with a model to talk to", where="grape chat",
+                         mend="one of: base, sft, critic, rl@ALGORITHM-SEED (e.g. rl@grape-0)")
     folder = project.root / "models" / (f"policy/{policy}" if kind == "rl" else kind)
     if not (folder / "config.json").is_file():
         raise GrapeError(f"{name} has no model yet", where=str(folder), mend=f"run it: grape run {name}")
@@ -56,15 +55,21 @@ def answers(
     folder: Path, questions: Iterator[str], max_new_tokens: int, positions: int, template: Template | None = None
 ) -> Iterator[str]:
     """One greedy answer per question; earlier turns stay in the conversation until /reset, or until they no longer fit."""
+    # Here, so that a stage without a model is named before transformers is there, which takes seconds.
     from grape.models.chat import Chat
     from grape.models.load import device, load_language_model
     from grape.sampling import sample
-    from grape.types import Prompt
 
     model, tokenizer = load_language_model(str(folder))
     model.to(device())
     chat = Chat(tokenizer, template, model)
     turns: list[dict[str, str]] = []
+
+    def answer() -> Response:
+        asked = [Prompt("chat", "chat", tuple(turns))]
+        return sample(model, chat, asked, 1, temperature=0.0, max_new_tokens=max_new_tokens, positions=positions,
+                      keys=("chat",))[0]
+
     for question in questions:
         if question == "/reset":
             turns = []
@@ -72,24 +77,12 @@ def answers(
         turns.append({"role": "user", "content": question})
         while True:
             try:
-                given = sample(
-                    model,
-                    chat,
-                    [Prompt("chat", "chat", tuple(turns))],
-                    1,
-                    temperature=0.0,
-                    max_new_tokens=max_new_tokens,
-                    positions=positions,
-                    keys=("chat",),
-                )[0]
+                given = answer()
                 break
             except ValueError as error:
                 if len(turns) == 1:
-                    raise GrapeError(
-                        "this question is longer than the model's positions",
-                        where="grape chat",
-                        mend="ask a shorter one",
-                    ) from error
+                    what, mend = "this question is longer than the model's positions", "ask a shorter one"
+                    raise GrapeError(what, where="grape chat", mend=mend) from error
                 turns = turns[2:]
         turns.append({"role": "assistant", "content": given.text})
         yield given.text if given.finished else given.text + " ..."
@@ -110,8 +103,6 @@ def _typed() -> Iterator[str]:
 
 def chat(project: Project, stage: str | None) -> None:
     """Talk on the terminal, or answer the lines of standard input."""
-    from grape.params import load
-
     params = load(project.params)
     folder = model_folder(project, stage)
     if sys.stdin.isatty():
