@@ -17,8 +17,9 @@ pipeline: venv  ## run the whole pipeline (ARGS="--set rl.steps=10" is passed on
 test: venv  ## run the tests (ARGS="tests/laws -k kl" is passed on)
 	@$(BIN)/python -m pytest $(or $(ARGS),--numprocesses logical --maxprocesses 4 --dist loadfile)
 
-lint: venv  ## ruff and mypy
+lint: venv  ## ruff, its formatter and mypy
 	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet . || { $(BIN)/ruff format --check .; exit 1; }
 	@$(BIN)/mypy
 
 docs: venv  ## build the site of docs/ into site/, every link and formula checked

@@ -98,7 +98,7 @@ def test_algorithms() -> None:
     assert text.exit_code == data.exit_code == 0
     entries = {entry["name"]: entry for entry in json.loads(data.stdout)}
     assert {"reinforce", "grpo"} <= entries.keys()
-    assert entries["grpo"]["data"] == "rollouts" and "scores" in entries["grpo"]["needs"]
+    assert entries["grpo"]["data"] == "rollouts" and "group" in entries["grpo"]["needs"]
     assert {knob["name"] for knob in entries["grpo"]["knobs"]} >= {"clip_low", "beta"}
     assert "grpo: GRPO" in text.stdout
 

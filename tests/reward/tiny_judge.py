@@ -23,8 +23,8 @@ from grape.algorithms import sft
 from grape.models.chat import Chat, Row
 from grape.models.encode import collate
 from grape.models.forward import language, response_logits
-from grape.models.load import SPECIAL, save_model
-from grape.models.scratch import character_tokenizer, scratch
+from grape.models.load import save_model
+from grape.models.scratch import SPECIAL, character_tokenizer, scratch
 from grape.randomness import generator
 from grape.reward.critics.fence import clean, messages, new_mark
 from grape.reward.critics.openai import ENDING

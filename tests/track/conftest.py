@@ -111,12 +111,7 @@ def save_model(folder: Path, kind: str = "causal") -> Path:
     """A tiny random Llama with its tokenizer, saved as the stages save theirs."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import (
-        LlamaConfig,
-        LlamaForCausalLM,
-        LlamaForSequenceClassification,
-        PreTrainedTokenizerFast,
-    )
+    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
     torch.manual_seed(0)
     words = {"<unk>": 0, "<eos>": 1, **{word: 2 + i for i, word in enumerate("abcdef")}}
