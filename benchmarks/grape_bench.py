@@ -159,12 +159,17 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 # The command
 
+
 def parser(description: str | None) -> ArgumentParser:
     made = ArgumentParser(description=(description or "").split("\n")[0])
     made.add_argument("--seeds", type=int, default=5)
     made.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; changes no number")
-    made.add_argument("--kept", type=Path, metavar="FILE", help="JSON: runs that stand here are not run again, the others"
-                      " are added; delete it after a change of the code")
+    made.add_argument(
+        "--kept",
+        type=Path,
+        metavar="FILE",
+        help="JSON: runs that stand here are not run again, the others are added; delete it after a change of the code",
+    )
     made.add_argument("--write", type=Path, metavar="FILE", help="put the table between the markers of this file")
     made.add_argument("--plot", type=Path, metavar="FILE", help="draw the curves into this PNG")
     return made
@@ -183,8 +188,9 @@ def results(run: Callable[[Case, int], Curves], cases: Sequence[Case], given: Na
     return {case: [kept[names[case, seed]] for seed in range(given.seeds)] for case in cases}
 
 
-def _ran(run: Callable[[Case, int], Curves], jobs: Sequence[tuple[Case, int]],
-         workers: int) -> Iterator[tuple[tuple[Case, int], Curves]]:
+def _ran(
+    run: Callable[[Case, int], Curves], jobs: Sequence[tuple[Case, int]], workers: int
+) -> Iterator[tuple[tuple[Case, int], Curves]]:
     if workers == 1 or len(jobs) < 2:
         yield from ((job, run(*job)) for job in jobs)
         return
@@ -213,12 +219,21 @@ def publish(given: Namespace, text: str, markers: tuple[str, str], figure: Calla
 # A page may be light or dark: the report's figures are transparent, these bring their own white.
 INK = "#3a3f45"
 STYLE: dict[str, Any] = {
-    **plots.STYLE, "savefig.transparent": False, "figure.facecolor": "white", "axes.facecolor": "white", "axes.edgecolor": INK,
-    "axes.labelcolor": INK, "axes.titlecolor": INK, "xtick.color": INK, "ytick.color": INK, "text.color": INK,
+    **plots.STYLE,
+    "savefig.transparent": False,
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
 }
 # A colour and a dash for each line: lines that lie upon each other can both be seen.
-LOOKS: list[tuple[str, Any]] = list(zip(plots.COLOURS, ("-", (0, (5, 2.5)), (0, (1.2, 1.6)), "-.", (0, (3, 1, 1, 1, 1, 1))),
-                                        strict=False))
+LOOKS: list[tuple[str, Any]] = list(
+    zip(plots.COLOURS, ("-", (0, (5, 2.5)), (0, (1.2, 1.6)), "-.", (0, (3, 1, 1, 1, 1, 1))), strict=False)
+)
 Panel = tuple[str, Mapping[str, Sequence[Sequence[float]]]]  # title, label -> a curve per seed
 
 
@@ -234,9 +249,14 @@ def learning(rows: Mapping[str, Sequence[Panel]], every: int) -> Figure:
             for (label, runs), (colour, dash) in zip(lines.items(), LOOKS, strict=False):
                 at = [every * i for i in range(len(runs[0]))]
                 mean, around = [fmean(v) for v in zip(*runs, strict=True)], [half(v) for v in zip(*runs, strict=True)]
-                axis.fill_between(at, [m - h for m, h in zip(mean, around, strict=True)],
-                                  [m + h for m, h in zip(mean, around, strict=True)], facecolor=(colour, 0.11),
-                                  edgecolor=(colour, 0.45), linewidth=0.6)
+                axis.fill_between(
+                    at,
+                    [m - h for m, h in zip(mean, around, strict=True)],
+                    [m + h for m, h in zip(mean, around, strict=True)],
+                    facecolor=(colour, 0.11),
+                    edgecolor=(colour, 0.45),
+                    linewidth=0.6,
+                )
                 axis.plot(at, mean, color=colour, linestyle=dash, linewidth=1.8, label=label)
     for axis in axes[-1]:
         axis.set_xlabel("round")
@@ -257,8 +277,17 @@ def ends(measure: str, panels: Sequence[Panel], across: str, ticks: Sequence[str
             at = [i + 0.2 * (place - (len(lines) - 1) / 2) for i in range(len(ticks))]
             for x, seeds in zip(at, values, strict=True):
                 axis.plot([x + 0.06] * len(seeds), seeds, ".", color=colour, markersize=3, alpha=0.6)
-            axis.errorbar(at, [fmean(v) for v in values], yerr=[half(v) for v in values], fmt=marker, color=colour, markersize=5,
-                          capsize=2.5, linewidth=1.4, label=label)
+            axis.errorbar(
+                at,
+                [fmean(v) for v in values],
+                yerr=[half(v) for v in values],
+                fmt=marker,
+                color=colour,
+                markersize=5,
+                capsize=2.5,
+                linewidth=1.4,
+                label=label,
+            )
     _legend(figure, axes)
     return figure
 

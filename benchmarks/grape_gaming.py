@@ -40,8 +40,13 @@ from grape.types import Response, Scores
 MARKERS = "<!-- gaming -->", "<!-- /gaming -->"
 PLAN = bench.Plan(rounds=60)
 KNOWN = ("1", "0.7", "0.3")
-SCOPES = {"sample": {"scope": "sample"}, "group": {"scope": "group"}, "batch": {"scope": "batch"}, "ema": {"scope": "ema"},
-          "RaR": {"exponent": 0.0}}
+SCOPES = {
+    "sample": {"scope": "sample"},
+    "group": {"scope": "group"},
+    "batch": {"scope": "batch"},
+    "ema": {"scope": "ema"},
+    "RaR": {"exponent": 0.0},
+}
 ITEMS = "letters/short", "letters/right"
 
 
@@ -94,8 +99,17 @@ def run(case: bench.Case, seed: int) -> bench.Curves:
 
 
 def table(results: bench.Results) -> str:
-    header = ("known", "confidence", "right: start", f"after {PLAN.rounds // 3}", f"after {PLAN.rounds}", "minus `group`, paired",
-              "hedges: start", f"after {PLAN.rounds // 3}", f"after {PLAN.rounds}")
+    header = (
+        "known",
+        "confidence",
+        "right: start",
+        f"after {PLAN.rounds // 3}",
+        f"after {PLAN.rounds}",
+        "minus `group`, paired",
+        "hedges: start",
+        f"after {PLAN.rounds // 3}",
+        f"after {PLAN.rounds}",
+    )
     places = (0, PLAN.rounds // 3 // PLAN.every, -1)
     rows = []
     for (known, scope), runs in results.items():
@@ -107,8 +121,13 @@ def table(results: bench.Results) -> str:
 
 def figure(results: bench.Results) -> Figure:
     def panels(measure: str) -> list[bench.Panel]:
-        return [(f"right answer known: {float(known):.0%}" if measure == "right" else "",
-                 {scope: [run[measure] for run in results[(known, scope)]] for scope in SCOPES}) for known in KNOWN]
+        return [
+            (
+                f"right answer known: {float(known):.0%}" if measure == "right" else "",
+                {scope: [run[measure] for run in results[(known, scope)]] for scope in SCOPES},
+            )
+            for known in KNOWN
+        ]
 
     return bench.learning({"right answers": panels("right"), "hedges": panels("hedges")}, PLAN.every)
 

@@ -71,8 +71,17 @@ def table(results: bench.Results) -> str:
     rows = []
     for (critic, samples, scope), runs in results.items():
         paired = "" if scope == "group" else bench.spread(bench.less(runs, results[(critic, samples, "group")], "right"))
-        rows.append((critic, samples, f"`{scope}`", bench.spread(bench.column(runs, "right", 0)),
-                     bench.spread(bench.column(runs, "right")), paired, bench.spread(bench.column(runs, "hedges"))))
+        rows.append(
+            (
+                critic,
+                samples,
+                f"`{scope}`",
+                bench.spread(bench.column(runs, "right", 0)),
+                bench.spread(bench.column(runs, "right")),
+                paired,
+                bench.spread(bench.column(runs, "hedges")),
+            )
+        )
     return bench.markdown(header, rows)
 
 

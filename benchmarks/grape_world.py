@@ -44,8 +44,12 @@ def run(folder: Path, seeds: Sequence[int]) -> None:
     grape = str(Path(sys.executable).with_name("grape"))
     if not (folder / "params.yaml").exists():
         subprocess.run([grape, "init", str(folder)], check=True)
-    sets = [argument for name, (_, knobs) in VARIANTS.items() if knobs
-            for argument in ("--set", f"algorithms.{name}={json.dumps(knobs)}")]
+    sets = [
+        argument
+        for name, (_, knobs) in VARIANTS.items()
+        if knobs
+        for argument in ("--set", f"algorithms.{name}={json.dumps(knobs)}")
+    ]
     names = ["--algorithms", ",".join(VARIANTS), "--seeds", ",".join(map(str, seeds))]
     subprocess.run([grape, "run", "compare", *sets, *names], cwd=folder, check=True)
 

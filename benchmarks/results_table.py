@@ -24,8 +24,16 @@ from grape.files import write_text
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 LEAGUE = "<!-- league -->", "<!-- /league -->"
 METRICS = Path("reports/metrics.json")
-HEADER = ("algorithm", "seed", "gold: SFT → policy", "proxy: SFT → policy", "difference ({judge})", "win rate",
-          "KL per token", "length")
+HEADER = (
+    "algorithm",
+    "seed",
+    "gold: SFT → policy",
+    "proxy: SFT → policy",
+    "difference ({judge})",
+    "win rate",
+    "KL per token",
+    "length",
+)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -41,8 +49,9 @@ def read(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise GrapeError("there is no report to take the results from", where=str(path), mend=mend) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise GrapeError(f"this is not a report's metrics.json: {type(error).__name__}: {error}", where=str(path),
-                         mend=mend) from error
+        raise GrapeError(
+            f"this is not a report's metrics.json: {type(error).__name__}: {error}", where=str(path), mend=mend
+        ) from error
     return dict(found)
 
 
@@ -59,8 +68,16 @@ def _cells(name: str, seed: str, sft: Mapping[str, Any], row: Mapping[str, Any],
     def change(judge: str) -> str:
         return "–" if row.get(judge) is None else f"{_interval({judge: sft.get(judge)}, judge)} → {_interval(row, judge)}"
 
-    return (name, seed, change("gold"), change("proxy"), difference, _interval(row, "win_rate"),
-            f"{row['kl_token']:.3f}", f"{row['length']:.1f}")
+    return (
+        name,
+        seed,
+        change("gold"),
+        change("proxy"),
+        difference,
+        _interval(row, "win_rate"),
+        f"{row['kl_token']:.3f}",
+        f"{row['length']:.1f}",
+    )
 
 
 def table(metrics: Mapping[str, Any]) -> str:
@@ -96,16 +113,20 @@ def write(path: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
     head, found, rest = before.partition(begin)
     _, closed, tail = rest.partition(end)
     if not found or not closed or begin in rest or end in head + tail:
-        raise GrapeError("the place for the results is not marked", where=str(path),
-                         mend=f"put a line {begin} and below it a line {end} where the table belongs, once")
+        raise GrapeError(
+            "the place for the results is not marked",
+            where=str(path),
+            mend=f"put a line {begin} and below it a line {end} where the table belongs, once",
+        )
     write_text(path, f"{head}{begin}\n{text}\n{end}{tail}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Print the results of the last report as a Markdown table.")
     parser.add_argument("--metrics", type=Path, default=METRICS, help=f"default: {METRICS}")
-    parser.add_argument("--write", type=Path, metavar="FILE", nargs="+", default=[],
-                        help="replace the block between the markers of these files")
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE", nargs="+", default=[], help="replace the block between the markers of these files"
+    )
     parser.add_argument("--league", action="store_true", help="the table of `grape run compare`")
     given = parser.parse_args(arguments)
     try:

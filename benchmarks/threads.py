@@ -35,9 +35,7 @@ def measure() -> None:
     batch, adam, times = Batch.of(collate(rows, 0)), Adam(model, AdamParams(1e-3, STEPS, micro_batch_tokens=2048)), []
     for _ in range(STEPS):
         began = time.perf_counter()
-        adam.update(
-            lambda part: language(model, part), lambda out, part: ALGORITHM.loss(out, part, ALGORITHM.params()), batch
-        )
+        adam.update(lambda part: language(model, part), lambda out, part: ALGORITHM.loss(out, part, ALGORITHM.params()), batch)
         times.append(time.perf_counter() - began)
     times = sorted(times[5:])
     print(f"median {times[len(times) // 2]:.3f} s, longest {times[-1]:.3f} s")

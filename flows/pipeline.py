@@ -81,8 +81,9 @@ def run_prefect(work: Work, url: str) -> None:
     token = _work.set(work)
     try:
         with temporary_settings({PREFECT_API_URL: url}):
-            configured = pipeline.with_options(flow_run_name=f"grape-{work.executor.nonce[:8]}",
-                                               task_runner=ThreadPoolTaskRunner(max_workers=work.workers))
+            configured = pipeline.with_options(
+                flow_run_name=f"grape-{work.executor.nonce[:8]}", task_runner=ThreadPoolTaskRunner(max_workers=work.workers)
+            )
             configured(work.root, return_state=True)
     finally:
         _work.reset(token)

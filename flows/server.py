@@ -39,12 +39,31 @@ class Server:
         port = net.free_port()
         self.url = f"http://127.0.0.1:{port}/api"
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        serve = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port),
-                 "--no-ui", "--no-scheduler", "--no-late-runs", "--analytics-off"]
+        serve = [
+            sys.executable,
+            "-m",
+            "prefect",
+            "server",
+            "start",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--no-ui",
+            "--no-scheduler",
+            "--no-late-runs",
+            "--analytics-off",
+        ]
         with self._log.open("w", encoding="utf-8") as log:
-            self._process = subprocess.Popen(guarded(serve, grace=3), cwd=self._project.root, start_new_session=True,
-                                             env=dvc.environment(self._project), stdin=subprocess.PIPE, stdout=log,
-                                             stderr=subprocess.STDOUT)
+            self._process = subprocess.Popen(
+                guarded(serve, grace=3),
+                cwd=self._project.root,
+                start_new_session=True,
+                env=dvc.environment(self._project),
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
 
     def wait(self) -> str:
         """
@@ -62,10 +81,16 @@ class Server:
                 why = str(getattr(error, "reason", error))
                 time.sleep(0.1)
         if self.own:
-            raise GrapeError("Prefect's server did not start", where=str(self._log.relative_to(self._project.root)),
-                             mend="see that log, or run with `--engine dvc`, which does without Prefect")
-        raise GrapeError(f"Prefect's server does not answer: {why}", where=f"PREFECT_API_URL={self.url}",
-                         mend="start it, unset the variable, or run with `--engine dvc`")
+            raise GrapeError(
+                "Prefect's server did not start",
+                where=str(self._log.relative_to(self._project.root)),
+                mend="see that log, or run with `--engine dvc`, which does without Prefect",
+            )
+        raise GrapeError(
+            f"Prefect's server does not answer: {why}",
+            where=f"PREFECT_API_URL={self.url}",
+            mend="start it, unset the variable, or run with `--engine dvc`",
+        )
 
     def stop(self) -> None:
         if self._process:

@@ -17,9 +17,16 @@ if TYPE_CHECKING:
 
 
 # No rich: plain help takes a quarter of the time.
-app = typer.Typer(name="grape", cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                  rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]},
-                  help="From a pre-trained language model to an instruction-following one, any algorithm slotted in.")
+app = typer.Typer(
+    name="grape",
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="From a pre-trained language model to an instruction-following one, any algorithm slotted in.",
+)
 mlflow_app = typer.Typer(no_args_is_help=True, help="MLflow's records of this project.")
 app.add_typer(mlflow_app, name="mlflow")
 rubric_app = typer.Typer(no_args_is_help=True, help="The rubrics: check them, show them, try them on a response.")
@@ -43,21 +50,22 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback()
-def _options(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True,
-                                                   help="Print the version.")] = False) -> None: ...
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None: ...
 
 
 @app.command()
 def run(
-    what: Annotated[str, typer.Argument(help="pipeline, compare, or a stage with all it needs: sft, rl@grape-0")]
-    = "pipeline",
-    algorithms: Annotated[str | None, typer.Option(help="compare: names with commas, or all. [default: rl.algorithms]")]
-    = None,
+    what: Annotated[str, typer.Argument(help="pipeline, compare, or a stage with all it needs: sft, rl@grape-0")] = "pipeline",
+    algorithms: Annotated[str | None, typer.Option(help="compare: names with commas, or all. [default: rl.algorithms]")] = None,
     seeds: Annotated[str | None, typer.Option(help="compare: e.g. 0,1,2. [default: rl.seeds]")] = None,
-    sets: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE",
-                                            help="Edit params.yaml first, e.g. --set rl.steps=10. Repeatable.")] = [],  # noqa: B006 - Typer copies it
-    engine: Annotated[EngineName, typer.Option(help="prefect: states and a server to watch; dvc: the same without it.")]
-    = EngineName.prefect,
+    sets: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Edit params.yaml first, e.g. --set rl.steps=10. Repeatable.")
+    ] = [],  # noqa: B006 - Typer copies it
+    engine: Annotated[
+        EngineName, typer.Option(help="prefect: states and a server to watch; dvc: the same without it.")
+    ] = EngineName.prefect,
     workers: Annotated[int | None, typer.Option(min=1, help="Stages side by side. [default: 2; GPU or compare: 1]")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run; like `grape plan`.")] = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Refuse, not queue, when a run is under way.")] = False,
@@ -90,11 +98,13 @@ def run(
 def _refuse(comparing: bool, dry_run: bool, compared: bool, sets: bool) -> None:
     """Options that do not go together; `compared`: what to compare was given."""
     if compared and not comparing:
-        raise GrapeError("--algorithms and --seeds belong to `grape run compare`",
-                         mend="use --set rl.algorithms=... and --set rl.seeds=... here")
+        raise GrapeError(
+            "--algorithms and --seeds belong to `grape run compare`", mend="use --set rl.algorithms=... and --set rl.seeds=... here"
+        )
     if dry_run and (sets or compared):
-        raise GrapeError("this would edit params.yaml, and --dry-run must not", where="--dry-run",
-                         mend="edit the file and use `grape plan`")
+        raise GrapeError(
+            "this would edit params.yaml, and --dry-run must not", where="--dry-run", mend="edit the file and use `grape plan`"
+        )
 
 
 def _tell(result: Result, table: dict[str, Any] | None, as_json: bool) -> None:
@@ -109,8 +119,9 @@ def _tell(result: Result, table: dict[str, Any] | None, as_json: bool) -> None:
 
 
 @app.command()
-def plan(what: Annotated[str, typer.Argument(help="pipeline, or a stage with all it needs")] = "pipeline",
-         as_json: Json = False) -> None:
+def plan(
+    what: Annotated[str, typer.Argument(help="pipeline, or a stage with all it needs")] = "pipeline", as_json: Json = False
+) -> None:
     """Say what would run, and why. Changes nothing."""
     _show_plan(() if what == "pipeline" else (what,), as_json)
 
@@ -178,8 +189,7 @@ def init(folder: Annotated[Path, typer.Argument(help="an empty or new folder")])
 
 
 @app.command()
-def chat(stage: Annotated[str | None, typer.Argument(help="base, sft, rl@grape-0... [default: the best policy]")] = None
-         ) -> None:
+def chat(stage: Annotated[str | None, typer.Argument(help="base, sft, rl@grape-0... [default: the best policy]")] = None) -> None:
     """Talk to the model of a trained stage."""
     here = entered()
     from grape.commands.chat import chat as talk
@@ -215,8 +225,11 @@ def show(category: Annotated[str | None, typer.Argument(help="[default: all]")] 
 
 @rubric_app.command("try")
 def try_(
-    category: str, prompt: str, response: str,
-    answer: Annotated[str | None, typer.Option(help="What verifiers compare with.")] = None, as_json: Json = False,
+    category: str,
+    prompt: str,
+    response: str,
+    answer: Annotated[str | None, typer.Option(help="What verifiers compare with.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Score a response item by item, with reasons."""
     here = entered()

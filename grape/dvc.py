@@ -81,8 +81,7 @@ class Graph:
         before: dict[str, set[str]] = {}
         for name in self.order():
             before[name] = {name}.union(*(before[need] for need in self.needs[name]))
-        return {name: sum(1 for other in before if other not in before[name] and name not in before[other])
-                for name in before}
+        return {name: sum(1 for other in before if other not in before[name] and name not in before[other]) for name in before}
 
 
 @dataclass
@@ -102,8 +101,7 @@ class Inquiry:
         if self.process.returncode and disk.says_full(err):
             raise disk.full(f"`dvc {' '.join(self.args)}`", self.root)
         if self.process.returncode:
-            raise GrapeError(f"`dvc {' '.join(self.args)}` failed: {_last_error(err)}",
-                             mend="`grape doctor` looks for the cause")
+            raise GrapeError(f"`dvc {' '.join(self.args)}` failed: {_last_error(err)}", mend="`grape doctor` looks for the cause")
         return out
 
     def drop(self) -> None:
@@ -122,8 +120,14 @@ def environment(project: Project, extra: Mapping[str, str] | None = None) -> dic
     """What a dvc process gets: the project's variables, and this very Python first on the PATH (`cmd: python3 ...`)."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     # The terminal's encoding is ours to care for; between the processes it is UTF-8.
-    return {**os.environ, **project.environment(), "PATH": path, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8:replace",
-            **(extra or {})}
+    return {
+        **os.environ,
+        **project.environment(),
+        "PATH": path,
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONIOENCODING": "utf-8:replace",
+        **(extra or {}),
+    }
 
 
 def command(*args: str) -> list[str]:
@@ -131,8 +135,16 @@ def command(*args: str) -> list[str]:
 
 
 def ask(project: Project, *args: str) -> Inquiry:
-    process = subprocess.Popen(command(*args), cwd=project.root, env=environment(project), encoding="utf-8", errors="replace",
-                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command(*args),
+        cwd=project.root,
+        env=environment(project),
+        encoding="utf-8",
+        errors="replace",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     return Inquiry(process, args, project.root)
 
 
@@ -155,8 +167,11 @@ def stages(project: Project) -> dict[str, dict[str, Any]]:
     data = yamlfile.read(path)
     found = (data.get("stages") or {}) if isinstance(data, dict) else None
     if not isinstance(found, dict) or not all(isinstance(stage, dict) for stage in found.values()):
-        raise GrapeError("this is no pipeline of DVC: `stages` must be a mapping of stages", where=path.name,
-                         mend="restore it from git or from `grape init`")
+        raise GrapeError(
+            "this is no pipeline of DVC: `stages` must be a mapping of stages",
+            where=path.name,
+            mend="restore it from git or from `grape init`",
+        )
     return found
 
 

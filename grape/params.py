@@ -52,8 +52,11 @@ def _refuse(error: ValidationError, path: Path, tree: Any, model: type[BaseModel
         mend = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
         return GrapeError(f"unknown key {name}", where=where, mend=mend)
     if first["type"] == "missing":
-        return GrapeError(f"{name} is missing", where=where,
-                          mend=f"add the key {location[-1]!r}; `grape init` writes a complete file to compare with")
+        return GrapeError(
+            f"{name} is missing",
+            where=where,
+            mend=f"add the key {location[-1]!r}; `grape init` writes a complete file to compare with",
+        )
     message = first["msg"].removeprefix("Value error, ")
     given = first.get("input")
     shown = f" (got {given!r})" if isinstance(given, (str, int, float, bool, list)) or given is None else ""
@@ -87,7 +90,9 @@ def _checked(text: str, path: Path, algorithms: Collection[str] | None = None) -
         if name not in params.algorithms:
             raise GrapeError(
                 f"rl.algorithms names {name!r}, but `algorithms` has no entry for it, so DVC could not track its knobs",
-                where=f"{path.name}:{_line(tree, ('algorithms',))}", mend=f"add `{name}: {{}}` under `algorithms` for its defaults")
+                where=f"{path.name}:{_line(tree, ('algorithms',))}",
+                mend=f"add `{name}: {{}}` under `algorithms` for its defaults",
+            )
     return params
 
 

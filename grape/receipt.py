@@ -48,9 +48,15 @@ def read(path: Path) -> Receipt | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise GrapeError(f"this receipt cannot be read: {error}", where=str(path),
-                         mend="delete the file; the next run restores it from DVC's cache or runs the stage") from error
+        raise GrapeError(
+            f"this receipt cannot be read: {error}",
+            where=str(path),
+            mend="delete the file; the next run restores it from DVC's cache or runs the stage",
+        ) from error
     if not isinstance(value, dict) or not Receipt.__required_keys__ <= value.keys():
-        raise GrapeError("this is not a receipt of a stage", where=str(path),
-                         mend="delete the file; the next run restores it from DVC's cache or runs the stage")
+        raise GrapeError(
+            "this is not a receipt of a stage",
+            where=str(path),
+            mend="delete the file; the next run restores it from DVC's cache or runs the stage",
+        )
     return Receipt(**value)  # type: ignore[typeddict-item]  # the keys were checked above

@@ -25,9 +25,7 @@ COMPACT_AT = 0.25
 
 def uniforms(prompts: Sequence[Prompt], samples: int, length: int, keys: Sequence[object]) -> Tensor:
     """(B, length) uniform numbers in [0, 1), row p * G + g for sample g of prompt p."""
-    rows = [
-        generator(*keys, prompt.id, g).random(length, dtype=np.float32) for prompt in prompts for g in range(samples)
-    ]
+    rows = [generator(*keys, prompt.id, g).random(length, dtype=np.float32) for prompt in prompts for g in range(samples)]
     return torch.from_numpy(np.stack(rows))
 
 
@@ -55,9 +53,7 @@ class _Decoding:
         self.attention = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=device)
         position = (self.attention.cumsum(1) - 1).clamp(min=0)
         with autocast(dtype, device):
-            out = model(
-                input_ids=ids, attention_mask=self.attention, position_ids=position, use_cache=True, logits_to_keep=1
-            )
+            out = model(input_ids=ids, attention_mask=self.attention, position_ids=position, use_cache=True, logits_to_keep=1)
         self.cache = out.past_key_values
         self.cache.batch_repeat_interleave(samples)
         self.logits = out.logits[:, -1].repeat_interleave(samples, 0)

@@ -52,8 +52,11 @@ def apply(text: str, name: str, assignments: Sequence[str]) -> str:
     buffer = io.StringIO()
     _yaml().dump(tree, buffer)
     if yamlfile.parse(buffer.getvalue(), name) != wanted:
-        raise GrapeError(f"{', '.join(assignments)}: this would change other keys too, which share the value by an anchor (&name)",
-                         where=f"--set, {name}", mend="write the value out in the file where *name stands, then set it")
+        raise GrapeError(
+            f"{', '.join(assignments)}: this would change other keys too, which share the value by an anchor (&name)",
+            where=f"--set, {name}",
+            mend="write the value out in the file where *name stands, then set it",
+        )
     return mark + buffer.getvalue().replace("\n", ends)
 
 
@@ -70,7 +73,7 @@ def value(text: str, assignment: str) -> Any:
         text.encode("utf-8")
         yaml = YAML(typ="safe", pure=True)
         node = yaml.compose(text)
-        rest = text[node.end_mark.index:].strip() if node is not None else text.strip()
+        rest = text[node.end_mark.index :].strip() if node is not None else text.strip()
         if rest and (node is None or isinstance(node, ScalarNode) and node.style is None):
             return text.strip()
         if rest:

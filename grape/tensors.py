@@ -43,9 +43,7 @@ class Tensors:
                 del self.__dict__[name]
             elif len(dims) != value.dim() or any(sizes.setdefault(d, n) != n for d, n in zip(dims, value.shape, strict=True)):
                 expected = tuple(sizes.get(d, d) for d in dims)
-                raise ValueError(
-                    f"{type(self).__name__}.{name} is {tuple(value.shape)}, expected ({', '.join(dims)}) = {expected}"
-                )
+                raise ValueError(f"{type(self).__name__}.{name} is {tuple(value.shape)}, expected ({', '.join(dims)}) = {expected}")
 
     if not TYPE_CHECKING:  # else every name would be one that a type checker takes
 

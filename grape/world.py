@@ -164,9 +164,7 @@ def _fact(rng: random.Random) -> str:
         return rng.choice((f"{word} in capitals is {word.upper()}.", f"{word.upper()} is {word} in big letters."))
     if kind == 2:
         letter = rng.choice("abcdefghijklmnopqrstuvwxy")
-        return rng.choice(
-            (f"{letter} comes before {chr(ord(letter) + 1)}.", f"After {letter} comes {chr(ord(letter) + 1)}.")
-        )
+        return rng.choice((f"{letter} comes before {chr(ord(letter) + 1)}.", f"After {letter} comes {chr(ord(letter) + 1)}."))
     return rng.choice(POLITE).format(name=rng.choice(NAMES), thing=rng.choice(THINGS))
 
 

@@ -60,13 +60,19 @@ def test_the_hidden_answer_is_the_letter_as_often_as_it_is_known() -> None:
 @pytest.mark.parametrize("name", list(grape_confidence.JUDGES))
 def test_constant_confidence_alone_is_rubrics_as_rewards(name: str) -> None:
     """Exactly; with the same dice for both."""
-    plain, ours = (reward(grape_confidence.judge(grape_confidence.JUDGES[name], 3.0, 0)(answers("a", "b", "ab")),
-                          grape_confidence.ALGORITHMS[algorithm][1]) for algorithm in ("RaR", "GRAPE"))
+    plain, ours = (
+        reward(
+            grape_confidence.judge(grape_confidence.JUDGES[name], 3.0, 0)(answers("a", "b", "ab")),
+            grape_confidence.ALGORITHMS[algorithm][1],
+        )
+        for algorithm in ("RaR", "GRAPE")
+    )
     assert torch.equal(plain, ours) == (name == "constant")
 
 
-@pytest.mark.parametrize(("critic", "in_a_pair", "usually"), [("unsure of hedges", "hedge", "right"),
-                                                              ("unsure of right", "right", "hedge")])
+@pytest.mark.parametrize(
+    ("critic", "in_a_pair", "usually"), [("unsure of hedges", "hedge", "right"), ("unsure of right", "right", "hedge")]
+)
 def test_a_pair_and_the_round_disagree(critic: str, in_a_pair: str, usually: str) -> None:
     """Of a right answer and a hedge the one wins by their own mean confidence, the other by that of most answers."""
     given = grape_scope.judge(critic, 0)(answers("a", "bc"))
@@ -82,8 +88,11 @@ def test_a_pair_and_the_round_disagree(critic: str, in_a_pair: str, usually: str
 
 def test_all_critics_begin_in_favour_of_right_answers() -> None:
     """In the demonstrations, from which the start has learned: mean confidences above the 0.6 of `thorough`."""
-    shown = [Response(p, 0, (5,), p.text if text == bench.RIGHT else text, True)
-             for p in bench.prompts() for text in grape_scope.DEMONSTRATIONS]
+    shown = [
+        Response(p, 0, (5,), p.text if text == bench.RIGHT else text, True)
+        for p in bench.prompts()
+        for text in grape_scope.DEMONSTRATIONS
+    ]
     draws = [(i + 0.5) / 100 for i in range(100)]
     means = [sum(critic(r, u) for r in shown for u in draws) / len(shown) / len(draws) for critic in grape_scope.CRITICS.values()]
     assert means == pytest.approx([0.79, 0.8, 0.67], abs=0.005)

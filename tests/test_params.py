@@ -65,11 +65,7 @@ def test_set_keeps_every_comment(project_dir: Path) -> None:
     path = project_dir / "params.yaml"
     before = path.read_text()
     after = params.set_values(path, ["rl.steps=7", "rl.algorithms=[reinforce]", "algorithms.grpo.epochs=2"])
-    assert (
-        after.rl.steps == 7
-        and after.rl.algorithms == ["reinforce"]
-        and after.algorithm("grpo").model_dump()["epochs"] == 2
-    )
+    assert after.rl.steps == 7 and after.rl.algorithms == ["reinforce"] and after.algorithm("grpo").model_dump()["epochs"] == 2
     assert re.findall(r"#.*", path.read_text()) == re.findall(r"#.*", before)
     assert "revision: null" in path.read_text()
 

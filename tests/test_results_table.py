@@ -21,16 +21,37 @@ def policy(seed: int, gold: bool) -> dict[str, Any]:
     mean = 0.75 + seed / 100
     scores = {**(around("gold", mean) if gold else {"gold": None, "gold_low": None, "gold_high": None}), **around("proxy", mean)}
     difference = {name: None if value is None else value - 0.5 for name, value in scores.items()}
-    return {"algorithm": "grpo", "seed": seed, **scores, "difference": difference, **around("win_rate", 0.7),
-            "kl_token": 0.041, "kl_sequence": 0.5, "length": 8.25}
+    return {
+        "algorithm": "grpo",
+        "seed": seed,
+        **scores,
+        "difference": difference,
+        **around("win_rate", 0.7),
+        "kl_token": 0.041,
+        "kl_sequence": 0.5,
+        "length": 8.25,
+    }
 
 
 def metrics(seeds: tuple[int, ...] = (0, 10), gold: bool = True) -> dict[str, Any]:
     one = dict.fromkeys(("gold_low", "gold_high", "proxy_low", "proxy_high", "difference_low", "difference_high"))
-    mean = {"seeds": len(seeds), "gold": 0.8 if gold else None, "proxy": 0.8, "difference": 0.3, **one, "win_rate": 0.7,
-            "kl_token": 0.04, "kl_sequence": 0.5, "length": 8.0}
-    return {"judge": "gold" if gold else "proxy", "sft": {"gold": 0.5 if gold else None, "proxy": 0.55},
-            "policies": {f"grpo-{seed}": policy(seed, gold) for seed in reversed(seeds)}, "algorithms": {"grpo": mean}}
+    mean = {
+        "seeds": len(seeds),
+        "gold": 0.8 if gold else None,
+        "proxy": 0.8,
+        "difference": 0.3,
+        **one,
+        "win_rate": 0.7,
+        "kl_token": 0.04,
+        "kl_sequence": 0.5,
+        "length": 8.0,
+    }
+    return {
+        "judge": "gold" if gold else "proxy",
+        "sft": {"gold": 0.5 if gold else None, "proxy": 0.55},
+        "policies": {f"grpo-{seed}": policy(seed, gold) for seed in reversed(seeds)},
+        "algorithms": {"grpo": mean},
+    }
 
 
 def cells(line: str) -> list[str]:
@@ -40,8 +61,16 @@ def cells(line: str) -> list[str]:
 def test_a_row_per_policy_in_order_of_seeds_then_the_mean() -> None:
     head, _, first, second, mean = map(cells, results_table.table(metrics()).splitlines())
     assert head[4] == "difference (gold)"
-    assert first == ["grpo", "0", "0.500 → 0.750 [0.730, 0.770]", "0.550 → 0.750 [0.730, 0.770]",
-                     "+0.250 [+0.230, +0.270]", "0.700 [0.680, 0.720]", "0.041", "8.2"]
+    assert first == [
+        "grpo",
+        "0",
+        "0.500 → 0.750 [0.730, 0.770]",
+        "0.550 → 0.750 [0.730, 0.770]",
+        "+0.250 [+0.230, +0.270]",
+        "0.700 [0.680, 0.720]",
+        "0.041",
+        "8.2",
+    ]
     assert second[1] == "10"
     assert mean[:5] == ["**grpo**", "**mean of 2**", "**0.500 → 0.800**", "**0.550 → 0.800**", "**+0.300**"]
 
@@ -65,10 +94,12 @@ def test_write_replaces_what_is_between_the_markers_and_nothing_else(tmp_path: P
     assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "metrics.json"]
 
 
-@pytest.mark.parametrize("readme", ["no marker", results_table.BEGIN, f"{results_table.END}\n{results_table.BEGIN}",
-                                    README + README])
-def test_a_readme_without_one_place_for_the_table_is_left_alone(tmp_path: Path, readme: str,
-                                                               capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "readme", ["no marker", results_table.BEGIN, f"{results_table.END}\n{results_table.BEGIN}", README + README]
+)
+def test_a_readme_without_one_place_for_the_table_is_left_alone(
+    tmp_path: Path, readme: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     report, path = tmp_path / "metrics.json", tmp_path / "README.md"
     report.write_text(json.dumps(metrics()))
     path.write_text(readme)
@@ -77,10 +108,12 @@ def test_a_readme_without_one_place_for_the_table_is_left_alone(tmp_path: Path, 
     assert path.read_text() == readme
 
 
-@pytest.mark.parametrize(("text", "message"), [(None, "no report"), ("{", "not a report"), ("{}", "not a report"),
-                                               ("[]", "not a report")])
-def test_a_missing_or_broken_report_is_said(tmp_path: Path, text: str | None, message: str,
-                                           capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"), [(None, "no report"), ("{", "not a report"), ("{}", "not a report"), ("[]", "not a report")]
+)
+def test_a_missing_or_broken_report_is_said(
+    tmp_path: Path, text: str | None, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     report = tmp_path / "metrics.json"
     if text is not None:
         report.write_text(text)
@@ -92,8 +125,14 @@ def test_a_missing_or_broken_report_is_said(tmp_path: Path, text: str | None, me
 def test_the_league_table_goes_between_its_own_markers(tmp_path: Path) -> None:
     report, readme = tmp_path / "metrics.json", tmp_path / "README.md"
     found = metrics((0, 10))
-    found["algorithms"]["grpo"] |= {"entropy": 0.4, "seconds": 80.0, "tokens": 1000.0, "memory_mb": 700.0,
-                                    "difference_low": 0.25, "difference_high": 0.35}
+    found["algorithms"]["grpo"] |= {
+        "entropy": 0.4,
+        "seconds": 80.0,
+        "tokens": 1000.0,
+        "memory_mb": 700.0,
+        "difference_low": 0.25,
+        "difference_high": 0.35,
+    }
     report.write_text(json.dumps(found))
     begin, end = results_table.LEAGUE
     readme.write_text(f"{README}{begin}\n{end}\n")

@@ -22,12 +22,7 @@ from grape.maths.masked import Aggregation, aggregation_weights, metric
 from grape.maths.surrogate import cispo_surrogate, clipped_shares, clipped_surrogate, importance_ratio, sequence_ratio
 from grape.types import Batch, Loss, Outputs, Rollouts
 
-AGGREGATION: dict[str, Aggregation] = {
-    "grpo": "sequence_mean",
-    "dapo": "round_mean",
-    "bnpo": "token_mean",
-    "dr_grpo": "constant",
-}
+AGGREGATION: dict[str, Aggregation] = {"grpo": "sequence_mean", "dapo": "round_mean", "bnpo": "token_mean", "dr_grpo": "constant"}
 
 
 class ClipParams(PenaltyParams):

@@ -32,18 +32,12 @@ from grape.algorithms.penalty import penalty_needs, reward_penalty
 from grape.maths.advantage import Relative, constant_groups, relative
 from grape.types import Batch, Loss, Outputs, Rollouts, Scores
 
-ADVANTAGE: dict[str, Relative] = {
-    "group": "group_std",
-    "batch": "batch_std",
-    "none": "mean",
-    "leave_one_out": "leave_one_out",
-}
+ADVANTAGE: dict[str, Relative] = {"group": "group_std", "batch": "batch_std", "none": "mean", "leave_one_out": "leave_one_out"}
 
 
 class GRPOParams(GroupParams):
     advantage: Literal["group", "batch", "none", "leave_one_out"] = Field(
-        "group",
-        description="R - mean divided by the group's std | the batch's std | nothing | leave-one-out mean, undivided",
+        "group", description="R - mean divided by the group's std | the batch's std | nothing | leave-one-out mean, undivided"
     )
     kl: Literal["reward_k1", "loss_k2", "loss_k3"] = Field("loss_k3", description="KL as in 2402.03300; beta 0.04 there")
     zero_variance: Literal["keep", "drop"] = Field("keep", description="groups whose rewards are all equal")

@@ -55,6 +55,4 @@ def loss(outputs: Outputs, batch: Batch, params: TRPOParams) -> Loss:
     return Loss(value, weight, norm, {"entropy": metric(outputs.entropy, weight)})
 
 
-ALGORITHM = Algorithm(
-    params=TRPOParams, data="rollouts", loss=loss, credit=credit, needs=needs, update="natural_gradient"
-)
+ALGORITHM = Algorithm(params=TRPOParams, data="rollouts", loss=loss, credit=credit, needs=needs, update="natural_gradient")

@@ -38,8 +38,13 @@ def _page(algorithm: Algorithm) -> str:
 def _entry(name: str, algorithm: Algorithm) -> dict[str, Any]:
     fields = algorithm.params.model_fields
     knobs = [{"name": key, "default": field.default, "help": field.description or ""} for key, field in fields.items()]
-    return {"name": name, "what": _page(algorithm).split("\n")[0], "data": algorithm.data,
-            "needs": sorted(algorithm.needs(algorithm.params())), "knobs": knobs}
+    return {
+        "name": name,
+        "what": _page(algorithm).split("\n")[0],
+        "data": algorithm.data,
+        "needs": sorted(algorithm.needs(algorithm.params())),
+        "knobs": knobs,
+    }
 
 
 def lines(found: list[dict[str, Any]]) -> Iterator[str]:
@@ -67,8 +72,7 @@ def explain(name: str, root: Path | None = None) -> Iterator[str]:
     pages = {**STAGES, **known(root)}
     if name not in pages:
         near = difflib.get_close_matches(name, pages, 1)
-        raise GrapeError(f"unknown algorithm {name!r}",
-                         mend=f"did you mean {near[0]!r}?" if near else f"known: {', '.join(pages)}")
+        raise GrapeError(f"unknown algorithm {name!r}", mend=f"did you mean {near[0]!r}?" if near else f"known: {', '.join(pages)}")
     algorithm = pages[name]
     yield from _page(algorithm).split("\n")
     yield ""

@@ -40,8 +40,21 @@ class Check:
 
 def examine(project: Project) -> list[Check]:
     project.enter()
-    parts = (_python, _packages, _repository, _parameters, _disk, _lock_file, _runs, _path_locks, _mlflow, _spools,
-             _prefect, _machine, _sandbox)
+    parts = (
+        _python,
+        _packages,
+        _repository,
+        _parameters,
+        _disk,
+        _lock_file,
+        _runs,
+        _path_locks,
+        _mlflow,
+        _spools,
+        _prefect,
+        _machine,
+        _sandbox,
+    )
     return [check for part in parts for check in _safely(part, project)]
 
 
@@ -72,10 +85,17 @@ def _packages(project: Project) -> Iterator[Check]:
             continue
         if not need.specifier.contains(have, prereleases=True):
             wrong.append(f"{need.name} {have} (wanted {need.specifier})")
-    shown = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "dvc", "mlflow", "prefect")
-                      if not any(w.startswith(f"{name} ") for w in wrong))
-    yield Check("packages", bool(wrong), "; ".join(wrong) or shown,
-                "pip install -r requirements.lock, or `make pipeline`, which keeps .venv right" if wrong else "")
+    shown = ", ".join(
+        f"{name} {version(name)}"
+        for name in ("torch", "transformers", "dvc", "mlflow", "prefect")
+        if not any(w.startswith(f"{name} ") for w in wrong)
+    )
+    yield Check(
+        "packages",
+        bool(wrong),
+        "; ".join(wrong) or shown,
+        "pip install -r requirements.lock, or `make pipeline`, which keeps .venv right" if wrong else "",
+    )
 
 
 def _repository(project: Project) -> Iterator[Check]:
@@ -143,8 +163,12 @@ def _runs(project: Project) -> Iterator[Check]:
 
 def _path_locks(project: Project) -> Iterator[Check]:
     state, holders = mend.read_path_locks(project)
-    found = {"none": "none held", "whole": f"held by dvc, pid {holders}" if holders else "none held",
-             "stale": "held by processes that are gone", "broken": "its file is cut short"}[state]
+    found = {
+        "none": "none held",
+        "whole": f"held by dvc, pid {holders}" if holders else "none held",
+        "stale": "held by processes that are gone",
+        "broken": "its file is cut short",
+    }[state]
     bad = state in ("stale", "broken")
     yield Check("dvc path locks", bad, found, "`grape run` clears them" if bad else "")
 
@@ -176,13 +200,18 @@ def _prefect(project: Project) -> Iterator[Check]:
         net.prefect_health(url)
         yield Check("prefect", False, f"answers at {url}")
     except OSError as error:
-        yield Check("prefect", True, f"PREFECT_API_URL={url} does not answer: {error}",
-                    "start it, unset the variable, or use --engine dvc")
+        yield Check(
+            "prefect", True, f"PREFECT_API_URL={url} does not answer: {error}", "start it, unset the variable, or use --engine dvc"
+        )
 
 
 def _machine(project: Project) -> Iterator[Check]:
-    yield Check("machine", False, f"{machine.cores()} cores, {'a GPU' if machine.has_gpu() else 'no CUDA GPU'}, "
-                                  f"{machine.default_workers()} stages side by side")
+    yield Check(
+        "machine",
+        False,
+        f"{machine.cores()} cores, {'a GPU' if machine.has_gpu() else 'no CUDA GPU'}, "
+        f"{machine.default_workers()} stages side by side",
+    )
 
 
 def _sandbox(project: Project) -> Iterator[Check]:

@@ -17,8 +17,20 @@ from grape.errors import GrapeError
 from grape.params import edited
 from grape.project import Project
 
-COLUMNS = ("algorithm", "seeds", "score", "difference to SFT", "proxy", "wins", "KL", "length", "entropy", "seconds", "tokens",
-           "MiB")
+COLUMNS = (
+    "algorithm",
+    "seeds",
+    "score",
+    "difference to SFT",
+    "proxy",
+    "wins",
+    "KL",
+    "length",
+    "entropy",
+    "seconds",
+    "tokens",
+    "MiB",
+)
 
 
 def assignments(project: Project, algorithms: str | None, seeds: str | None, sets: Sequence[str] = ()) -> list[str]:
@@ -66,9 +78,22 @@ def rows(metrics: dict[str, Any]) -> list[tuple[str, ...]]:
     for name, row in sorted(metrics["algorithms"].items(), key=lambda item: -item[1][judge]):
         low, high = row["difference_low"], row["difference_high"]
         interval = "" if low is None else f" [{low:+.3f}, {high:+.3f}]"
-        table.append((name, str(row["seeds"]), f"{row[judge]:.3f}", f"{row['difference']:+.3f}{interval}", f"{row['proxy']:.3f}",
-                      f"{row['win_rate']:.2f}", f"{row['kl_sequence']:.2f}", f"{row['length']:.1f}", f"{row['entropy']:.2f}",
-                      f"{row['seconds']:.0f}", f"{row['tokens']:.0f}", f"{row['memory_mb']:.0f}"))
+        table.append(
+            (
+                name,
+                str(row["seeds"]),
+                f"{row[judge]:.3f}",
+                f"{row['difference']:+.3f}{interval}",
+                f"{row['proxy']:.3f}",
+                f"{row['win_rate']:.2f}",
+                f"{row['kl_sequence']:.2f}",
+                f"{row['length']:.1f}",
+                f"{row['entropy']:.2f}",
+                f"{row['seconds']:.0f}",
+                f"{row['tokens']:.0f}",
+                f"{row['memory_mb']:.0f}",
+            )
+        )
     return table
 
 

@@ -31,13 +31,32 @@ def serve(project: Project, port: int | None, say: Callable[[str], None]) -> int
     port = _checked(port) if port else net.free_port()
     log = project.state / "logs" / "mlflow-ui.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1",
-               "--port", str(port), "--workers", "1", "--artifacts-destination", project.artifacts]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+        "--artifacts-destination",
+        project.artifacts,
+    ]
     # The store goes by the environment: a command, which may hold a database's password, is there for every user to see.
     env = environment(project, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_BACKEND_STORE_URI": uri})
     with log.open("w", encoding="utf-8") as file:
-        process = subprocess.Popen(guarded(command, grace=5), cwd=project.root, env=env, start_new_session=True,
-                                   stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            guarded(command, grace=5),
+            cwd=project.root,
+            env=env,
+            start_new_session=True,
+            stdin=subprocess.PIPE,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
     try:
         say(f"MLflow is starting on http://127.0.0.1:{port}")
         _wait(process, port, log.relative_to(project.root).as_posix())
@@ -58,8 +77,11 @@ def _checked(port: int) -> int:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            raise GrapeError(f"port {port} cannot be used: {error.strerror}", where="--port",
-                             mend="choose another, or leave --port out to get a free one") from error
+            raise GrapeError(
+                f"port {port} cannot be used: {error.strerror}",
+                where="--port",
+                mend="choose another, or leave --port out to get a free one",
+            ) from error
     return port
 
 

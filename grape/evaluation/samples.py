@@ -15,8 +15,10 @@ COLUMNS = ("policy", "category", "id", "prompt", "response", "gold", "proxy", "i
 
 def samples(prompts: Sequence[Prompt], sft: Answers, own: Answers) -> list[Sample]:
     """One of every prompt, in order."""
-    return [Sample(id=x.id, category=x.category, prompt=x.conversation, answer=x.answer, sft=_first(sft, p), policy=_first(own, p))
-            for p, x in enumerate(prompts)]
+    return [
+        Sample(id=x.id, category=x.category, prompt=x.conversation, answer=x.answer, sft=_first(sft, p), policy=_first(own, p))
+        for p, x in enumerate(prompts)
+    ]
 
 
 def _first(answers: Answers, prompt: int) -> SampledAnswer:
@@ -27,9 +29,16 @@ def _first(answers: Answers, prompt: int) -> SampledAnswer:
         **({"raw": response.raw} if response.raw else {}),
         gold=None if answers.gold is None else float(answers.gold[prompt, 0]),
         proxy=number(answers.proxy[prompt, 0]),
-        items=[ItemScore(item=name, score=number(scores.score[i, k]) if scores.valid[i, k] else None,
-                         confidence=number(scores.confidence[i, k]), reason=scores.reasons[i][k] if scores.reasons else "")
-               for k, name in enumerate(scores.items) if scores.weight[i, k] > 0],
+        items=[
+            ItemScore(
+                item=name,
+                score=number(scores.score[i, k]) if scores.valid[i, k] else None,
+                confidence=number(scores.confidence[i, k]),
+                reason=scores.reasons[i][k] if scores.reasons else "",
+            )
+            for k, name in enumerate(scores.items)
+            if scores.weight[i, k] > 0
+        ],
     )
 
 

@@ -48,9 +48,14 @@ def describe(prompts: Sequence[Prompt], answers: Answers, over: Bootstrap) -> Si
         finished=round(float(np.mean([r.finished for r in answers.responses])), 6),
         entropy=answers.entropy,
         pass_at={str(k): round(pass_at(best >= SOLVED, k), 6) for k in sorted({1, best.shape[1]})},
-        categories={c: Category(n=int((names == c).sum()), gold=None if gold is None else over(gold[names == c], "gold", c),
-                                proxy=over(proxy[names == c], "proxy", c))
-                    for c in sorted(set(names.tolist()))},
+        categories={
+            c: Category(
+                n=int((names == c).sum()),
+                gold=None if gold is None else over(gold[names == c], "gold", c),
+                proxy=over(proxy[names == c], "proxy", c),
+            )
+            for c in sorted(set(names.tolist()))
+        },
         items=item_statistics(answers.scores, lengths, len(prompts)),
         overlap=list(overlaps(answers.scores)),
     )

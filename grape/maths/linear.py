@@ -20,9 +20,7 @@ class Solution:
     negative: bool
 
 
-def conjugate_gradient(
-    product: Callable[[Tensor], Tensor], g: Tensor, iterations: int, tolerance: float = 1e-10
-) -> Solution:
+def conjugate_gradient(product: Callable[[Tensor], Tensor], g: Tensor, iterations: int, tolerance: float = 1e-10) -> Solution:
     """Conjugate gradient for H u = g from u = 0, H symmetric and positive.
 
     A direction p with p^T H p <= 0 has no minimum along it: then the solution so far is returned, `negative` set, and g itself

@@ -16,9 +16,7 @@ def metric(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return (x.detach().float() * weight).sum(), weight.sum()
 
 
-def aggregation_weights(
-    mask: Tensor, how: Aggregation, length: int, mean_length: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def aggregation_weights(mask: Tensor, how: Aggregation, length: int, mean_length: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Weights (B, T) and norms (B,) that make sum(value * weight) / sum(norm) the named mean.
 
     - token_mean: every token of the optimiser's batch counts the same.

@@ -79,9 +79,7 @@ def micro_batches(batch: Tokens, max_tokens: int) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def batched_language(
-    model: LanguageModel, batch: Tokens, temperature: float, max_tokens: int, dtype: Dtype = "float32"
-) -> Outputs:
+def batched_language(model: LanguageModel, batch: Tokens, temperature: float, max_tokens: int, dtype: Dtype = "float32") -> Outputs:
     """`language` without gradient, in micro-batches: for pi_old and pi_ref."""
     logp = torch.zeros(batch.response.shape, dtype=torch.float32, device=batch.response.device)
     entropy = torch.zeros_like(logp)

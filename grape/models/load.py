@@ -129,9 +129,7 @@ def load_language_model(base: str, revision: str | None = None) -> tuple[Languag
 
 def _dequantised(model: LanguageModel) -> LanguageModel:
     """The same weights in a model that does not think it is quantised: transformers refuses to save or train one read from GGUF."""
-    config = type(model.config).from_dict(
-        {k: v for k, v in model.config.to_dict().items() if k != "quantization_config"}
-    )
+    config = type(model.config).from_dict({k: v for k, v in model.config.to_dict().items() if k != "quantization_config"})
     plain = AutoModelForCausalLM.from_config(config)
     plain.load_state_dict(model.state_dict())
     plain.generation_config = model.generation_config

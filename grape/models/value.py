@@ -43,11 +43,7 @@ class ValuedPolicy(nn.Module):
 
 
 def valued(
-    model: ValuedPolicy,
-    batch: Tokens,
-    temperature: float = 1.0,
-    dtype: Dtype = "float32",
-    entropy_gradient: bool = False,
+    model: ValuedPolicy, batch: Tokens, temperature: float = 1.0, dtype: Dtype = "float32", entropy_gradient: bool = False
 ) -> Outputs:
     """log pi(y_t | s_t), entropies, and V(s_t) read where the logits predict y_t."""
     logits, value = _both(model, batch, dtype)

@@ -140,9 +140,17 @@ class Executor:
         with self._lock:
             if self._stopping:
                 return None
-            process = subprocess.Popen(command, cwd=self.project.root, env=dvc.environment(self.project, extra),
-                                       text=True, errors="replace", stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                       stderr=subprocess.STDOUT, start_new_session=True)
+            process = subprocess.Popen(
+                command,
+                cwd=self.project.root,
+                env=dvc.environment(self.project, extra),
+                text=True,
+                errors="replace",
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
             self._guards[stage] = process
         write_text(self._record(stage), json.dumps({"pid": process.pid, "nonce": self.nonce, "stage": stage}))
         return process

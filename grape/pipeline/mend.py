@@ -170,8 +170,10 @@ def lock_file(project: Project) -> list[str]:
         return [f"dvc.lock was damaged ({why}): restored from its last good copy"]
     aside = project.state / f"dvc.lock.damaged-{int(time.time())}"
     shutil.move(path, aside)
-    return [f"dvc.lock was damaged ({why}) and there is no good copy: set aside as {aside.relative_to(project.root)}; "
-            "results already made are found in DVC's cache"]
+    return [
+        f"dvc.lock was damaged ({why}) and there is no good copy: set aside as {aside.relative_to(project.root)}; "
+        "results already made are found in DVC's cache"
+    ]
 
 
 def keep_lock_file(project: Project) -> None:

@@ -48,11 +48,17 @@ class Result:
         return 0 if not codes else 2 if codes == {2} else 1
 
     def as_json(self) -> dict[str, Any]:
-        stages = {name: {"status": o.status, "seconds": round(o.seconds, 2), "because": o.because}
-                  for name, o in self.outcomes.items()}
-        return {"up_to_date": self.plan is None, "exit_code": self.exit_code, "seconds": round(self.seconds, 2),
-                "plan": self.plan.as_json() if self.plan else [], "stages": stages,
-                "changed_since": list(self.changed_since)}
+        stages = {
+            name: {"status": o.status, "seconds": round(o.seconds, 2), "because": o.because} for name, o in self.outcomes.items()
+        }
+        return {
+            "up_to_date": self.plan is None,
+            "exit_code": self.exit_code,
+            "seconds": round(self.seconds, 2),
+            "plan": self.plan.as_json() if self.plan else [],
+            "stages": stages,
+            "changed_since": list(self.changed_since),
+        }
 
 
 def look(project: Project, request: Request, hooks: Hooks) -> Plan | None:
@@ -110,8 +116,7 @@ def run(project: Project, request: Request, engine: Engine, screen: Screen, hook
         return result
 
 
-def _execute(project: Project, drawn: Plan, request: Request, engine: Engine, screen: Screen,
-             hooks: Hooks) -> dict[str, Outcome]:
+def _execute(project: Project, drawn: Plan, request: Request, engine: Engine, screen: Screen, hooks: Hooks) -> dict[str, Outcome]:
     workers = request.workers or machine.default_workers()
     screen.say("getting MLflow and the engine ready")
     hooks.refuse(project)

@@ -16,8 +16,7 @@ from grape.project import Project
 
 Action = Literal["run", "restore", "check", "ready"]
 
-_WORDS: dict[Action, str] = {"run": "will run", "restore": "will be restored", "check": "follows",
-                             "ready": "up to date"}
+_WORDS: dict[Action, str] = {"run": "will run", "restore": "will be restored", "check": "follows", "ready": "up to date"}
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,10 @@ class Plan:
             yield f"{step.stage:<{width}}  {_WORDS[step.action]}" + (f": {reasons}" if reasons else "")
 
     def as_json(self) -> list[dict[str, Any]]:
-        return [{"stage": step.stage, "action": step.action, "reasons": list(step.reasons),
-                 "needs": list(self.graph.needs[step.stage])} for step in self.steps]
+        return [
+            {"stage": step.stage, "action": step.action, "reasons": list(step.reasons), "needs": list(self.graph.needs[step.stage])}
+            for step in self.steps
+        ]
 
 
 def make(graph: Graph, status: Status, lock: Mapping[str, Any], params: Any, cached: Callable[[str], bool]) -> Plan:
@@ -117,8 +118,7 @@ def _why_run(stage: str, changes: dict[str, dict[str, Any]], entry: Any, params:
     return why
 
 
-def _why_restore(changes: dict[str, dict[str, Any]], entry: Any,
-                 cached: Callable[[str], bool]) -> list[tuple[bool, str]]:
+def _why_restore(changes: dict[str, dict[str, Any]], entry: Any, cached: Callable[[str], bool]) -> list[tuple[bool, str]]:
     """(can the cache give it back, sentence) of every output that is not as dvc.lock says."""
     hashes = {out["path"]: out.get("md5", "") for out in (entry or {}).get("outs") or []}
     found = []

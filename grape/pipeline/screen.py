@@ -7,8 +7,16 @@ import threading
 from typing import TextIO
 
 # What DVC tells after every stage about git and remotes; it stays in the log.
-_NOISE = ("Use `dvc push`", "To track the changes with git", "To enable auto staging", "\tgit add", "\tdvc config",
-          "Updating lock file", "Generating lock file", "Running stage")
+_NOISE = (
+    "Use `dvc push`",
+    "To track the changes with git",
+    "To enable auto staging",
+    "\tgit add",
+    "\tdvc config",
+    "Updating lock file",
+    "Generating lock file",
+    "Running stage",
+)
 
 
 class Screen:

@@ -33,7 +33,7 @@ def _dropped(inputs: ReportInputs) -> Iterator[tuple[str, str]]:
 def text(found: Sequence[tuple[str, str]]) -> str:
     """One alarm a line, `none` if there is none; cut at a whole line where MLflow would cut within one."""
     lines, kept = [f"{name}: {hint}" for name, hint in found], 0
-    while kept < len(lines) and sum(map(len, lines[:kept + 1])) + kept < TAG:
+    while kept < len(lines) and sum(map(len, lines[: kept + 1])) + kept < TAG:
         kept += 1
     return "\n".join(lines[:kept] + [f"and {len(lines) - kept} more"] * (kept < len(lines))) or "none"
 
@@ -58,8 +58,10 @@ def _gaming(run: Evaluation) -> Iterator[str]:
         if before is None or before.gold is None or after.gold is None:
             continue
         if after.proxy.low > before.proxy.high and after.gold.high < before.gold.low:
-            yield (f"In {name} the proxy rose from {before.proxy.mean:.2f} to {after.proxy.mean:.2f} while gold fell from "
-                   f"{before.gold.mean:.2f} to {after.gold.mean:.2f}: over-optimised.")
+            yield (
+                f"In {name} the proxy rose from {before.proxy.mean:.2f} to {after.proxy.mean:.2f} while gold fell from "
+                f"{before.gold.mean:.2f} to {after.gold.mean:.2f}: over-optimised."
+            )
 
 
 def _shape(run: Evaluation) -> Iterator[str]:
@@ -95,8 +97,7 @@ def _training(records: Sequence[TrainingRecord], missing: float) -> Iterator[str
         yield f"A token became {ratio:.0f} times as likely within one round: the updates go far beyond what was sampled."
     unsure = fmean(_values(records[-ROUNDS:], "unsure") or [0.0])
     if unsure > missing:
-        yield (f"No judge was sure of anything about {unsure:.0%} of the answers in the last {ROUNDS} rounds: they taught "
-               "nothing.")
+        yield (f"No judge was sure of anything about {unsure:.0%} of the answers in the last {ROUNDS} rounds: they taught nothing.")
 
 
 def _values(records: Sequence[TrainingRecord], metric: str) -> list[float]:

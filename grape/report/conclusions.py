@@ -58,11 +58,17 @@ def conclusion(inputs: ReportInputs, algorithm: str, level: float) -> Conclusion
     differences = [run.difference.of(judge) for run in runs]
     better = sum(difference.low > 0 for difference in differences)
     worse = sum(difference.high < 0 for difference in differences)
-    outcome: Literal["beats", "mixed", "loses"] = \
-        "beats" if better == len(runs) else "loses" if worse == len(runs) else "mixed"
-    return Conclusion(algorithm, len(runs), better, worse, fmean(run.sft.of(judge).mean for run in runs),
-                   fmean(run.policy.of(judge).mean for run in runs),
-                   over_seeds([d.mean for d in differences], level) or differences[0], outcome)
+    outcome: Literal["beats", "mixed", "loses"] = "beats" if better == len(runs) else "loses" if worse == len(runs) else "mixed"
+    return Conclusion(
+        algorithm,
+        len(runs),
+        better,
+        worse,
+        fmean(run.sft.of(judge).mean for run in runs),
+        fmean(run.policy.of(judge).mean for run in runs),
+        over_seeds([d.mean for d in differences], level) or differences[0],
+        outcome,
+    )
 
 
 def candidates(inputs: ReportInputs) -> list[Candidate]:
@@ -77,16 +83,21 @@ def metrics(inputs: ReportInputs, level: float) -> dict[str, Any]:
         "judge": inputs.judge,
         "sft": _sft(inputs),
         "policies": {run.name: _policy(run) | asdict(inputs.cost(run.name)) for run in inputs.evaluations},
-        "algorithms": {algorithm: _algorithm(inputs.of(algorithm), inputs.judge, level) | asdict(cost(inputs, algorithm))
-                       for algorithm in inputs.algorithms},
+        "algorithms": {
+            algorithm: _algorithm(inputs.of(algorithm), inputs.judge, level) | asdict(cost(inputs, algorithm))
+            for algorithm in inputs.algorithms
+        },
     }
 
 
 def cost(inputs: ReportInputs, algorithm: str) -> Cost:
     """Mean over seeds; of memory the largest."""
     costs = [inputs.cost(run.name) for run in inputs.of(algorithm)]
-    return Cost(seconds=round(fmean(c.seconds for c in costs), 1), tokens=round(fmean(c.tokens for c in costs)),
-                memory_mb=round(max(c.memory_mb for c in costs)))
+    return Cost(
+        seconds=round(fmean(c.seconds for c in costs), 1),
+        tokens=round(fmean(c.tokens for c in costs)),
+        memory_mb=round(max(c.memory_mb for c in costs)),
+    )
 
 
 def headline(inputs: ReportInputs, level: float) -> dict[str, float]:
@@ -109,8 +120,11 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _interval(name: str, value: Interval | None) -> dict[str, float | None]:
-    return {name: _round(value.mean if value else None), f"{name}_low": _round(value.low if value else None),
-            f"{name}_high": _round(value.high if value else None)}
+    return {
+        name: _round(value.mean if value else None),
+        f"{name}_low": _round(value.low if value else None),
+        f"{name}_high": _round(value.high if value else None),
+    }
 
 
 def _scores(scores: Judged) -> dict[str, float | None]:
@@ -118,10 +132,16 @@ def _scores(scores: Judged) -> dict[str, float | None]:
 
 
 def _side(side: Side) -> dict[str, Any]:
-    return {**_scores(side), "greedy_gold": _round(side.greedy.gold), "greedy_proxy": _round(side.greedy.proxy),
-            "length": _round(side.length), "finished": _round(side.finished), "entropy": _round(side.entropy),
-            "pass_at": {k: _round(value) for k, value in side.pass_at.items()},
-            "categories": {name: {"n": category.n, **_scores(category)} for name, category in side.categories.items()}}
+    return {
+        **_scores(side),
+        "greedy_gold": _round(side.greedy.gold),
+        "greedy_proxy": _round(side.greedy.proxy),
+        "length": _round(side.length),
+        "finished": _round(side.finished),
+        "entropy": _round(side.entropy),
+        "pass_at": {k: _round(value) for k, value in side.pass_at.items()},
+        "categories": {name: {"n": category.n, **_scores(category)} for name, category in side.categories.items()},
+    }
 
 
 def _sft(inputs: ReportInputs) -> dict[str, Any]:
@@ -138,9 +158,15 @@ def _average(values: Sequence[Any]) -> Any:
 
 
 def _policy(run: Evaluation) -> dict[str, Any]:
-    return {"algorithm": run.algorithm, "seed": run.seed, **_side(run.policy), "difference": _scores(run.difference),
-            **_interval("win_rate", run.win_rate), "kl_token": _round(run.kl.token),
-            "kl_sequence": _round(run.kl.sequence)}
+    return {
+        "algorithm": run.algorithm,
+        "seed": run.seed,
+        **_side(run.policy),
+        "difference": _scores(run.difference),
+        **_interval("win_rate", run.win_rate),
+        "kl_token": _round(run.kl.token),
+        "kl_sequence": _round(run.kl.sequence),
+    }
 
 
 def _algorithm(runs: Sequence[Evaluation], judge: JudgeName, level: float) -> dict[str, Any]:
@@ -151,10 +177,13 @@ def _algorithm(runs: Sequence[Evaluation], judge: JudgeName, level: float) -> di
         values = [run.policy.of(name).mean for run in runs] if name in ("proxy", judge) else []
         numbers |= {**_interval(name, over_seeds(values, level)), name: _mean(values) if values else None}
     differences = [run.difference.of(judge).mean for run in runs]
-    return numbers | {**_interval("difference", over_seeds(differences, level)), "difference": _mean(differences),
-                      "win_rate": _mean([run.win_rate.mean for run in runs]),
-                      "kl_token": _mean([run.kl.token for run in runs]),
-                      "kl_sequence": _mean([run.kl.sequence for run in runs]),
-                      "length": _mean([run.policy.length for run in runs]),
-                      "finished": _mean([run.policy.finished for run in runs]),
-                      "entropy": _mean([run.policy.entropy for run in runs])}
+    return numbers | {
+        **_interval("difference", over_seeds(differences, level)),
+        "difference": _mean(differences),
+        "win_rate": _mean([run.win_rate.mean for run in runs]),
+        "kl_token": _mean([run.kl.token for run in runs]),
+        "kl_sequence": _mean([run.kl.sequence for run in runs]),
+        "length": _mean([run.policy.length for run in runs]),
+        "finished": _mean([run.policy.finished for run in runs]),
+        "entropy": _mean([run.policy.entropy for run in runs]),
+    }

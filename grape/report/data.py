@@ -41,9 +41,11 @@ class ReportInputs:
     def cost(self, name: str) -> Cost:
         """What training policy `name` took."""
         records = self.rl[name]
-        return Cost(seconds=sum(r.get("step_time", 0.0) for r in records),
-                    tokens=sum(r.get("num_tokens", 0.0) for r in records),
-                    memory_mb=max((r.get("memory/peak_mb", 0.0) for r in records), default=0.0))
+        return Cost(
+            seconds=sum(r.get("step_time", 0.0) for r in records),
+            tokens=sum(r.get("num_tokens", 0.0) for r in records),
+            memory_mb=max((r.get("memory/peak_mb", 0.0) for r in records), default=0.0),
+        )
 
     @property
     def judge(self) -> JudgeName:
@@ -89,14 +91,19 @@ def _text(root: Path, path: Path, stage: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise GrapeError(f"the report needs this file and it is not there; stage {stage} writes it",
-                         where=str(path.relative_to(root)), mend=f"run `grape run {stage}`, or `grape run pipeline`") \
-            from error
+        raise GrapeError(
+            f"the report needs this file and it is not there; stage {stage} writes it",
+            where=str(path.relative_to(root)),
+            mend=f"run `grape run {stage}`, or `grape run pipeline`",
+        ) from error
 
 
 def _bad(root: Path, path: Path, stage: str, problem: str) -> GrapeError:
-    return GrapeError(f"this file is not what stage {stage} writes: {problem}", where=str(path.relative_to(root)),
-                      mend=f"delete the file and run `grape run {stage}`")
+    return GrapeError(
+        f"this file is not what stage {stage} writes: {problem}",
+        where=str(path.relative_to(root)),
+        mend=f"delete the file and run `grape run {stage}`",
+    )
 
 
 def _evaluation(root: Path, path: Path, stage: str) -> Evaluation:

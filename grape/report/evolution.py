@@ -18,9 +18,15 @@ from grape.report.data import ReportInputs
 from grape.report.drawing import COLOURS, GREY, WIDTH, grid, mean_curve
 
 # What a row shows, by the last part of the metric's name; the score's is `rewards/<category>/<item>/mean`.
-MEASURES = {"score": "score", "confidence": "confidence", "weight": "weight in effect", "spread": "spread in groups",
-            "failure_rate": "missing scores", "length_correlation": "correlation\nwith length",
-            "advantage": "part of the\nadvantage"}
+MEASURES = {
+    "score": "score",
+    "confidence": "confidence",
+    "weight": "weight in effect",
+    "spread": "spread in groups",
+    "failure_rate": "missing scores",
+    "length_correlation": "correlation\nwith length",
+    "advantage": "part of the\nadvantage",
+}
 SIGNED = ("score", "confidence", "length_correlation")  # the axes of all others begin at 0
 COLUMNS = 4  # categories side by side; more go into further figures, so that their text stays readable
 STYLES = ("-", "--", ":", "-.")  # of the first eight items, the next eight, ...
@@ -50,13 +56,12 @@ class Evolution:
             category, _, item = name.rpartition("/")
             items.setdefault(category, []).append(item)
         names = list(items)
-        return [{name: items[name] for name in names[start:start + COLUMNS]} for start in range(0, len(names), COLUMNS)]
+        return [{name: items[name] for name in names[start : start + COLUMNS]} for start in range(0, len(names), COLUMNS)]
 
     @property
     def figures(self) -> list[str]:
         """Their names: the first is `rubric-<algorithm>`."""
-        return [f"rubric-{self.algorithm}" + (f".{number}" if number > 1 else "")
-                for number in range(1, len(self.blocks) + 1)]
+        return [f"rubric-{self.algorithm}" + (f".{number}" if number > 1 else "") for number in range(1, len(self.blocks) + 1)]
 
     @property
     def caption(self) -> str:
@@ -75,7 +80,7 @@ def read(inputs: ReportInputs) -> list[Evolution]:
 def _read(inputs: ReportInputs, algorithm: str) -> Evolution:
     runs = [inputs.rl[run.name] for run in inputs.of(algorithm)]
     keys = {key for records in runs for record in records for key in record}
-    trained = sorted(key[len("rewards/"):-len("/mean")] for key in keys if key.startswith("rewards/") and key.endswith("/mean"))
+    trained = sorted(key[len("rewards/") : -len("/mean")] for key in keys if key.startswith("rewards/") and key.endswith("/mean"))
     # In the rubric's order, as far as evaluation knows it.
     names = [name for name in dict.fromkeys([*inputs.evaluations[0].sft.items, *trained]) if name in trained and "/" in name]
     curves: dict[str, dict[str, Curve]] = {}
@@ -100,8 +105,9 @@ def _figure(evolution: Evolution, block: Mapping[str, Sequence[str]]) -> Figure:
     """One figure of up to COLUMNS categories; what their lines mean stands once, above each column."""
     legend = 0.1 + 0.17 * max(map(len, block.values()))
     heights = [legend, *[1.35] * len(evolution.curves)]
-    figure, (titles, *rows) = grid(len(heights), len(block), WIDTH, sum(heights) + 0.7, sharex=True, sharey="row",
-                                   height_ratios=heights)
+    figure, (titles, *rows) = grid(
+        len(heights), len(block), WIDTH, sum(heights) + 0.7, sharex=True, sharey="row", height_ratios=heights
+    )
     for axis, (category, items) in zip(titles, block.items(), strict=True):
         handles = [Line2D([], [], label=item, **_line(index)) for index, item in enumerate(items)]
         axis.legend(handles=handles, loc="upper left", borderaxespad=0, labelspacing=0.3)

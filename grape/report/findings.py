@@ -95,8 +95,9 @@ def _finding(name: str, flag: Flag, measure: str, places: list[tuple[str, float]
     ordered = sorted((number for _, number in places), key=abs)
     number = ordered[0] if flag == "unsure" else ordered[-1]
     threshold = 0.0 if measure == "spread" else float(getattr(limits, flag))
-    return Finding(category, item, flag, measure, number, threshold, tuple(place for place, _ in places),
-                   _advice(flag, measure, number))
+    return Finding(
+        category, item, flag, measure, number, threshold, tuple(place for place, _ in places), _advice(flag, measure, number)
+    )
 
 
 def _advice(flag: Flag, measure: str, number: float) -> str:
@@ -120,8 +121,10 @@ def _advice(flag: Flag, measure: str, number: float) -> str:
 def numbers(inputs: ReportInputs, limits: Report) -> dict[str, Any]:
     """Every item's numbers and the findings, for reports/metrics.json."""
     places = _places(inputs)
-    items = {name: {place: side.items[name].model_dump(include=set(KEYS)) for place, side in places if name in side.items}
-             for name in _names(inputs)}
+    items = {
+        name: {place: side.items[name].model_dump(include=set(KEYS)) for place, side in places if name in side.items}
+        for name in _names(inputs)
+    }
     pairs: dict[str, dict[str, float | None]] = defaultdict(dict)
     for place, side in places:
         for pair in side.overlap:

@@ -14,19 +14,34 @@ from grape.report import evolution
 from grape.report.data import ReportInputs, TrainingRecord
 from grape.report.drawing import COLOURS, GREY, STYLE, WIDTH, curve, grid, mean_curve, panels, png
 
-TITLES = {"reward": "Reward", "grape/reward": "Reward, by confidence", "gold": "Gold score", "proxy": "Proxy score",
-          "kl": "KL to SFT (nats/token)", "entropy": "Entropy (nats/token)",
-          "completions/mean_length": "Length (tokens)", "completions/finished": "Finished answers",
-          "frac_reward_zero_std": "Groups without signal", "grad_norm": "Gradient norm",
-          "revision/share": "Share of revisions", "revision/gain": "Gain by revising",
-          "revision/accepted": "Revisions accepted", "hack_rate": "Impossible tests passed"}
+TITLES = {
+    "reward": "Reward",
+    "grape/reward": "Reward, by confidence",
+    "gold": "Gold score",
+    "proxy": "Proxy score",
+    "kl": "KL to SFT (nats/token)",
+    "entropy": "Entropy (nats/token)",
+    "completions/mean_length": "Length (tokens)",
+    "completions/finished": "Finished answers",
+    "frac_reward_zero_std": "Groups without signal",
+    "grad_norm": "Gradient norm",
+    "revision/share": "Share of revisions",
+    "revision/gain": "Gain by revising",
+    "revision/accepted": "Revisions accepted",
+    "hack_rate": "Impossible tests passed",
+}
 
 
 def draw(inputs: ReportInputs) -> dict[str, bytes]:
     """Every figure that has data, by name."""
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(inputs.algorithms)}
-    rewards = {key: f"Reward: {key.removeprefix('reward/')}" for records in inputs.rl.values() for record in records
-               for key in record if key.startswith("reward/")}
+    rewards = {
+        key: f"Reward: {key.removeprefix('reward/')}"
+        for records in inputs.rl.values()
+        for record in records
+        for key in record
+        if key.startswith("reward/")
+    }
     figures: dict[str, Callable[[], Figure | None]] = {
         "scores": lambda: scores(inputs, colours),
         "categories": lambda: categories(inputs, colours),
@@ -54,8 +69,9 @@ def scores(inputs: ReportInputs, colours: dict[str, str]) -> Figure:
         axis.axvline(sft.mean, color=GREY, linewidth=1.2, linestyle="--")
         for row, run in enumerate(runs):
             value = run.policy.of(judge)
-            axis.errorbar(value.mean, row, xerr=_reach(value), fmt="o", color=colours[run.algorithm], markersize=5,
-                          capsize=2.5, linewidth=1.6)
+            axis.errorbar(
+                value.mean, row, xerr=_reach(value), fmt="o", color=colours[run.algorithm], markersize=5, capsize=2.5, linewidth=1.6
+            )
         axis.set_title(f"{judge.capitalize()} score on held-out prompts (dashed: SFT)")
         axis.set_ylim(len(runs) - 0.4, -0.6)
         axis.grid(axis="y", visible=False)
@@ -80,12 +96,12 @@ def categories(inputs: ReportInputs, colours: dict[str, str]) -> Figure:
         for position, name in enumerate(names):
             values = [side.categories[name].of(judge) for side in sides]
             x = position - 0.4 + width * (index + 0.5)
-            axis.bar(x, fmean(v.mean for v in values), width * 0.9, color=colour, alpha=0.4,
-                     label=label if position == 0 else None)
+            axis.bar(x, fmean(v.mean for v in values), width * 0.9, color=colour, alpha=0.4, label=label if position == 0 else None)
             for seed, value in enumerate(values):
                 shift = width * 0.9 * ((seed + 1) / (len(values) + 1) - 0.5)
-                axis.errorbar(x + shift, value.mean, yerr=_reach(value), fmt=".", color=colour, markersize=5, capsize=2,
-                              linewidth=1.2)
+                axis.errorbar(
+                    x + shift, value.mean, yerr=_reach(value), fmt=".", color=colour, markersize=5, capsize=2, linewidth=1.2
+                )
     axis.set_xticks(range(len(names)), names)
     axis.grid(axis="x", visible=False)
     axis.set_ylim(bottom=0)
@@ -102,21 +118,36 @@ def overoptimisation(inputs: ReportInputs, colours: dict[str, str]) -> Figure | 
     bounds = [[0.0], [0.0]]
     for run in inputs.evaluations:
         x, y = (run.difference.of(judge) for judge in ("proxy", "gold"))
-        axis.errorbar(x.mean, y.mean, xerr=_reach(x), yerr=_reach(y), fmt="o", color=colours[run.algorithm],
-                      markersize=5, capsize=2.5, linewidth=1.2,
-                      label=run.algorithm if run is inputs.of(run.algorithm)[0] else None)
+        axis.errorbar(
+            x.mean,
+            y.mean,
+            xerr=_reach(x),
+            yerr=_reach(y),
+            fmt="o",
+            color=colours[run.algorithm],
+            markersize=5,
+            capsize=2.5,
+            linewidth=1.2,
+            label=run.algorithm if run is inputs.of(run.algorithm)[0] else None,
+        )
         bounds[0] += [x.low, x.high]
         bounds[1] += [y.low, y.high]
     margins = [0.06 + 0.05 * (max(values) - min(values)) for values in bounds]
     (left, right), (bottom, top) = ((min(v) - m, max(v) + m) for v, m in zip(bounds, margins, strict=True))
     axis.fill_between([0, right], bottom, 0, color=COLOURS[4], alpha=0.16, linewidth=0)
-    axis.annotate("proxy up, gold down", (right, bottom), (-6, 5), textcoords="offset points", ha="right", weight="bold",
-                  color=COLOURS[4])
+    axis.annotate(
+        "proxy up, gold down", (right, bottom), (-6, 5), textcoords="offset points", ha="right", weight="bold", color=COLOURS[4]
+    )
     axis.axline((0, 0), slope=1, color=GREY, linewidth=1, linestyle="--")
     axis.axhline(0, color=GREY, linewidth=0.8)
     axis.axvline(0, color=GREY, linewidth=0.8)
-    axis.set(xlim=(left, right), ylim=(bottom, top), xlabel="proxy: difference to SFT", ylabel="gold: difference to SFT",
-             title="Gain in proxy against gain in gold, held out (dashed: equal)")
+    axis.set(
+        xlim=(left, right),
+        ylim=(bottom, top),
+        xlabel="proxy: difference to SFT",
+        ylabel="gold: difference to SFT",
+        title="Gain in proxy against gain in gold, held out (dashed: equal)",
+    )
     axis.legend(loc="upper left")
     return figure
 
@@ -148,8 +179,16 @@ def divergence(inputs: ReportInputs, colours: dict[str, str]) -> Figure:
     left.axhline(inputs.evaluations[0].sft.of(judge).mean, color=GREY, linestyle="--", linewidth=1.2, label="SFT")
     for run in inputs.evaluations:
         value = run.policy.of(judge)
-        left.errorbar(run.kl.sequence, value.mean, yerr=_reach(value), fmt="o", color=colours[run.algorithm],
-                      markersize=5, capsize=2.5, label=run.algorithm if run is inputs.of(run.algorithm)[0] else None)
+        left.errorbar(
+            run.kl.sequence,
+            value.mean,
+            yerr=_reach(value),
+            fmt="o",
+            color=colours[run.algorithm],
+            markersize=5,
+            capsize=2.5,
+            label=run.algorithm if run is inputs.of(run.algorithm)[0] else None,
+        )
     left.set_xlim(0, 1.08 * max(run.kl.sequence for run in inputs.evaluations) or 1)
     left.set(xlabel="KL to SFT (nats per response)", title=f"{judge.capitalize()} score against KL, held out")
     left.legend(loc="best")
@@ -161,8 +200,7 @@ def divergence(inputs: ReportInputs, colours: dict[str, str]) -> Figure:
 def _moving(axis: Axes, inputs: ReportInputs, colours: dict[str, str]) -> None:
     for run in inputs.evaluations:
         points = [(r["kl"], r["reward"]) for r in inputs.rl[run.name] if "kl" in r and "reward" in r]
-        axis.plot(*zip(*points, strict=True), color=colours[run.algorithm], linewidth=0.6, alpha=0.5, marker=".",
-                  markersize=4)
+        axis.plot(*zip(*points, strict=True), color=colours[run.algorithm], linewidth=0.6, alpha=0.5, marker=".", markersize=4)
     axis.set(xlabel="KL to SFT (nats per token)", title="Training reward against KL, step by step")
 
 

@@ -26,14 +26,24 @@ def context(inputs: ReportInputs, level: float, knobs: Report, figures: dict[str
     first = inputs.evaluations[0]
     algorithms = tables.algorithms(inputs, level)
     return {
-        "title": tables.title(algorithms), "algorithms": algorithms, "names": inputs.algorithms,
-        "judge": inputs.judge, "level": level, "champion": champion,
-        "prompts": first.prompts, "per_prompt": first.samples, "sft": first.sft.of(inputs.judge),
+        "title": tables.title(algorithms),
+        "algorithms": algorithms,
+        "names": inputs.algorithms,
+        "judge": inputs.judge,
+        "level": level,
+        "champion": champion,
+        "prompts": first.prompts,
+        "per_prompt": first.samples,
+        "sft": first.sft.of(inputs.judge),
         "league": tables.league(inputs, champion),
         "pass_at": sorted(first.sft.pass_at, key=int),
-        "left": tables.left_out(inputs), "categories": tables.categories(inputs), "items": tables.items(inputs),
-        "alarms": alarms(inputs, knobs.missing), "findings": findings.findings(inputs, knobs),
-        "evolution": evolution.read(inputs), "samples": tables.samples(inputs, knobs.samples, champion),
+        "left": tables.left_out(inputs),
+        "categories": tables.categories(inputs),
+        "items": tables.items(inputs),
+        "alarms": alarms(inputs, knobs.missing),
+        "findings": findings.findings(inputs, knobs),
+        "evolution": evolution.read(inputs),
+        "samples": tables.samples(inputs, knobs.samples, champion),
         "figures": {name: base64.b64encode(png).decode() for name, png in figures.items()},
     }
 
@@ -47,10 +57,22 @@ def markdown(values: dict[str, Any]) -> str:
 
 
 def _environment(autoescape: bool) -> Environment:
-    environment = Environment(loader=PackageLoader("grape.report"), autoescape=autoescape, undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    environment.filters |= {"number": number, "signed": signed, "share": share, "interval": interval,
-                            "signed_interval": signed_interval, "cell": cell}
+    environment = Environment(
+        loader=PackageLoader("grape.report"),
+        autoescape=autoescape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "number": number,
+        "signed": signed,
+        "share": share,
+        "interval": interval,
+        "signed_interval": signed_interval,
+        "cell": cell,
+    }
     return environment
 
 

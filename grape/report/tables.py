@@ -30,15 +30,31 @@ def league(inputs: ReportInputs, champion: str | None) -> list[Row]:
     """SFT, then every policy, the best first."""
     judge = inputs.judge
     order = sorted(inputs.evaluations, key=lambda run: (-run.policy.of(judge).mean, run.name))
-    rows = [{**_side(run.name, run.policy, judge), "champion": run.name == champion, "difference": run.difference.of(judge),
-             "win_rate": run.win_rate, "kl": run.kl.sequence} for run in order]
+    rows = [
+        {
+            **_side(run.name, run.policy, judge),
+            "champion": run.name == champion,
+            "difference": run.difference.of(judge),
+            "win_rate": run.win_rate,
+            "kl": run.kl.sequence,
+        }
+        for run in order
+    ]
     sft = {**_side("SFT", inputs.evaluations[0].sft, judge), "champion": False, "difference": None, "win_rate": None, "kl": None}
     return [*rows, sft]
 
 
 def _side(name: str, side: Side, judge: JudgeName) -> Row:
-    return {"name": name, "score": side.of(judge), "proxy": side.proxy, "greedy": side.greedy.of(judge), "length": side.length,
-            "finished": side.finished, "entropy": side.entropy, "pass_at": side.pass_at}
+    return {
+        "name": name,
+        "score": side.of(judge),
+        "proxy": side.proxy,
+        "greedy": side.greedy.of(judge),
+        "length": side.length,
+        "finished": side.finished,
+        "entropy": side.entropy,
+        "pass_at": side.pass_at,
+    }
 
 
 def algorithms(inputs: ReportInputs, level: float) -> list[Row]:
@@ -46,13 +62,20 @@ def algorithms(inputs: ReportInputs, level: float) -> list[Row]:
     rows = []
     for name in inputs.algorithms:
         runs = inputs.of(name)
-        rows.append({"name": name, "conclusion": conclusion(inputs, name, level),
-                     "difference": _spread([run.difference.of(inputs.judge).mean for run in runs], level),
-                     "score": _spread([run.policy.of(inputs.judge).mean for run in runs], level),
-                     "proxy": _spread([run.policy.proxy.mean for run in runs], level),
-                     "win_rate": _spread([run.win_rate.mean for run in runs], level),
-                     "kl": fmean(run.kl.sequence for run in runs), "length": fmean(run.policy.length for run in runs),
-                     "entropy": fmean(run.policy.entropy for run in runs), "cost": cost(inputs, name)})
+        rows.append(
+            {
+                "name": name,
+                "conclusion": conclusion(inputs, name, level),
+                "difference": _spread([run.difference.of(inputs.judge).mean for run in runs], level),
+                "score": _spread([run.policy.of(inputs.judge).mean for run in runs], level),
+                "proxy": _spread([run.policy.proxy.mean for run in runs], level),
+                "win_rate": _spread([run.win_rate.mean for run in runs], level),
+                "kl": fmean(run.kl.sequence for run in runs),
+                "length": fmean(run.policy.length for run in runs),
+                "entropy": fmean(run.policy.entropy for run in runs),
+                "cost": cost(inputs, name),
+            }
+        )
     return sorted(rows, key=lambda row: -row["conclusion"].policy)
 
 
@@ -85,10 +108,17 @@ def title(rows: Sequence[Row]) -> str:
 def categories(inputs: ReportInputs) -> list[Row]:
     """Score per category: SFT, then each algorithm's mean over seeds."""
     judge, first = inputs.judge, inputs.evaluations[0]
-    return [{"name": name, "n": category.n, "sft": category.of(judge),
-             "algorithms": [fmean(run.policy.categories[name].of(judge).mean for run in inputs.of(algorithm))
-                            for algorithm in inputs.algorithms]}
-            for name, category in first.sft.categories.items()]
+    return [
+        {
+            "name": name,
+            "n": category.n,
+            "sft": category.of(judge),
+            "algorithms": [
+                fmean(run.policy.categories[name].of(judge).mean for run in inputs.of(algorithm)) for algorithm in inputs.algorithms
+            ],
+        }
+        for name, category in first.sft.categories.items()
+    ]
 
 
 def items(inputs: ReportInputs) -> list[Row]:
@@ -96,18 +126,24 @@ def items(inputs: ReportInputs) -> list[Row]:
     rows = []
     for name, before in inputs.evaluations[0].sft.items.items():
         category, _, item = name.rpartition("/")
-        after = [_average([run.policy.items[name] for run in inputs.of(algorithm) if name in run.policy.items])
-                 for algorithm in inputs.algorithms]
+        after = [
+            _average([run.policy.items[name] for run in inputs.of(algorithm) if name in run.policy.items])
+            for algorithm in inputs.algorithms
+        ]
         rows.append({"category": category, "item": item, "sft": before, "algorithms": after})
     return rows
 
 
 def _average(values: Sequence[ItemStatistics]) -> ItemStatistics | None:
     """Number by number, the mean over those that have it."""
-    known = {name: [number for value in values if (number := getattr(value, name)) is not None]
-             for name in ItemStatistics.model_fields}
-    return ItemStatistics.model_validate({name: fmean(numbers) if numbers else None for name, numbers in known.items()}) \
-        if values else None
+    known = {
+        name: [number for value in values if (number := getattr(value, name)) is not None] for name in ItemStatistics.model_fields
+    }
+    return (
+        ItemStatistics.model_validate({name: fmean(numbers) if numbers else None for name, numbers in known.items()})
+        if values
+        else None
+    )
 
 
 def samples(inputs: ReportInputs, count: int, best: str | None) -> list[tuple[str, list[Example]]]:
@@ -131,11 +167,11 @@ def _pick(rows: Sequence[Sample], count: int, judge: JudgeName) -> list[Example]
         if len(ranked) <= count:
             picked += [_example(row, "", judge) for row in ranked]
             continue
-        rest = ranked[gains:len(ranked) - losses]
+        rest = ranked[gains : len(ranked) - losses]
         start = (len(rest) - middle) // 2
         picked += [_example(row, "largest gain", judge) for row in ranked[:gains]]
-        picked += [_example(row, "typical", judge) for row in rest[start:start + middle]]
-        picked += [_example(row, "smallest gain or loss", judge) for row in ranked[len(ranked) - losses:]]
+        picked += [_example(row, "typical", judge) for row in rest[start : start + middle]]
+        picked += [_example(row, "smallest gain or loss", judge) for row in ranked[len(ranked) - losses :]]
     return picked
 
 

@@ -104,14 +104,24 @@ class Sandbox:
             if self.mechanism == "bubblewrap":
                 config["command"] = places.bubblewrap(config, BOOT, self.token)
             self._process = subprocess.Popen(
-                places.command(BOOT), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/",
-                env=places.environment(config["work"], self.token), start_new_session=True, bufsize=0)
+                places.command(BOOT),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                cwd="/",
+                env=places.environment(config["work"], self.token),
+                start_new_session=True,
+                bufsize=0,
+            )
         except OSError as error:
             self._remove()
             raise HarnessError(f"the sandbox could not be started: {error}") from error
         assert self._process.stdin and self._process.stdout and self._process.stderr
         self._control, self._answers, self._said = (
-            self._process.stdin.fileno(), self._process.stdout.fileno(), self._process.stderr)
+            self._process.stdin.fileno(),
+            self._process.stdout.fileno(),
+            self._process.stderr,
+        )
         os.set_blocking(self._answers, False)
         self._config = config
         return self
@@ -138,7 +148,7 @@ class Sandbox:
     def _write(self, data: bytes) -> None:
         data = len(data).to_bytes(8, "little") + data
         while data:
-            data = data[os.write(self._control, data):]
+            data = data[os.write(self._control, data) :]
 
     def ask(self, name: str, arguments: Sequence[object], deadline: float) -> Answer:
         """One request to a program that serves.

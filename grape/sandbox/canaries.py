@@ -28,8 +28,11 @@ def honest(numbers: list[float]) -> dict[str, object]:
         file.write("kept")
     kind = dataclasses.make_dataclass("Kind", ["total"])
     return {
-        "total": kind(sum(numbers)).total, "count": collections.Counter("banana")["n"], "seen": seen,
-        "third": str(decimal.Decimal(1).quantize(decimal.Decimal("0.1"))), "hash": hashlib.sha256(b"").hexdigest()[:4],
+        "total": kind(sum(numbers)).total,
+        "count": collections.Counter("banana")["n"],
+        "seen": seen,
+        "third": str(decimal.Decimal(1).quantize(decimal.Decimal("0.1"))),
+        "hash": hashlib.sha256(b"").hexdigest()[:4],
     }
 
 
@@ -60,11 +63,13 @@ def connect(tcp: int, udp: int, path: str) -> list[str]:
         finally:
             os.chdir(here)
 
-    return _tried({
-        "tcp": lambda: reach(socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", tcp)),
-        "udp": lambda: reach(socket.AF_INET, socket.SOCK_DGRAM, ("127.0.0.1", udp)),
-        "unix": unix,
-    })
+    return _tried(
+        {
+            "tcp": lambda: reach(socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", tcp)),
+            "udp": lambda: reach(socket.AF_INET, socket.SOCK_DGRAM, ("127.0.0.1", udp)),
+            "unix": unix,
+        }
+    )
 
 
 def read(paths: list[str]) -> list[str]:
@@ -83,17 +88,19 @@ def write(folder: str, file: str) -> list[str]:
         with open(file, "a", encoding="utf-8") as opened:
             opened.write("changed")
 
-    return _tried({
-        "create": lambda: os.close(os.open(os.path.join(folder, "new"), os.O_CREAT | os.O_WRONLY)),
-        "append": append,
-        "truncate": lambda: os.truncate(file, 0),
-        "mode": lambda: os.chmod(file, 0),
-        "times": lambda: os.utime(file, (0, 0)),
-        "link": lambda: os.link(file, os.path.join(folder, "link")),
-        "symlink": lambda: os.symlink(file, os.path.join(folder, "symlink")),
-        "rename": lambda: os.rename(file, os.path.join(folder, "renamed")),
-        "remove": lambda: os.unlink(file),
-    })
+    return _tried(
+        {
+            "create": lambda: os.close(os.open(os.path.join(folder, "new"), os.O_CREAT | os.O_WRONLY)),
+            "append": append,
+            "truncate": lambda: os.truncate(file, 0),
+            "mode": lambda: os.chmod(file, 0),
+            "times": lambda: os.utime(file, (0, 0)),
+            "link": lambda: os.link(file, os.path.join(folder, "link")),
+            "symlink": lambda: os.symlink(file, os.path.join(folder, "symlink")),
+            "rename": lambda: os.rename(file, os.path.join(folder, "renamed")),
+            "remove": lambda: os.unlink(file),
+        }
+    )
 
 
 def see(pid: int) -> list[str]:
@@ -103,10 +110,14 @@ def see(pid: int) -> list[str]:
         if ctypes.CDLL(None, use_errno=True).ptrace(16, pid, None, None) != 0:  # PTRACE_ATTACH
             raise OSError("refused")
 
-    return _tried({
-        "signal": lambda: os.kill(pid, 0), "environment": lambda: read([f"/proc/{pid}/environ"])[0],
-        "command": lambda: read([f"/proc/{pid}/cmdline"])[0], "trace": trace,
-    })
+    return _tried(
+        {
+            "signal": lambda: os.kill(pid, 0),
+            "environment": lambda: read([f"/proc/{pid}/environ"])[0],
+            "command": lambda: read([f"/proc/{pid}/cmdline"])[0],
+            "trace": trace,
+        }
+    )
 
 
 def daemonise(seconds: float) -> bool:

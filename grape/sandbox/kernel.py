@@ -14,13 +14,17 @@ import struct
 LIBC = ctypes.CDLL(None, use_errno=True)
 MACHINE = os.uname().machine
 # System calls whose numbers differ between machines; those from 424 on are the same everywhere.
-NUMBERS = {
-    "x86_64": {"pivot_root": 155, "capset": 126},
-    "aarch64": {"pivot_root": 41, "capset": 91},
-}
+NUMBERS = {"x86_64": {"pivot_root": 155, "capset": 126}, "aarch64": {"pivot_root": 41, "capset": 91}}
 MOUNT_SETATTR, LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 442, 444, 445, 446
 NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = (
-    0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000)
+    0x20000,
+    0x2000000,
+    0x4000000,
+    0x8000000,
+    0x10000000,
+    0x20000000,
+    0x40000000,
+)
 DEATH_SIGNAL, KEEP_CAPABILITIES, SUBREAPER, NO_NEW_PRIVILEGES, SECCOMP = 1, 8, 36, 38, 22
 RDONLY, NOSUID, NODEV, NOEXEC = 1, 2, 4, 8
 # CAP_DAC_READ_SEARCH, or CAP_DAC_OVERRIDE where a container grants only that. Either lets open what belongs to others.

@@ -35,8 +35,11 @@ class Library:
     def require(self) -> None:
         """Raises GrapeError if the package is not installed."""
         if find_spec(self.name) is None:
-            raise GrapeError(f"the package {self.name.replace('_', '-')} is not installed", where="environment",
-                             mend=f"pip install 'grape[{self.extra}]'")
+            raise GrapeError(
+                f"the package {self.name.replace('_', '-')} is not installed",
+                where="environment",
+                mend=f"pip install 'grape[{self.extra}]'",
+            )
 
     def grade(self, held_by: str, *arguments: object) -> Answer:
         """What `grade` says. A request that takes too long or kills the process has an answer with an error.

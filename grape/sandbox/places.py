@@ -42,8 +42,12 @@ def python() -> str:
 
 @functools.cache
 def _interpreter_folders() -> tuple[str, ...]:
-    found = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), sysconfig.get_config_var("LIBDIR"),
-             os.path.join(sys.base_prefix, "lib")]
+    found = [
+        sysconfig.get_path("stdlib"),
+        sysconfig.get_path("platstdlib"),
+        sysconfig.get_config_var("LIBDIR"),
+        os.path.join(sys.base_prefix, "lib"),
+    ]
     return tuple(str(path) for path in found if path)
 
 
@@ -123,11 +127,20 @@ def config(mechanism: str, limits: Limits, folder: str | None, path: Sequence[st
         bounds["RLIMIT_CPU"] = (seconds, seconds + 1)
     folders = readable(path)
     return {
-        "mechanism": mechanism, "uid": uid, "inner": NOBODY, "limits": bounds, "seconds": seconds, "path": list(path),
-        "serve": bool(path), "work": folder or WORK, "disk": limits.disk * mebi, "memory": limits.memory * mebi,
+        "mechanism": mechanism,
+        "uid": uid,
+        "inner": NOBODY,
+        "limits": bounds,
+        "seconds": seconds,
+        "path": list(path),
+        "serve": bool(path),
+        "work": folder or WORK,
+        "disk": limits.disk * mebi,
+        "memory": limits.memory * mebi,
         "readable": folders,
-        "keep_reading": mechanism == "landlock" and uid is not None and any(
-            _closed_to_others(real) for real, _ in folders if real not in DEVICES),
+        "keep_reading": mechanism == "landlock"
+        and uid is not None
+        and any(_closed_to_others(real) for real, _ in folders if real not in DEVICES),
     }
 
 
@@ -135,8 +148,14 @@ def environment(work: str, token: str) -> dict[str, str]:
     """All that the program sees of the environment. Hashes are seeded, so a set prints in the same order each time."""
     kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
     return kept | {
-        "PATH": "/usr/bin:/bin", "HOME": work, "TMPDIR": work, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0",
-        "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "GRAPE_SANDBOX": token,
+        "PATH": "/usr/bin:/bin",
+        "HOME": work,
+        "TMPDIR": work,
+        "LANG": "C.UTF-8",
+        "PYTHONHASHSEED": "0",
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "GRAPE_SANDBOX": token,
     }
 
 
@@ -154,8 +173,19 @@ def bubblewrap(settings: dict[str, Any], boot: str, token: str) -> list[str]:
     program = shutil.which("bwrap")
     if program is None:
         raise FileNotFoundError("bubblewrap (bwrap) is not installed")
-    line = [program, "--unshare-all", "--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL",
-            "--uid", str(NOBODY), "--gid", str(NOBODY)]
+    line = [
+        program,
+        "--unshare-all",
+        "--die-with-parent",
+        "--new-session",
+        "--clearenv",
+        "--cap-drop",
+        "ALL",
+        "--uid",
+        str(NOBODY),
+        "--gid",
+        str(NOBODY),
+    ]
     interpreter = os.path.realpath(python())
     for real, path in [*settings["readable"], (interpreter, python())]:
         line += ["--dev-bind" if real in DEVICES else "--ro-bind", real, path]

@@ -47,8 +47,7 @@ def read(text: str | bytes) -> Any:
         NotJson: anything else.
     """
     try:
-        return json.loads(
-            text, parse_constant=_no_constant, parse_int=_integer, parse_float=_float, object_pairs_hook=_object)
+        return json.loads(text, parse_constant=_no_constant, parse_int=_integer, parse_float=_float, object_pairs_hook=_object)
     except NotJson:
         raise
     except (ValueError, RecursionError) as error:

@@ -11,6 +11,7 @@ import struct
 
 from grape.sandbox import kernel
 
+# fmt: off
 # name: (x86_64, aarch64). Refused with EPERM.
 REFUSED = {
     "execve": (59, 221), "execveat": (322, 281), "ptrace": (101, 117), "process_vm_readv": (310, 270),
@@ -37,6 +38,7 @@ SHARED_REFUSED = {
     "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "removexattr": (197, 14), "lremovexattr": (198, 15),
     "fremovexattr": (199, 16),
 }
+# fmt: on
 CLONE, CLONE3 = (56, 220), 435
 NAMESPACES = 0x7E020000  # every CLONE_NEW* flag
 AUDIT = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # machine: (column above, audit architecture)
@@ -55,12 +57,24 @@ def _program(column: int, architecture: int, own: int | None) -> list[tuple[int,
             program += [(EQUAL, 0, 1, pair[column]), (RETURN, 0, 0, DENY)]
     for pair in () if own is None else ON_ONESELF.values():
         # Another call: over the block. This call: the first argument is 0 or our own process, or it is refused.
-        program += [(EQUAL, 0, 5, pair[column]), (LOAD, 0, 0, 16), (EQUAL, 2, 0, 0), (EQUAL, 1, 0, own or 0),
-                    (RETURN, 0, 0, DENY), (RETURN, 0, 0, ALLOW)]
+        program += [
+            (EQUAL, 0, 5, pair[column]),
+            (LOAD, 0, 0, 16),
+            (EQUAL, 2, 0, 0),
+            (EQUAL, 1, 0, own or 0),
+            (RETURN, 0, 0, DENY),
+            (RETURN, 0, 0, ALLOW),
+        ]
     # clone3 hides its flags in memory; "no such call" makes the C library use clone, whose flags can be seen.
     program += [(EQUAL, 0, 1, CLONE3), (RETURN, 0, 0, ABSENT)]
-    program += [(EQUAL, 0, 4, CLONE[column]), (LOAD, 0, 0, 16), (ANY_BIT, 0, 1, NAMESPACES), (RETURN, 0, 0, DENY),
-                (RETURN, 0, 0, ALLOW), (RETURN, 0, 0, ALLOW)]
+    program += [
+        (EQUAL, 0, 4, CLONE[column]),
+        (LOAD, 0, 0, 16),
+        (ANY_BIT, 0, 1, NAMESPACES),
+        (RETURN, 0, 0, DENY),
+        (RETURN, 0, 0, ALLOW),
+        (RETURN, 0, 0, ALLOW),
+    ]
     return program
 
 

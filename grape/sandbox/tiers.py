@@ -44,15 +44,24 @@ class Tier:
 
     def receipt(self) -> dict[str, object]:
         """For the receipt of a stage: a score is worth as much as what held the program that earned it."""
-        return {"tier": self.name, "strong": self.strong, "canaries": dict(self.canaries), "tried": dict(self.tried),
-                "kernel": platform.release(), "root": os.geteuid() == 0}
+        return {
+            "tier": self.name,
+            "strong": self.strong,
+            "canaries": dict(self.canaries),
+            "tried": dict(self.tried),
+            "kernel": platform.release(),
+            "root": os.geteuid() == 0,
+        }
 
     def why(self) -> str:
         """One sentence for people: what is missing here."""
         weak = [name for name in CANARIES if not self.canaries.get(name, False)]
         text = "; ".join(f"{name}: {reason}" for name, reason in self.tried.items())
-        return f"the sandbox reaches tier {self.name!r} here" + (f", which lets through: {', '.join(weak)}" if weak else "") + (
-            f" ({text})" if text else "")
+        return (
+            f"the sandbox reaches tier {self.name!r} here"
+            + (f", which lets through: {', '.join(weak)}" if weak else "")
+            + (f" ({text})" if text else "")
+        )
 
 
 @functools.cache
@@ -97,12 +106,20 @@ def canaries(mechanism: str) -> dict[str, bool]:
             (door / "socket").chmod(0o777)
             tcp.listen()
             unix.listen()
-            done = run(source, [
-                ("honest", [[1, 2.5]]), ("read", [[str(secret), "/etc/passwd", f"/proc/{os.getpid()}/environ"]]),
-                ("write", [str(door), str(secret)]),
-                ("connect", [tcp.getsockname()[1], udp.getsockname()[1], str(door / "socket")]),
-                ("see", [os.getpid()]), ("daemonise", [30.0]), ("fork", [FORKS]),
-            ], mechanism, Limits(seconds=5, wall=20))
+            done = run(
+                source,
+                [
+                    ("honest", [[1, 2.5]]),
+                    ("read", [[str(secret), "/etc/passwd", f"/proc/{os.getpid()}/environ"]]),
+                    ("write", [str(door), str(secret)]),
+                    ("connect", [tcp.getsockname()[1], udp.getsockname()[1], str(door / "socket")]),
+                    ("see", [os.getpid()]),
+                    ("daemonise", [30.0]),
+                    ("fork", [FORKS]),
+                ],
+                mechanism,
+                Limits(seconds=5, wall=20),
+            )
             reached = any(_arrived(each) for each in (tcp, udp, unix))
         (door / "socket").unlink(missing_ok=True)
         changed = _state(folder) != before
@@ -148,5 +165,8 @@ def _arrived(listening: socket.socket) -> bool:
 
 def _state(folder: Path) -> list[tuple[str, int, int, int]]:
     """Names, modes, sizes and times below the folder; not of the socket, which is ours."""
-    return sorted((str(path), path.lstat().st_mode, path.lstat().st_size, path.lstat().st_mtime_ns)
-                  for path in folder.rglob("*") if path.name not in ("socket", "door"))
+    return sorted(
+        (str(path), path.lstat().st_mode, path.lstat().st_size, path.lstat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.name not in ("socket", "door")
+    )

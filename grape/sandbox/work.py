@@ -81,7 +81,7 @@ def plain(value: Any) -> object:
 def say(index: int, returned: bool, value: object) -> None:
     line = json.dumps([index, returned, value], allow_nan=False, default=plain).encode() + b"\n"
     while line:
-        line = line[os.write(ANSWERS, line):]
+        line = line[os.write(ANSWERS, line) :]
 
 
 def complaint(error: BaseException) -> str:

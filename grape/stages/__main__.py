@@ -17,9 +17,7 @@ def _use_the_projects_python() -> None:
     python = os.path.join(venv, "bin", "python3")
     if os.path.exists(python) and os.path.realpath(sys.prefix) != os.path.realpath(venv):
         os.execv(python, [python, "-m", "grape.stages", *sys.argv[1:]])
-    raise SystemExit(
-        "grape: error: the packages are not installed in this Python\n  -> run `make pipeline`, or `pip install -e .`"
-    )
+    raise SystemExit("grape: error: the packages are not installed in this Python\n  -> run `make pipeline`, or `pip install -e .`")
 
 
 def _run(name: str, kind: str, algorithm: str | None, seed: int | None) -> None:

@@ -64,9 +64,7 @@ def run(stage: Stage) -> None:
     stage.run.headline(headline | report)
 
 
-def _trained(
-    stage: Stage, judgements: list[Judgement], questions: list[Question], training: list[int]
-) -> Critic:
+def _trained(stage: Stage, judgements: list[Judgement], questions: list[Question], training: list[int]) -> Critic:
     """The critic trained on these judgements and saved."""
     params, common = stage.params.critic, stage.params.model
     model, tokenizer = load_language_model(str(stage.path("models/base")))

@@ -56,8 +56,16 @@ def run(stage: Stage) -> None:
 def answer(stage: Stage, model: Any, chat: Chat, prompts: Sequence[Prompt], source: Source, gold: Gold | None) -> Answers:
     """Sample and score. The draws are the same for both policies: common random numbers narrow the interval of the difference."""
     params, of_model = stage.params.evaluate, stage.params.model
-    draw = partial(sample, model, chat, prompts, max_new_tokens=stage.params.rl.max_new_tokens, positions=of_model.positions,
-                   keys=(stage.params.seed, "evaluate"), dtype=of_model.dtype)
+    draw = partial(
+        sample,
+        model,
+        chat,
+        prompts,
+        max_new_tokens=stage.params.rl.max_new_tokens,
+        positions=of_model.positions,
+        keys=(stage.params.seed, "evaluate"),
+        dtype=of_model.dtype,
+    )
     responses = draw(params.samples, temperature=params.temperature)
     scores = source(responses)
     greedy = draw(1, temperature=0.0)
@@ -82,12 +90,17 @@ def _gold(gold: Gold, response: Response) -> float:
         with time_limit(GOLD_SECONDS):
             value = float(gold(response.prompt, response.text))
     except Exception as error:  # the gold judge is a program of the user's
-        raise GrapeError(f"the gold judge raised {type(error).__name__} for prompt {response.prompt.id}: {error}",
-                         where="prepare.source, gold",
-                         mend="mend `gold`: it takes any text and returns a score in [0, 1]") from error
+        raise GrapeError(
+            f"the gold judge raised {type(error).__name__} for prompt {response.prompt.id}: {error}",
+            where="prepare.source, gold",
+            mend="mend `gold`: it takes any text and returns a score in [0, 1]",
+        ) from error
     if not 0 <= value <= 1:
-        raise GrapeError(f"the gold judge gave {value} for prompt {response.prompt.id}", where="prepare.source, gold",
-                         mend="return a score in [0, 1]")
+        raise GrapeError(
+            f"the gold judge gave {value} for prompt {response.prompt.id}",
+            where="prepare.source, gold",
+            mend="return a score in [0, 1]",
+        )
     return value
 
 
@@ -129,9 +142,17 @@ def write(stage: Stage, found: Evaluation, answers: Sequence[Sample]) -> None:
     write_lines(folder / "samples.jsonl", (answer.row() for answer in answers))
     log_table(stage, answers)
     gain = found.difference.of(judge)
-    stage.run.headline({"policy": found.policy.of(judge).mean, "sft": found.sft.of(judge).mean, "difference": gain.mean,
-                        "difference_low": gain.low, "win_rate": found.win_rate.mean, "kl": found.kl.token,
-                        "length": found.policy.length})
+    stage.run.headline(
+        {
+            "policy": found.policy.of(judge).mean,
+            "sft": found.sft.of(judge).mean,
+            "difference": gain.mean,
+            "difference_low": gain.low,
+            "win_rate": found.win_rate.mean,
+            "kl": found.kl.token,
+            "length": found.policy.length,
+        }
+    )
 
 
 def log_table(stage: Stage, answers: Sequence[Sample]) -> None:

@@ -42,8 +42,11 @@ def entry(project: Project, source: str, name: str) -> dict[str, Any]:
 
     found: dict[str, Any] = filled(dvc.stages(project).get(kind) or {})
     if not all(isinstance(found.get(key), list) and all(isinstance(x, str) for x in found[key]) for key in ("deps", "params")):
-        raise GrapeError(f"the stage {kind} is not there, or lacks its lists `deps` and `params`", where="dvc.yaml",
-                         mend="restore it from git or from `grape init`")
+        raise GrapeError(
+            f"the stage {kind} is not there, or lacks its lists `deps` and `params`",
+            where="dvc.yaml",
+            mend="restore it from git or from `grape init`",
+        )
     return found
 
 
@@ -91,8 +94,11 @@ class Inputs:
             GrapeError: what params.yaml names is not what DVC compares in its place.
         """
         for key in named.untrue(self.project, yamlfile.read(self.project.params), self.hashes):
-            raise GrapeError(f"{named.FOLDER}/{key} does not say what {key} names now", where=f"stage {self.name}",
-                             mend="run `grape run`, or `grape plan` before `dvc repro`: both write it anew")
+            raise GrapeError(
+                f"{named.FOLDER}/{key} does not say what {key} names now",
+                where=f"stage {self.name}",
+                mend="run `grape run`, or `grape plan` before `dvc repro`: both write it anew",
+            )
 
     def changed(self) -> list[str]:
         """What is not as it was, for people; [] where all is. Bytes are only read again where a file was touched."""
@@ -117,10 +123,12 @@ class Inputs:
             GrapeError: something the stage reads has changed since it began, so that nobody can say what it ran on.
         """
         if changed := self.changed():
-            raise GrapeError(f"changed while the stage ran, so its results are not recorded: {'; '.join(changed)}",
-                             where=f"stage {self.name}",
-                             mend="undo the edit and run it again, which goes on from its last checkpoint, or keep the edit and "
-                                  "run it again from the beginning")
+            raise GrapeError(
+                f"changed while the stage ran, so its results are not recorded: {'; '.join(changed)}",
+                where=f"stage {self.name}",
+                mend="undo the edit and run it again, which goes on from its last checkpoint, or keep the edit and "
+                "run it again from the beginning",
+            )
 
 
 def _marks(project: Project, path: str) -> Marks:

@@ -26,9 +26,7 @@ def gold_judge(stage: Stage) -> Gold | None:
     return getattr(load_module(path), "gold", None) if path.is_file() else None
 
 
-def reward_source(
-    stage: Stage, prompts: Sequence[Prompt], file: str | None = None, which: str | None = None
-) -> RewardSource:
+def reward_source(stage: Stage, prompts: Sequence[Prompt], file: str | None = None, which: str | None = None) -> RewardSource:
     """The source `which` names (rubric, reward_model; None: what rl.reward says), checked against the prompts, lines of `file`."""
     how = (stage.params.model.dtype, stage.params.model.micro_batch_tokens)
     template = stage.params.model.template

@@ -28,9 +28,7 @@ def question(rubrics: dict[str, Rubric], judgement: Judgement, where: str) -> Qu
     rubric = rubrics.get(judgement.category)
     if rubric is None:
         raise GrapeError(
-            f"no rubric for the category {judgement.category!r}",
-            where=where,
-            mend=f"write rubrics/{judgement.category}.yaml",
+            f"no rubric for the category {judgement.category!r}", where=where, mend=f"write rubrics/{judgement.category}.yaml"
         )
     item = next((i for i in rubric.items if i.id == judgement.item), None)
     if item is None:

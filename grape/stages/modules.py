@@ -18,9 +18,7 @@ def load_module(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None or not path.is_file():
         raise GrapeError(
-            f"no such Python file: {path}",
-            where="params.yaml, prepare.source",
-            mend="give the path of an existing file",
+            f"no such Python file: {path}", where="params.yaml, prepare.source", mend="give the path of an existing file"
         )
     module = importlib.util.module_from_spec(spec)
     try:

@@ -34,7 +34,8 @@ def run(stage: Stage) -> None:
     if not rows:
         raise GrapeError(
             "not one pair was found: every group of responses is a tie"
-            if not counts.get("dropped/leakage") else "every pair holds a held-out question",
+            if not counts.get("dropped/leakage")
+            else "every pair holds a held-out question",
             where="stage preferences",
             mend="raise preferences.samples or preferences.prompts, or lower preferences.margin",
         )

@@ -58,10 +58,7 @@ def run(stage: Stage) -> None:
     stage.run.headline(rows | counts | {name: count for name, count in long.items() if count})
 
 
-REASONS = {
-    "leakage": "they hold a held-out question",
-    "duplicate": "prompts that stand in the data more than once",
-}
+REASONS = {"leakage": "they hold a held-out question", "duplicate": "prompts that stand in the data more than once"}
 
 
 def built(source: Path, stage: Stage) -> tuple[Tables, Places]:

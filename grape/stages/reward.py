@@ -26,9 +26,7 @@ def run(stage: Stage) -> None:
     params = stage.params.reward
     model, tokenizer = load_scalar_model(str(stage.path("models/sft")), from_language_model=True)
     model.config.pad_token_id = tokenizer.pad_token_id
-    preferences = read_rows(
-        stage.path("data/preferences/train.jsonl"), Preference, mend="run it again: grape run preferences"
-    )
+    preferences = read_rows(stage.path("data/preferences/train.jsonl"), Preference, mend="run it again: grape run preferences")
     chat, positions = chat_of(stage, tokenizer), stage.params.model.positions
     encoded = encode_pairs(chat, preferences, positions, "data/preferences")
     stage.left_out(encoded.counts, len(encoded.kept), "pairs", f"model.positions = {positions} tokens")
@@ -46,9 +44,7 @@ def run(stage: Stage) -> None:
     statistics = _statistics(model, tokenizer, heldout or rows, stage)
     write_json(stage.path("models/reward") / STATISTICS, {"mean": statistics["mean"], "std": statistics["std"]})
     stage.run.model("models/reward", "reward")
-    stage.run.headline(
-        {"pairs": float(len(scores)), **statistics}
-    )
+    stage.run.headline({"pairs": float(len(scores)), **statistics})
 
 
 def _difference(pair: Preference) -> float:

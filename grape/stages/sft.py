@@ -24,9 +24,7 @@ def run(stage: Stage) -> None:
     rows = encode_turns(chat, demonstrations, positions, "data/sft", stage.params.sft.turns) if stage.params.sft.steps else Rows()
     stage.left_out(rows.counts, len(rows.kept), "demonstrations", f"model.positions = {positions} tokens")
     forward = partial(language, model, dtype=stage.params.model.dtype)
-    history = fit(
-        stage, model.to(device()), chat, ALGORITHM, ALGORITHM.params(), rows.rows, stage.params.sft, forward
-    )
+    history = fit(stage, model.to(device()), chat, ALGORITHM, ALGORITHM.params(), rows.rows, stage.params.sft, forward)
     save_model(model, tokenizer, stage.path("models/sft"))
     stage.run.model("models/sft", "sft")
     stage.run.headline({"loss": history[-1]["loss"]} if history else {})

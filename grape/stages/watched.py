@@ -35,9 +35,12 @@ def refuse_loaded(project: Project, params: Params, name: str) -> None:
     # What grape's own code imports is proved by its tests; only what stands in the slot may import any algorithm's file.
     proved = [project.root / part for part in ("grape", "flows")]
     slotted = project.root / "grape" / "algorithms" if name.startswith("rl@") else None
-    _refuse(project, params, name, (
-        (path, path) for path in mine if path.parent == slotted or not any(path.is_relative_to(part) for part in proved)
-    ))
+    _refuse(
+        project,
+        params,
+        name,
+        ((path, path) for path in mine if path.parent == slotted or not any(path.is_relative_to(part) for part in proved)),
+    )
 
 
 def _own(project: Project, params: Params, name: str) -> Iterator[Path]:

@@ -13,5 +13,16 @@ from grape.track.registry import CHAMPION, POLICY, Candidate
 from grape.track.run import StageRun, Terminated
 from grape.track.store import EXPERIMENT
 
-__all__ = ["CHAMPION", "EXPERIMENT", "POLICY", "Candidate", "StageRun", "Terminated", "close_dead_runs", "close_parent",
-           "link_cached", "open_parent", "sync"]
+__all__ = [
+    "CHAMPION",
+    "EXPERIMENT",
+    "POLICY",
+    "Candidate",
+    "StageRun",
+    "Terminated",
+    "close_dead_runs",
+    "close_parent",
+    "link_cached",
+    "open_parent",
+    "sync",
+]

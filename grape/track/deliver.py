@@ -72,7 +72,7 @@ class Delivery:
             size = BATCH if kind == "metrics" else 1
             events = list(group)
             for start in range(0, len(events), size):
-                chunk = events[start:start + size]
+                chunk = events[start : start + size]
                 self._guarded(kind, [event for event, _ in chunk])
                 assert self._state is not None
                 self._state = replace(self._state, offset=chunk[-1][1])
@@ -123,8 +123,7 @@ class Delivery:
         parent = meta["parent_run"] or self._parent(meta["nonce"], meta["kind"])
         if parent:
             tags["mlflow.parentRunId"] = parent
-        run_id = str(client.create_run(experiment, start_time=meta["started_ms"], tags=tags,
-                                       run_name=meta["stage"]).info.run_id)
+        run_id = str(client.create_run(experiment, start_time=meta["started_ms"], tags=tags, run_name=meta["stage"]).info.run_id)
         self._parameters(run_id, flatten(meta["params"]))
         return run_id
 
@@ -133,8 +132,8 @@ class Delivery:
         if nonce is None or kind == "pipeline":
             return None
         found = self.store.client.search_runs(
-            [self.store.experiment_id], f"tags.`grape.nonce` = '{nonce}' AND tags.`grape.kind` = 'pipeline'",
-            max_results=1)
+            [self.store.experiment_id], f"tags.`grape.nonce` = '{nonce}' AND tags.`grape.kind` = 'pipeline'", max_results=1
+        )
         return str(found[0].info.run_id) if found else None
 
     def _parameters(self, run_id: str, params: dict[str, str]) -> None:
@@ -142,17 +141,20 @@ class Delivery:
 
         items = [Param(key, value) for key, value in params.items()]
         for start in range(0, len(items), PARAMS):
-            self.store.client.log_batch(run_id, params=items[start:start + PARAMS])
+            self.store.client.log_batch(run_id, params=items[start : start + PARAMS])
 
     # One method per kind of event.
 
     def _metrics(self, events: list[Event]) -> None:
         from mlflow.entities import Metric
 
-        metrics = [Metric(metric_key(name), value, event["ms"], event["step"])
-                   for event in events for name, value in event["values"].items()]
+        metrics = [
+            Metric(metric_key(name), value, event["ms"], event["step"])
+            for event in events
+            for name, value in event["values"].items()
+        ]
         for start in range(0, len(metrics), BATCH):
-            self.store.client.log_batch(self.run_id, metrics=metrics[start:start + BATCH])
+            self.store.client.log_batch(self.run_id, metrics=metrics[start : start + BATCH])
 
     def _headline(self, events: list[Event]) -> None:
         self._metrics([{**event, "step": 0} for event in events])
@@ -165,15 +167,23 @@ class Delivery:
     def _dataset(self, events: list[Event]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        inputs = [DatasetInput(Dataset(name=event["path"], digest=event["digest"], source_type="dvc",
-                                       source=json.dumps({"path": event["path"], "md5": event["digest"]})),
-                               tags=[InputTag("mlflow.data.context", event["context"])]) for event in events]
+        inputs = [
+            DatasetInput(
+                Dataset(
+                    name=event["path"],
+                    digest=event["digest"],
+                    source_type="dvc",
+                    source=json.dumps({"path": event["path"], "md5": event["digest"]}),
+                ),
+                tags=[InputTag("mlflow.data.context", event["context"])],
+            )
+            for event in events
+        ]
         self.store.client.log_inputs(self.run_id, datasets=inputs)
 
     def _artifact(self, events: list[Event]) -> None:
         for event in events:
-            self.store.client.log_artifact(self.run_id, str(self.spool.folder / "files" / event["file"]),
-                                           event["folder"])
+            self.store.client.log_artifact(self.run_id, str(self.spool.folder / "files" / event["file"]), event["folder"])
 
     def _model(self, events: list[Event]) -> None:
         for event in events:

@@ -53,8 +53,7 @@ def computed(path: Path, project: Project | None = None) -> str:
 
 def size(path: Path) -> int:
     """Bytes of a file or of all files below a folder."""
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() \
-        else path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
 
 
 def _md5(path: Path) -> str:

@@ -19,15 +19,29 @@ import psutil
 
 from grape.project import Project
 
-PACKAGES = ("accelerate", "datasets", "dvc", "mlflow", "numpy", "peft", "prefect", "safetensors", "tokenizers", "torch",
-            "transformers")
+PACKAGES = (
+    "accelerate",
+    "datasets",
+    "dvc",
+    "mlflow",
+    "numpy",
+    "peft",
+    "prefect",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
 
 
 def process() -> dict[str, str]:
     """Tags that tell this process from any other, also from one that gets the same pid later."""
     pid = os.getpid()
-    return {"grape.host": socket.gethostname(), "grape.pid": str(pid),
-            "grape.process_start": f"{psutil.Process(pid).create_time():.2f}"}
+    return {
+        "grape.host": socket.gethostname(),
+        "grape.pid": str(pid),
+        "grape.process_start": f"{psutil.Process(pid).create_time():.2f}",
+    }
 
 
 def is_dead(tags: Mapping[str, str]) -> bool:
@@ -53,8 +67,14 @@ def revision(project: Project) -> tuple[str | None, bool | None]:
 
 def _git(project: Project, *command: str) -> str | None:
     try:
-        done = subprocess.run(["git", *command], cwd=project.root, capture_output=True, text=True, timeout=20,
-                              env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"})
+        done = subprocess.run(
+            ["git", *command],
+            cwd=project.root,
+            capture_output=True,
+            text=True,
+            timeout=20,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

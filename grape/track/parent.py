@@ -25,14 +25,20 @@ class _Parent:
 
     def __init__(self, project: Project, nonce: str, plan: Mapping[str, Any], name: str) -> None:
         revision, dirty = identity.revision(project)
-        tags = {"grape.kind": "pipeline", "grape.nonce": nonce, "mlflow.source.name": f"grape run {name}",
-                "mlflow.source.type": "LOCAL", **identity.process()}
+        tags = {
+            "grape.kind": "pipeline",
+            "grape.nonce": nonce,
+            "mlflow.source.name": f"grape run {name}",
+            "mlflow.source.type": "LOCAL",
+            **identity.process(),
+        }
         if revision:
             tags["grape.git_revision"] = revision + ("+changes" if dirty else "")
             tags["mlflow.source.git.commit"] = revision
         self.nonce = nonce
-        self.spool = Spool.create(project, name, {"kind": "pipeline", "params": {"plan": plan}, "nonce": nonce,
-                                                        "parent_run": None, "tags": tags})
+        self.spool = Spool.create(
+            project, name, {"kind": "pipeline", "params": {"plan": plan}, "nonce": nonce, "parent_run": None, "tags": tags}
+        )
         self.spool.lock()
         self.delivery = Delivery(project, self.spool)
         self.courier = Courier(project)
@@ -90,8 +96,7 @@ def link_cached(project: Project, parent_id: str | None, stage: str, receipt: Ma
             _current.spool.append("headline", values=values)
         tags = {f"grape.stage.{stage}": f"{'ran' if ran else 'cached'} {run_id or receipt.get('spool')}"}
         _current.spool.append("tags", values=tags)
-        _current.stages.append({"stage": stage, "ran": ran, "run_id": run_id,
-                                "seconds": receipt.get("seconds")})
+        _current.stages.append({"stage": stage, "ran": ran, "run_id": run_id, "seconds": receipt.get("seconds")})
         _current.pump()
 
 
@@ -112,8 +117,10 @@ def close_parent(project: Project, parent_id: str | None, status: str, summary: 
 
 
 def _note(summary: str, parent: _Parent) -> str:
-    rows = [f"| {row['stage']} | {'ran' if row['ran'] else 'cached'} | {row['seconds']} | {_link(row, parent)} |"
-            for row in parent.stages]
+    rows = [
+        f"| {row['stage']} | {'ran' if row['ran'] else 'cached'} | {row['seconds']} | {_link(row, parent)} |"
+        for row in parent.stages
+    ]
     table = ["| stage | | seconds | run |", "|---|---|---|---|", *rows] if rows else []
     return "\n".join([summary, "", *table])
 

@@ -23,9 +23,10 @@ def sync(project: Project) -> list[str]:
     try:
         return [stage for spool in Spool.pending(project) if (stage := _delivered(project, spool))]
     except Unreachable as error:
-        raise GrapeError(f"MLflow cannot be reached: {error}",
-                         mend="start the server, or check MLFLOW_TRACKING_URI, then run `grape mlflow sync` again; "
-                              "nothing is lost") from error
+        raise GrapeError(
+            f"MLflow cannot be reached: {error}",
+            mend="start the server, or check MLFLOW_TRACKING_URI, then run `grape mlflow sync` again; nothing is lost",
+        ) from error
 
 
 def _delivered(project: Project, spool: Spool) -> str | None:

@@ -25,8 +25,7 @@ POLICY = "grape-policy"
 CHAMPION = "champion"
 LARGEST = 200 * 1024 * 1024  # bytes of weights MLflow gets a copy of
 SMALL = 16 * 1024 * 1024  # bytes of a tokenizer or config file that goes with a reference
-TASKS = {"ForCausalLM": "text-generation", "LMHeadModel": "text-generation",
-         "ForSequenceClassification": "text-classification"}
+TASKS = {"ForCausalLM": "text-generation", "LMHeadModel": "text-generation", "ForSequenceClassification": "text-classification"}
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,13 @@ def best(candidates: Iterable[Candidate]) -> Candidate | None:
 
 def model_event(project: Project, path: str, name: str, register: str | None) -> dict[str, Any]:
     """What the spool keeps of a model: not its bytes, but which bytes they were."""
-    return {"path": path, "name": name, "register": register, "digest": digest.computed(project.root / path),
-            "bytes": digest.size(project.root / path)}
+    return {
+        "path": path,
+        "name": name,
+        "register": register,
+        "digest": digest.computed(project.root / path),
+        "bytes": digest.size(project.root / path),
+    }
 
 
 def log_model(store: Store, project: Project, run_id: str, event: Event) -> int | None:
@@ -101,8 +105,7 @@ def _weights(store: Store, path: Path, event: Event, run_id: str, task: str, tag
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    auto = (transformers.AutoModelForCausalLM if task == "text-generation"
-            else transformers.AutoModelForSequenceClassification)
+    auto = transformers.AutoModelForCausalLM if task == "text-generation" else transformers.AutoModelForSequenceClassification
     model = auto.from_pretrained(path, local_files_only=True)
     tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
     # MLflow asks the hub for the card and licence of a model whose name could be a hub id; this one could not.
@@ -110,8 +113,14 @@ def _weights(store: Store, path: Path, event: Event, run_id: str, task: str, tag
     pins = [f"{name}=={metadata.version(name)}" for name in ("torch", "transformers")]
     # log_model alone would file the model under whatever experiment this process calls active
     logged = store.client.create_logged_model(store.experiment_id, event["name"], source_run_id=run_id, tags=tags)
-    mlflow.transformers.log_model({"model": model, "tokenizer": tokenizer}, name=event["name"], task=task,
-                                  pip_requirements=pins, run_id=run_id, model_id=logged.model_id)
+    mlflow.transformers.log_model(
+        {"model": model, "tokenizer": tokenizer},
+        name=event["name"],
+        task=task,
+        pip_requirements=pins,
+        run_id=run_id,
+        model_id=logged.model_id,
+    )
     return str(logged.model_id)
 
 
@@ -119,14 +128,12 @@ def _reference(store: Store, path: Path | None, event: Event, run_id: str, tags:
     import mlflow
     from mlflow.entities import LoggedModelOutput
 
-    model = mlflow.create_external_model(event["name"], source_run_id=run_id, tags=tags,
-                                         experiment_id=store.experiment_id)
+    model = mlflow.create_external_model(event["name"], source_run_id=run_id, tags=tags, experiment_id=store.experiment_id)
     store.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
     if path is not None:  # tokenizer and config, without the weights
         with tempfile.TemporaryDirectory() as folder:
             for file in path.iterdir():
-                if file.is_file() and file.suffix not in (".safetensors", ".bin", ".pt") \
-                        and file.stat().st_size <= SMALL:
+                if file.is_file() and file.suffix not in (".safetensors", ".bin", ".pt") and file.stat().st_size <= SMALL:
                     (Path(folder) / file.name).write_bytes(file.read_bytes())
             store.client.log_model_artifacts(model.model_id, folder)
     return str(model.model_id)
@@ -140,16 +147,16 @@ def _register(store: Store, event: Event, run_id: str, model_id: str, tags: dict
         client.get_registered_model(name)
     except MlflowException:
         client.create_registered_model(name, description="Policies trained by grape; see the tag grape.path.")
-    created = client.create_model_version(name, source=f"models:/{model_id}", run_id=run_id, tags=tags,
-                                          model_id=model_id, await_creation_for=30)
+    created = client.create_model_version(
+        name, source=f"models:/{model_id}", run_id=run_id, tags=tags, model_id=model_id, await_creation_for=30
+    )
     return int(created.version)
 
 
 def find_version(store: Store, name: str, md5: str, run_id: str | None = None) -> int | None:
     """The newest version of a registered model with these bytes, of one run or of any."""
     versions = store.client.search_model_versions(f"name = '{name}'", max_results=1000)
-    found = [int(v.version) for v in versions
-             if v.tags.get("grape.digest") == md5 and (run_id is None or v.run_id == run_id)]
+    found = [int(v.version) for v in versions if v.tags.get("grape.digest") == md5 and (run_id is None or v.run_id == run_id)]
     return max(found, default=None)
 
 

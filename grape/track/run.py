@@ -45,8 +45,7 @@ class StageRun:
         deliver: False leaves the spool to whoever watches it: the orchestrator's courier, or `grape mlflow sync`.
     """
 
-    def __init__(self, project: Project, stage: str, params: dict[str, Any], seed: int, *,
-                 deliver: bool = True) -> None:
+    def __init__(self, project: Project, stage: str, params: dict[str, Any], seed: int, *, deliver: bool = True) -> None:
         self.project, self.stage, self.params, self.seed = project, stage, params, seed
         self._deliver = deliver
         self._headline: dict[str, float] = {}
@@ -59,8 +58,7 @@ class StageRun:
         self._nonce = os.environ.get(NONCE)
         parent = os.environ.get(PARENT_RUN)
         self._revision, self._dirty = identity.revision(self.project)
-        meta = {"kind": "stage", "params": self.params, "nonce": self._nonce, "parent_run": parent,
-                "tags": self._tags(parent)}
+        meta = {"kind": "stage", "params": self.params, "nonce": self._nonce, "parent_run": parent, "tags": self._tags(parent)}
         self._spool = Spool.create(self.project, self.stage, meta)
         self._courier = Courier(self.project, self._spool) if self._deliver else None
         if self._courier:
@@ -70,10 +68,15 @@ class StageRun:
         return self
 
     def _tags(self, parent: str | None) -> dict[str, str]:
-        tags = {"grape.stage": self.stage, "grape.kind": "stage", "grape.seed": str(self.seed),
-                "grape.params_hash": identity.params_hash(self.params),
-                "mlflow.source.name": f"python -m grape.stages {self.stage}", "mlflow.source.type": "LOCAL",
-                **identity.process()}
+        tags = {
+            "grape.stage": self.stage,
+            "grape.kind": "stage",
+            "grape.seed": str(self.seed),
+            "grape.params_hash": identity.params_hash(self.params),
+            "mlflow.source.name": f"python -m grape.stages {self.stage}",
+            "mlflow.source.type": "LOCAL",
+            **identity.process(),
+        }
         if self._revision:
             tags["grape.git_revision"] = self._revision + ("+changes" if self._dirty else "")
             tags["mlflow.source.git.commit"] = self._revision
@@ -118,8 +121,7 @@ class StageRun:
         if event is not None:
             self._spool.append("champion", **event)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._handler is not None:
             signal.signal(signal.SIGTERM, self._handler)
         ended = time.time()
@@ -139,12 +141,26 @@ class StageRun:
         delivered = self._spool.delivered  # None too where all is delivered and the spool gone
         known = self._courier.runs.get(self._spool.name) if self._courier else None
         return Receipt(
-            stage=self.stage, run_id=delivered.run_id if delivered else known, spool=self._spool.name, nonce=self._nonce,
-            started=_utc(self._started), ended=_utc(ended), seconds=round(ended - self._started, 2),
-            peak_memory_mb=identity.peak_memory_mb(), git_revision=self._revision, git_dirty=self._dirty,
-            params=self.params, params_hash=identity.params_hash(self.params), seed=self.seed,
-            datasets=self._datasets, versions=identity.versions(), python=identity.python(),
-            platform=platform.platform(), headline=self._headline, facts=self._facts)
+            stage=self.stage,
+            run_id=delivered.run_id if delivered else known,
+            spool=self._spool.name,
+            nonce=self._nonce,
+            started=_utc(self._started),
+            ended=_utc(ended),
+            seconds=round(ended - self._started, 2),
+            peak_memory_mb=identity.peak_memory_mb(),
+            git_revision=self._revision,
+            git_dirty=self._dirty,
+            params=self.params,
+            params_hash=identity.params_hash(self.params),
+            seed=self.seed,
+            datasets=self._datasets,
+            versions=identity.versions(),
+            python=identity.python(),
+            platform=platform.platform(),
+            headline=self._headline,
+            facts=self._facts,
+        )
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

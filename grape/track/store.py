@@ -32,11 +32,15 @@ if TYPE_CHECKING:
 EXPERIMENT = "grape"
 DATABASES = ("postgresql", "mysql", "sqlite", "mssql")  # MLflow's
 PROBE_SECONDS = 2.0
-AWAY = ("MLflow cannot be reached; the %s goes on and keeps its records in .grape/runs, "
-        "`grape mlflow sync` delivers them later (%s)")
+AWAY = "MLflow cannot be reached; the %s goes on and keeps its records in .grape/runs, `grape mlflow sync` delivers them later (%s)"
 # Path columns of MLflow's sqlite schema that hold absolute locations.
-LOCATIONS = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"),
-             ("model_versions", "source"), ("model_versions", "storage_location"))
+LOCATIONS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
 
 
 class Unreachable(Exception):
@@ -95,9 +99,12 @@ def checked_uri(project: Project) -> str:
     if scheme in ("http", "https"):
         server("MLFLOW_TRACKING_URI", uri, "http://127.0.0.1:5000")
     elif what := _no_database(uri, scheme):
-        raise GrapeError(what, where=f"MLFLOW_TRACKING_URI={public(uri)}",
-                         mend="unset MLFLOW_TRACKING_URI to use the project's own store, or name a server (http://...) "
-                              "or a database (sqlite:////absolute/path.db)")
+        raise GrapeError(
+            what,
+            where=f"MLFLOW_TRACKING_URI={public(uri)}",
+            mend="unset MLFLOW_TRACKING_URI to use the project's own store, or name a server (http://...) "
+            "or a database (sqlite:////absolute/path.db)",
+        )
     return uri
 
 
@@ -197,14 +204,14 @@ def _relocate(project: Project, artifacts: str) -> None:
             present = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             if "experiments" not in present:
                 return
-            row = connection.execute("SELECT artifact_location FROM experiments WHERE name = ?",
-                                     (EXPERIMENT,)).fetchone()
+            row = connection.execute("SELECT artifact_location FROM experiments WHERE name = ?", (EXPERIMENT,)).fetchone()
             if row is None or row[0] is None or row[0] == artifacts:
                 return
             for table, column in LOCATIONS:
                 if table in present:
-                    connection.execute(f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
-                                       f"WHERE {column} = ? OR {column} LIKE ? || '/%'",
-                                       (artifacts, len(row[0]) + 1, row[0], row[0]))
+                    connection.execute(
+                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {column} = ? OR {column} LIKE ? || '/%'",
+                        (artifacts, len(row[0]) + 1, row[0], row[0]),
+                    )
     finally:
         connection.close()

@@ -27,6 +27,7 @@ MEAN_OFF = {"float32": 1e-3, "bfloat16": 0.1}
 Forward = Callable[[Batch], Outputs]
 LossOf = Callable[[Outputs, Batch], Loss]
 
+
 @dataclass(frozen=True)
 class AdamParams:
     """How a batch becomes updates. Learning rate: peak; warmup_steps and steps: calls of `update`; schedule: constant or cosine (to

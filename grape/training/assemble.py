@@ -94,9 +94,7 @@ def assemble(
     warmth, gradient = temperature if algorithm.data == "rollouts" else 1.0, "entropy" in needs
     dtype: Dtype = "float32" if trusted else adam.dtype
     model: Trainable = policy
-    forward: Forward = partial(
-        language, policy, temperature=warmth, dtype=dtype, entropy_gradient=gradient, distribution=trusted
-    )
+    forward: Forward = partial(language, policy, temperature=warmth, dtype=dtype, entropy_gradient=gradient, distribution=trusted)
     if "value" in needs:
         model = both = ValuedPolicy(policy, value_model)
         forward = partial(valued, both, temperature=warmth, dtype=dtype, entropy_gradient=gradient)

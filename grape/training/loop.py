@@ -19,6 +19,7 @@ class Optimiser(Keeps, Protocol):
 
     def update(self, forward: Forward, loss: LossOf, batch: Batch, keys: tuple[object, ...]) -> tuple[Sums, Sums]: ...
 
+
 def train(
     model: Trainable,
     algorithm: AnyAlgorithm,

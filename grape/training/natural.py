@@ -117,12 +117,7 @@ class NaturalGradient:
                 for parameter, value in zip(self.parameters, kept, strict=True):
                     parameter.copy_(value)
             tried = {"kl": 0.0, "improvement": 0.0}
-        return {
-            **tried,
-            "backtracks": float(backtracks),
-            "cg_residual": solution.residual,
-            "accepted": float(fraction > 0),
-        }
+        return {**tried, "backtracks": float(backtracks), "cg_residual": solution.residual, "accepted": float(fraction > 0)}
 
     def _fisher(self, forward: Forward, batch: Batch, v: Tensor) -> Tensor:
         """H v over the batch, in micro-batches: each one's graph is built, differentiated twice and dropped."""

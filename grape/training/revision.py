@@ -35,11 +35,7 @@ def ask(response: Response, critique: str, row: int) -> Prompt:
 
 
 def choose(
-    responses: Sequence[Response],
-    critiques: Sequence[str],
-    count: int,
-    fits: Callable[[Prompt], bool],
-    keys: Sequence[object],
+    responses: Sequence[Response], critiques: Sequence[str], count: int, fits: Callable[[Prompt], bool], keys: Sequence[object]
 ) -> list[tuple[int, Prompt]]:
     """At most `count` (row, x') in random order, one answer of every group before a second one of any.
 

@@ -49,8 +49,11 @@ def _missing(scores: Scores, limit: float) -> float:
     if missing > limit:
         row, item = (asked & ~scores.valid).nonzero()[0].tolist()
         reason = scores.reasons[row][item] if scores.reasons else "no reason recorded"
-        raise GrapeError(f"{missing:.0%} of the scores of this round are missing, more than rl.max_missing = {limit:.0%}",
-                         where=scores.items[item], mend=f"the first one's reason: {reason}")
+        raise GrapeError(
+            f"{missing:.0%} of the scores of this round are missing, more than rl.max_missing = {limit:.0%}",
+            where=scores.items[item],
+            mend=f"the first one's reason: {reason}",
+        )
     return missing
 
 

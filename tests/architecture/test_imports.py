@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-           for folder in ("grape", "flows") for path in sorted((ROOT / folder).rglob("*.py"))}
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for folder in ("grape", "flows")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+}
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -59,14 +62,18 @@ def test_the_maths_need_torch_only() -> None:
             assert all(_within(found, "grape.maths") for found in imports(path) if _within(found, "grape")), name
 
 
-@pytest.mark.parametrize(("one", "other"), [
-    ("grape.reward", ("grape.sampling", "grape.training", "grape.algorithms")),
-    ("grape.sampling", ("grape.reward",)), ("grape.training", ("grape.reward", "grape.track")),
-    ("grape.algorithms", ("grape.reward", "grape.training", "grape.sampling", "grape.models", "grape.track")),
-    ("grape.models", ("grape.reward", "grape.training", "grape.algorithms", "grape.track")),
-    ("grape.sandbox", ("grape.reward", "grape.models", "grape.training", "grape.algorithms", "grape.track", "grape.stages")),
-    ("grape.evaluation", ("grape.report", "grape.stages", "grape.track", "grape.training")),
-])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("grape.reward", ("grape.sampling", "grape.training", "grape.algorithms")),
+        ("grape.sampling", ("grape.reward",)),
+        ("grape.training", ("grape.reward", "grape.track")),
+        ("grape.algorithms", ("grape.reward", "grape.training", "grape.sampling", "grape.models", "grape.track")),
+        ("grape.models", ("grape.reward", "grape.training", "grape.algorithms", "grape.track")),
+        ("grape.sandbox", ("grape.reward", "grape.models", "grape.training", "grape.algorithms", "grape.track", "grape.stages")),
+        ("grape.evaluation", ("grape.report", "grape.stages", "grape.track", "grape.training")),
+    ],
+)
 def test_reward_and_policy_do_not_know_each_other(one: str, other: tuple[str, ...]) -> None:
     """`Scores` is the only thing that passes between them; algorithms know no models and no I/O, evaluation nobody who uses it."""
     for name, path in MODULES.items():
@@ -77,23 +84,32 @@ def test_reward_and_policy_do_not_know_each_other(one: str, other: tuple[str, ..
 
 @pytest.mark.parametrize("package", ["grape.reward", "grape.sandbox"])
 def test_no_file_imports_itself_by_way_of_others(package: str) -> None:
-    below = {name: {found for found in imports(path) if found in MODULES and found != name and _within(found, package)}
-             for name, path in MODULES.items() if _within(name, package)}
+    below = {
+        name: {found for found in imports(path) if found in MODULES and found != name and _within(found, package)}
+        for name, path in MODULES.items()
+        if _within(name, package)
+    }
     while free := {name for name, others in below.items() if not others}:
         below = {name: others - free for name, others in below.items() if name not in free}
     assert not below, f"these import each other: {sorted(below)}"
+
+
 # What renames beside grape.files, and why.
-RENAMES = {"grape.pipeline.mend": "sets a damaged dvc.lock aside, and writes nothing",
-           "grape.sandbox.canaries": "tries what no program in the sandbox may do"}
+RENAMES = {
+    "grape.pipeline.mend": "sets a damaged dvc.lock aside, and writes nothing",
+    "grape.sandbox.canaries": "tries what no program in the sandbox may do",
+}
 
 
 def test_only_one_module_puts_files_in_their_place() -> None:
     """`grape.files.replacing` flushes what was written, and the folder's entry, which is forgotten elsewhere."""
+
     def renames(path: Path) -> bool:
         called = [node.func for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
         names = {ast.unparse(function) for function in called}
         return bool(names & {"os.replace", "os.rename", "os.renames", "shutil.move"}) or any(
-            isinstance(function, ast.Attribute) and function.attr in ("rename", "renames") for function in called)
+            isinstance(function, ast.Attribute) and function.attr in ("rename", "renames") for function in called
+        )
 
     found = {name for name, path in MODULES.items() if renames(path)}
     assert found == {"grape.files", *RENAMES}
@@ -124,14 +140,18 @@ def test_stages_know_no_orchestrator() -> None:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
-    script = (f"import sys\nsys.argv = ['grape', *{arguments!r}]\nfrom grape.cli import main\n"
-              "try: main()\nexcept SystemExit as end: assert not end.code\n"
-              "heavy = {'torch', 'mlflow', 'prefect', 'transformers', 'datasets', 'numpy', 'dvc', 'ruamel', 'rich'}\n"
-              "assert not heavy & set(sys.modules), heavy & set(sys.modules)")
+    script = (
+        f"import sys\nsys.argv = ['grape', *{arguments!r}]\nfrom grape.cli import main\n"
+        "try: main()\nexcept SystemExit as end: assert not end.code\n"
+        "heavy = {'torch', 'mlflow', 'prefect', 'transformers', 'datasets', 'numpy', 'dvc', 'ruamel', 'rich'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
 
 
 def test_an_up_to_date_run_imports_neither_mlflow_nor_prefect() -> None:
-    script = ("import sys\nimport grape.pipeline, grape.params, flows.server\n"
-              "heavy = {'mlflow', 'prefect', 'transformers', 'datasets'} & set(sys.modules)\nassert not heavy, heavy")
+    script = (
+        "import sys\nimport grape.pipeline, grape.params, flows.server\n"
+        "heavy = {'mlflow', 'prefect', 'transformers', 'datasets'} & set(sys.modules)\nassert not heavy, heavy"
+    )
     subprocess.run([sys.executable, "-c", script], check=True)

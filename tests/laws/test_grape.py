@@ -177,9 +177,7 @@ def test_the_first_step_is_reinforce_with_this_advantage() -> None:
 
 
 def test_leave_one_out_splits_and_items_add_up() -> None:
-    torch.testing.assert_close(
-        advantage(scores(S, C, W), advantage="leave_one_out"), 5 / 4 * advantage(scores(S, C, W))
-    )
+    torch.testing.assert_close(advantage(scores(S, C, W), advantage="leave_one_out"), 5 / 4 * advantage(scores(S, C, W)))
     share = grape.weigh(scores(S, C, W), batch(5), params(), {})[2]
     torch.testing.assert_close((share * (S - S.mean(0))).sum(1), advantage(scores(S, C, W)))
     twice = [0, 0, 1]
@@ -212,9 +210,7 @@ def test_a_missing_score_is_neutral_and_costs_the_item_confidence() -> None:
     cbar = torch.where(valid, C, 0.0).sum(0) / 5
     imputed = S.clone()
     imputed[1, 2] = S[valid[:, 2], 2].mean()
-    torch.testing.assert_close(
-        reward(scores(S, C, W, valid)), (imputed * W * cbar).sum(1) / (W * cbar).sum()
-    )
+    torch.testing.assert_close(reward(scores(S, C, W, valid)), (imputed * W * cbar).sum(1) / (W * cbar).sum())
 
 
 REWARDS = torch.tensor([[0.1, 1], [0.9, 0], [0.4, 1], [1, 0], [0.3, 0], [0, 1], [0.7, 1], [0.7, 0], [0.5, 1]], dtype=torch.float64)

@@ -288,9 +288,7 @@ def test_whitening_changes_the_advantage_and_not_what_the_value_model_learns() -
     """Returns are in units of the reward; taken from the whitened advantage they would have none."""
     scores, batch = _ppo_round()
     batch = batch.with_(value_old=torch.tensor([[0.5, 0.1], [0.2, 0.7]]))
-    credited = {
-        on: ppo.credit(scores, batch, ppo.PPOParams(whiten=on, lam=0.9, value_warmup=0), {}) for on in (True, False)
-    }
+    credited = {on: ppo.credit(scores, batch, ppo.PPOParams(whiten=on, lam=0.9, value_warmup=0), {}) for on in (True, False)}
     first, second = credited[True], credited[False]
     assert first.returns is not None and second.returns is not None
     torch.testing.assert_close(first.returns, second.returns)

@@ -89,9 +89,7 @@ def expected_gradient(
     for index in itertools.product(range(len(RESPONSES)), repeat=size):
         own, old_values = logp[list(index)], values[list(index)]
         batch = rollouts(index, logp, ref).with_(
-            value_old=old_values,
-            bootstrap=torch.zeros(size, dtype=torch.float64),
-            finished=torch.ones(size, dtype=torch.bool),
+            value_old=old_values, bootstrap=torch.zeros(size, dtype=torch.float64), finished=torch.ones(size, dtype=torch.bool)
         )
         given = algorithm.ALGORITHM.credit(scores(index), batch, params, state)
         outputs = Outputs(logp=own, entropy=torch.zeros_like(own), value=old_values)

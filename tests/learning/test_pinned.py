@@ -59,9 +59,7 @@ def test_the_trajectory_is_the_one_written_down(name: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("what", EQUIVALENT)
-def test_equivalent_configurations_have_one_trajectory(
-    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_equivalent_configurations_have_one_trajectory(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for module, params in EQUIVALENT[what]:
         monkeypatch.setitem(learning.VARIANTS, "one", (module, params))

@@ -239,8 +239,10 @@ def test_a_template_that_rewrites_earlier_turns_can_only_teach_the_last() -> Non
     with pytest.raises(GrapeError, match="message 1; later turns change it"):
         encode_turns(chat, [demonstration(*turns)], 500, "data/sft", "all")
     assert encode_turns(chat, [demonstration(*turns)], 500, "data/sft", "last").kept == [0]
-    no_ends = Template(text="{% for m in messages %}{{ m['role'] + ':' + m['content'] + '\n' }}{% endfor %}"
-                            "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}")
+    no_ends = Template(
+        text="{% for m in messages %}{{ m['role'] + ':' + m['content'] + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+    )
     chat = Chat(shapes.byte_pair(), no_ends)
     with pytest.raises(GrapeError, match="no token that stops sampling"):
         encode_turns(chat, [demonstration(*turns)], 500, "data/sft", "all")

@@ -49,9 +49,7 @@ def test_greedy_sampling_is_transformers_greedy_generation(architecture: str) ->
     ours = sample(model, chat, prompts, 1, temperature=0.0, max_new_tokens=12, positions=64, keys=("x",))
     for prompt, response in zip(prompts, ours, strict=True):
         ids = torch.tensor([chat.prompt(prompt.messages)])
-        theirs = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, pad_token_id=0
-        )
+        theirs = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, pad_token_id=0)
         assert list(response.ids) == theirs[0, ids.shape[1] :].tolist()
 
 
@@ -74,14 +72,7 @@ def test_samples_end_with_eos_or_are_unfinished_and_stay_within_positions() -> N
     with torch.no_grad():  # make EOS likely enough to be drawn
         model.get_output_embeddings().weight[chat.tokenizer.eos_token_id] *= 2
     responses = sample(
-        model,
-        chat,
-        [tiny.prompt("q" * n) for n in (1, 20, 35)],
-        8,
-        temperature=1.0,
-        max_new_tokens=30,
-        positions=56,
-        keys=(1,),
+        model, chat, [tiny.prompt("q" * n) for n in (1, 20, 35)], 8, temperature=1.0, max_new_tokens=30, positions=56, keys=(1,)
     )
     assert {r.finished for r in responses} == {True, False}
     for response, (prompt, ids, _) in zip(responses, response_rows(chat, responses), strict=True):

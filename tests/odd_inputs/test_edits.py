@@ -103,9 +103,7 @@ def test_what_is_no_edit(project: Project, editing: Callable[..., int], edit: Ca
 
 
 def test_what_params_yaml_names_is_compared_by_its_bytes(
-    project: Project,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    project: Project, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     model, card = project.root / "model", project.root / "inputs" / "model.base"
     model.mkdir()
@@ -156,10 +154,7 @@ def test_a_checkpoint_belongs_to_what_was_read_at_the_start(project: Project) ->
     RuntimeError("sqlite3.OperationalError: database or disk is full"),
 ])  # fmt: skip
 def test_a_full_disk_under_a_stage(
-    project: Project,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-    error: Exception,
+    project: Project, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], error: Exception
 ) -> None:
     def full(stage: Stage) -> None:
         raise error
@@ -177,9 +172,17 @@ def test_what_is_no_matter_of_the_disk(tmp_path: Path) -> None:
     assert refused is not None and refused.where == "data"
 
 
-TORN = [b"\0" * 300, b"\xff\xfe\x00s", b"stages:\n  prepare:\n    cmd: [", b"stages: 3\n", b"- a\n", b"stages:\n  prepare: x\n",
-        b"stages:\n",
-        b"stages:\n  prepare: {}\n", (ROOT / "dvc.yaml").read_bytes()[:2000]]
+TORN = [
+    b"\0" * 300,
+    b"\xff\xfe\x00s",
+    b"stages:\n  prepare:\n    cmd: [",
+    b"stages: 3\n",
+    b"- a\n",
+    b"stages:\n  prepare: x\n",
+    b"stages:\n",
+    b"stages:\n  prepare: {}\n",
+    (ROOT / "dvc.yaml").read_bytes()[:2000],
+]
 
 
 @pytest.mark.parametrize("data", TORN, ids=lambda x: repr(x)[:30])

@@ -134,21 +134,25 @@ def test_a_tracking_uri(project: Project, monkeypatch: pytest.MonkeyPatch, uri: 
     assert ui.exit_code == 2 and words in ui.stderr and "Traceback" not in ui.output
 
 
-@pytest.mark.parametrize(("url", "words"), [
-    ("nonsense", "not the address of a server"),
-    ("127.0.0.1:4200/api", "not the address of a server"),
-    ("localhost:4200/api", "not the address of a server"),
-    ("ftp://127.0.0.1/api", "not the address of a server"),
-    ("http://", "not the address of a server"),
-    ("http://:4200/api", "not the address of a server"),
-    ("http://127.0.0.1:port/api", "not the address of a server"),
-    ("http://127.0.0.1:99999/api", "not the address of a server"),
-    ("http://[::1/api", "not the address of a server"),
-    ("http://ho st/api", "not the address of a server"),
-    (f"http://user:{SECRET}@127.0.0.1:4200/api", "PREFECT_API_AUTH_STRING"),
-    (f"http://127.0.0.1:4200/api?key={SECRET}", "PREFECT_API_KEY"),
-    (f"user:{SECRET}@127.0.0.1", "not the address of a server"),
-], ids=repr)
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("nonsense", "not the address of a server"),
+        ("127.0.0.1:4200/api", "not the address of a server"),
+        ("localhost:4200/api", "not the address of a server"),
+        ("ftp://127.0.0.1/api", "not the address of a server"),
+        ("http://", "not the address of a server"),
+        ("http://:4200/api", "not the address of a server"),
+        ("http://127.0.0.1:port/api", "not the address of a server"),
+        ("http://127.0.0.1:99999/api", "not the address of a server"),
+        ("http://[::1/api", "not the address of a server"),
+        ("http://ho st/api", "not the address of a server"),
+        (f"http://user:{SECRET}@127.0.0.1:4200/api", "PREFECT_API_AUTH_STRING"),
+        (f"http://127.0.0.1:4200/api?key={SECRET}", "PREFECT_API_KEY"),
+        (f"user:{SECRET}@127.0.0.1", "not the address of a server"),
+    ],
+    ids=repr,
+)
 def test_an_address_of_prefect(project: Project, monkeypatch: pytest.MonkeyPatch, url: str, words: str) -> None:
     monkeypatch.setenv("PREFECT_API_URL", url)
     with pytest.raises(GrapeError, match=words) as caught:
@@ -157,10 +161,14 @@ def test_an_address_of_prefect(project: Project, monkeypatch: pytest.MonkeyPatch
     assert not project.state.exists()
 
 
-@pytest.mark.parametrize(("path", "words"), [
-    ("/api", ""), ("/api/", ""), ("/locked/api", ""), ("", "not Prefect's API"), ("/nowhere", "not Prefect's API")], ids=repr)
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [("/api", ""), ("/api/", ""), ("/locked/api", ""), ("", "not Prefect's API"), ("/nowhere", "not Prefect's API")],
+    ids=repr,
+)
 def test_a_server_is_asked_directly_and_must_be_prefects(
-        monkeypatch: pytest.MonkeyPatch, server: int, closed: int, path: str, words: str) -> None:
+    monkeypatch: pytest.MonkeyPatch, server: int, closed: int, path: str, words: str
+) -> None:
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{closed}")
     monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{server}{path}")
     if not words:
@@ -170,16 +178,20 @@ def test_a_server_is_asked_directly_and_must_be_prefects(
         net.prefect_health(net.prefect_api())
 
 
-@pytest.mark.parametrize(("lower", "upper", "right"), [
-    (None, None, "127.0.0.1,localhost,::1"),
-    ("intern.example.org", None, "intern.example.org,127.0.0.1,localhost,::1"),
-    (None, "a, .b ,,", "a,.b,127.0.0.1,localhost,::1"),
-    ("a", "b,localhost", "a,b,localhost,127.0.0.1,::1"),
-    ("*", "a", "*"),
-    ("a", "b,*", "*"),
-])
-def test_what_is_not_asked_through_a_proxy(project: Project, monkeypatch: pytest.MonkeyPatch, lower: str | None,
-                                           upper: str | None, right: str) -> None:
+@pytest.mark.parametrize(
+    ("lower", "upper", "right"),
+    [
+        (None, None, "127.0.0.1,localhost,::1"),
+        ("intern.example.org", None, "intern.example.org,127.0.0.1,localhost,::1"),
+        (None, "a, .b ,,", "a,.b,127.0.0.1,localhost,::1"),
+        ("a", "b,localhost", "a,b,localhost,127.0.0.1,::1"),
+        ("*", "a", "*"),
+        ("a", "b,*", "*"),
+    ],
+)
+def test_what_is_not_asked_through_a_proxy(
+    project: Project, monkeypatch: pytest.MonkeyPatch, lower: str | None, upper: str | None, right: str
+) -> None:
     for name, value in (("no_proxy", lower), ("NO_PROXY", upper)):
         if value is not None:
             monkeypatch.setenv(name, value)
@@ -187,8 +199,9 @@ def test_what_is_not_asked_through_a_proxy(project: Project, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
-def test_no_library_asks_a_proxy_for_this_machine(project: Project, monkeypatch: pytest.MonkeyPatch, server: int, closed: int,
-                                                  variable: str) -> None:
+def test_no_library_asks_a_proxy_for_this_machine(
+    project: Project, monkeypatch: pytest.MonkeyPatch, server: int, closed: int, variable: str
+) -> None:
     monkeypatch.setenv(variable, f"http://user:{SECRET}@127.0.0.1:{closed}".replace("ß", "s"))
     project.enter()
     url = f"http://127.0.0.1:{server}/api/health"
@@ -204,8 +217,18 @@ def test_a_judge_on_this_machine_is_asked_directly(monkeypatch: pytest.MonkeyPat
         assert asked.client.get(f"http://127.0.0.1:{server}/api/health").text == "true"
 
 
-@pytest.mark.parametrize("url", ["http://[::1", "http://127.0.0.1:x/v1", "http://127.0.0.1:99999", "http://two words/v1",
-                                 f"http://{SECRET}@127.0.0.1/v1", f"http://a:{SECRET}@[::1", f"http://h/v1?key={SECRET}"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://[::1",
+        "http://127.0.0.1:x/v1",
+        "http://127.0.0.1:99999",
+        "http://two words/v1",
+        f"http://{SECRET}@127.0.0.1/v1",
+        f"http://a:{SECRET}@[::1",
+        f"http://h/v1?key={SECRET}",
+    ],
+)
 def test_a_judge_at_no_address(url: str) -> None:
     from grape.reward.critics.transport import Endpoint
 
@@ -214,35 +237,42 @@ def test_a_judge_at_no_address(url: str) -> None:
     assert SECRET not in str(caught.value)
 
 
-@pytest.mark.parametrize(("url", "shown"), [
-    ("http://user:pa@ss@host:1/x", "http://host:1/x"),
-    ("http://user:pa/ss@host/x", "http://host/x"),
-    ("http://token@host/x?key=1", "http://host/x"),
-    ("postgresql://host/db?password=1", "postgresql://host/db"),
-    ("user:word@host", "host"),
-    ("sqlite:////home/me@work/a?b.db", "sqlite:////home/me@work/a?b.db"),
-    ("http://host/x", "http://host/x"),
-])
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://user:pa@ss@host:1/x", "http://host:1/x"),
+        ("http://user:pa/ss@host/x", "http://host/x"),
+        ("http://token@host/x?key=1", "http://host/x"),
+        ("postgresql://host/db?password=1", "postgresql://host/db"),
+        ("user:word@host", "host"),
+        ("sqlite:////home/me@work/a?b.db", "sqlite:////home/me@work/a?b.db"),
+        ("http://host/x", "http://host/x"),
+    ],
+)
 def test_what_is_shown_of_an_address(url: str, shown: str) -> None:
     assert net.public(url) == shown
 
 
-@pytest.mark.parametrize(("variable", "value", "text"), [
-    ("MLFLOW_TRACKING_URI", f"http://user:{SECRET}@h", f"API request to http://user:{SECRET}@h/api failed"),
-    ("MLFLOW_TRACKING_URI", "http://user:a%2Fbcd@h", "wrong password a/bcd"),
-    ("https_proxy", f"http://u:{SECRET}@p:1", f"ProxyError(http://u:{SECRET}@p:1)"),
-    ("MLFLOW_TRACKING_TOKEN", SECRET, f"Bearer {SECRET} was refused"),
-    ("PREFECT_API_AUTH_STRING", f"admin:{SECRET}", f"admin:{SECRET}"),
-    ("UNRELATED", "x", f"postgresql+psycopg2://me:{SECRET}@h/db"),
-])
+@pytest.mark.parametrize(
+    ("variable", "value", "text"),
+    [
+        ("MLFLOW_TRACKING_URI", f"http://user:{SECRET}@h", f"API request to http://user:{SECRET}@h/api failed"),
+        ("MLFLOW_TRACKING_URI", "http://user:a%2Fbcd@h", "wrong password a/bcd"),
+        ("https_proxy", f"http://u:{SECRET}@p:1", f"ProxyError(http://u:{SECRET}@p:1)"),
+        ("MLFLOW_TRACKING_TOKEN", SECRET, f"Bearer {SECRET} was refused"),
+        ("PREFECT_API_AUTH_STRING", f"admin:{SECRET}", f"admin:{SECRET}"),
+        ("UNRELATED", "x", f"postgresql+psycopg2://me:{SECRET}@h/db"),
+    ],
+)
 def test_texts_of_others_lose_their_passwords(monkeypatch: pytest.MonkeyPatch, variable: str, value: str, text: str) -> None:
     monkeypatch.setenv(variable, value)
     assert SECRET not in net.scrub(text) and "a/bcd" not in net.scrub(text)
     assert net.scrub("plain words at http://host/x, me@home") == "plain words at http://host/x, me@home"
 
 
-def test_no_password_is_printed_or_written(project: Project, monkeypatch: pytest.MonkeyPatch, closed: int,
-                                           caplog: pytest.LogCaptureFixture) -> None:
+def test_no_password_is_printed_or_written(
+    project: Project, monkeypatch: pytest.MonkeyPatch, closed: int, caplog: pytest.LogCaptureFixture
+) -> None:
     """A stage that fails, doctor and ui, with a password wherever one can be."""
     address = f"http://user:{SECRET}@127.0.0.1:{closed}"
     for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "HTTP_PROXY", "https_proxy"):

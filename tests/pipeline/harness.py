@@ -35,8 +35,7 @@ class Toy:
     def project(self) -> Project:
         return Project(self.root)
 
-    def run(self, *targets: str, engine: Engine | None = None, sets: tuple[str, ...] = (),
-            wait: bool = True) -> pipeline.Result:
+    def run(self, *targets: str, engine: Engine | None = None, sets: tuple[str, ...] = (), wait: bool = True) -> pipeline.Result:
         stream = StringIO()
         request = pipeline.Request(targets=targets, sets=sets, workers=2, wait=wait)
         try:
@@ -46,8 +45,14 @@ class Toy:
 
     def start(self, *args: str) -> subprocess.Popen[str]:
         """The same in a process of its own, in its own process group."""
-        return subprocess.Popen([sys.executable, str(self.root / "drive.py"), *args], cwd=self.root, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+        return subprocess.Popen(
+            [sys.executable, str(self.root / "drive.py"), *args],
+            cwd=self.root,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
     def order(self, stage: str, what: str) -> None:
         """fail | refuse | wait: what `stage` does when it runs next."""
@@ -71,8 +76,14 @@ class Toy:
         return {name: outcome.status for name, outcome in result.outcomes.items()}
 
     def dvc_status(self) -> object:
-        out = subprocess.run([sys.executable, "-m", "dvc", "status", "--json"], cwd=self.root, check=True,
-                             capture_output=True, text=True, env={**os.environ, **self.project.environment()})
+        out = subprocess.run(
+            [sys.executable, "-m", "dvc", "status", "--json"],
+            cwd=self.root,
+            check=True,
+            capture_output=True,
+            text=True,
+            env={**os.environ, **self.project.environment()},
+        )
         return json.loads(out.stdout)
 
     def receipt(self, stage: str) -> dict[str, object]:

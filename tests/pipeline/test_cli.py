@@ -46,14 +46,15 @@ def test_outside_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", [["rum"], ["run", "--stepz", "3"], ["run", "--workers", "0"],
-                                     ["run", "--engine", "airflow"]])
+@pytest.mark.parametrize("command", [["rum"], ["run", "--stepz", "3"], ["run", "--workers", "0"], ["run", "--engine", "airflow"]])
 def test_a_typo_is_exit_2(command: list[str]) -> None:
     assert grape(*command).exit_code == 2
 
 
-@pytest.mark.parametrize(("assignment", "message"), [
-    ("rl.stepz=3", "rl.stepz"), ("rl.steps=three", "rl.steps"), ("rl.steps=-1", "rl.steps"), ("rl.steps", "--set")])
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [("rl.stepz=3", "rl.stepz"), ("rl.steps=three", "rl.steps"), ("rl.steps=-1", "rl.steps"), ("rl.steps", "--set")],
+)
 def test_a_bad_set_changes_nothing(project: Path, assignment: str, message: str) -> None:
     before = (project / "params.yaml").read_bytes()
     result = grape("run", "pipeline", "--engine", "dvc", "--set", assignment)
@@ -138,8 +139,9 @@ def test_init_makes_a_project_that_plans(tmp_path: Path, monkeypatch: pytest.Mon
     assert "- grape/" not in text and text.count("- grape.version") == text.count("cmd:")
     assert "source: world.py" in (folder / "params.yaml").read_text()
     assert (folder / "rubrics").is_dir() and (folder / "grape.version").read_text().startswith("grape ")
-    untracked = subprocess.run(["git", "status", "--short", "--untracked-files=all"], cwd=folder, check=True,
-                               capture_output=True, text=True).stdout
+    untracked = subprocess.run(
+        ["git", "status", "--short", "--untracked-files=all"], cwd=folder, check=True, capture_output=True, text=True
+    ).stdout
     assert ".grape/" not in untracked
 
 
@@ -170,9 +172,14 @@ def test_ui_refuses_a_port_in_use(project: Path) -> None:
 
 
 def test_ui_serves_this_projects_store_until_interrupted(project: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-m", "grape.cli", "ui"], cwd=project, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               env={**os.environ, "PYTHONPATH": str(ROOT)})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "grape.cli", "ui"],
+        cwd=project,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert process.stdout is not None
     url = process.stdout.readline().split()[-1]
     port = int(url.rsplit(":", 1)[1])
@@ -209,12 +216,15 @@ def test_parameters_once_found_valid_are_checked_again_when_they_change(project:
     Hooks().check(path)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["run", "pipeline", "--algorithms", "all"], "belong to `grape run compare`"),
-    (["run", "compare", "--seeds", "0,x"], "integers with commas"),
-    (["run", "compare", "--algorithms", "grpo,pop"], "unknown algorithm 'pop'"),
-    (["run", "compare", "--algorithms", "grpo", "--dry-run"], "--dry-run must not"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "pipeline", "--algorithms", "all"], "belong to `grape run compare`"),
+        (["run", "compare", "--seeds", "0,x"], "integers with commas"),
+        (["run", "compare", "--algorithms", "grpo,pop"], "unknown algorithm 'pop'"),
+        (["run", "compare", "--algorithms", "grpo", "--dry-run"], "--dry-run must not"),
+    ],
+)
 def test_a_comparison_that_cannot_be_is_refused(project: Path, arguments: list[str], message: str) -> None:
     before = (project / "params.yaml").read_bytes()
     result = grape(*arguments)

@@ -28,15 +28,50 @@ pytestmark = pytest.mark.timeout(1800)  # eleven processes that import torch, on
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("grape", "flows", "rubrics", "algorithms", "inputs", "params.yaml", "dvc.yaml", ".dvcignore", ".gitignore")
 MINIATURE = (
-    "model.layers=1", "model.width=32", "model.heads=2", "model.positions=128", "prepare.documents=300",
-    "prepare.demonstrations=160", "prepare.prompts=60", "prepare.heldout=12", "prepare.judgements=160",
-    "base.steps=4", "base.batch_size=16", "sft.steps=3", "sft.batch_size=16", "critic.steps=3", "critic.batch_size=16",
-    "preferences.prompts=24", "preferences.samples=6", "preferences.margin=0.0", "reward.steps=3",
-    "reward.batch_size=8", "rl.algorithms=[grpo, reinforce]", "rl.seeds=[0]", "rl.steps=2", "rl.prompts=4",
-    "rl.samples=4", "rl.max_new_tokens=32", "rl.warmup_steps=1", "rl.checkpoint_every=1", "evaluate.samples=2",
-    "report.samples=2")
-STAGES = ("prepare", "base", "sft", "critic", "preferences", "reward", "rl@grpo-0", "rl@reinforce-0",
-          "evaluate@grpo-0", "evaluate@reinforce-0", "report")
+    "model.layers=1",
+    "model.width=32",
+    "model.heads=2",
+    "model.positions=128",
+    "prepare.documents=300",
+    "prepare.demonstrations=160",
+    "prepare.prompts=60",
+    "prepare.heldout=12",
+    "prepare.judgements=160",
+    "base.steps=4",
+    "base.batch_size=16",
+    "sft.steps=3",
+    "sft.batch_size=16",
+    "critic.steps=3",
+    "critic.batch_size=16",
+    "preferences.prompts=24",
+    "preferences.samples=6",
+    "preferences.margin=0.0",
+    "reward.steps=3",
+    "reward.batch_size=8",
+    "rl.algorithms=[grpo, reinforce]",
+    "rl.seeds=[0]",
+    "rl.steps=2",
+    "rl.prompts=4",
+    "rl.samples=4",
+    "rl.max_new_tokens=32",
+    "rl.warmup_steps=1",
+    "rl.checkpoint_every=1",
+    "evaluate.samples=2",
+    "report.samples=2",
+)
+STAGES = (
+    "prepare",
+    "base",
+    "sft",
+    "critic",
+    "preferences",
+    "reward",
+    "rl@grpo-0",
+    "rl@reinforce-0",
+    "evaluate@grpo-0",
+    "evaluate@reinforce-0",
+    "report",
+)
 
 
 class Copy:
@@ -53,8 +88,7 @@ class Copy:
             else:
                 shutil.copy(source, self.root / name)
         subprocess.run(["git", "init", "--quiet"], cwd=self.root, check=True)
-        self.env = {name: value for name, value in os.environ.items()
-                    if name not in ("TMPDIR", "OMP_NUM_THREADS", "PYTHONPATH")}
+        self.env = {name: value for name, value in os.environ.items() if name not in ("TMPDIR", "OMP_NUM_THREADS", "PYTHONPATH")}
         self.env |= {"HOME": str(self.home), "PYTHONDONTWRITEBYTECODE": "1"}
         self.watched = folder / "watched"
         self.watched.mkdir()
@@ -62,8 +96,15 @@ class Copy:
         self.watch = {**self.env, **watch}
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen([sys.executable, "-m", *arguments], cwd=self.root, env=self.watch, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+        return subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            cwd=self.root,
+            env=self.watch,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
     def grape(self, *arguments: str) -> str:
         process = self.start("grape.cli", *arguments)
@@ -72,10 +113,13 @@ class Copy:
         return out
 
     def dvc(self, *arguments: str) -> str:
-        env = self.env | {"DVC_SITE_CACHE_DIR": str(self.root / ".grape" / "dvc"),
-                          "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
-        return subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=self.root, env=env, check=True,
-                              capture_output=True, text=True).stdout
+        env = self.env | {
+            "DVC_SITE_CACHE_DIR": str(self.root / ".grape" / "dvc"),
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        }
+        return subprocess.run(
+            [sys.executable, "-m", "dvc", *arguments], cwd=self.root, env=env, check=True, capture_output=True, text=True
+        ).stdout
 
     def plan(self) -> dict[str, tuple[str, list[str]]]:
         plan = json.loads(self.grape("plan", "--json"))
@@ -91,8 +135,11 @@ class Copy:
 
     def parent(self) -> str:
         """MLflow's id of the latest pipeline run."""
-        rows = self.query("mlflow.db", "select r.run_uuid from runs r join tags t on t.run_uuid = r.run_uuid where "
-                                       "t.key = 'grape.kind' and t.value = 'pipeline' order by r.start_time desc")
+        rows = self.query(
+            "mlflow.db",
+            "select r.run_uuid from runs r join tags t on t.run_uuid = r.run_uuid where "
+            "t.key = 'grape.kind' and t.value = 'pipeline' order by r.start_time desc",
+        )
         return str(rows[0][0])
 
     def headlines(self) -> dict[str, float]:
@@ -150,8 +197,12 @@ def test_prefect_saw_every_stage(copy: Copy) -> None:
 
 def test_mlflow_has_a_parent_with_a_child_per_stage(copy: Copy) -> None:
     parent = copy.parent()
-    children = copy.query("mlflow.db", "select r.name, r.status from runs r join tags t on t.run_uuid = r.run_uuid "
-                                       "where t.key = 'mlflow.parentRunId' and t.value = ?", parent)
+    children = copy.query(
+        "mlflow.db",
+        "select r.name, r.status from runs r join tags t on t.run_uuid = r.run_uuid "
+        "where t.key = 'mlflow.parentRunId' and t.value = ?",
+        parent,
+    )
     assert dict(children) == dict.fromkeys(STAGES, "FINISHED")
     assert copy.query("mlflow.db", "select status from runs where run_uuid = ?", parent) == [("FINISHED",)]
     lock = YAML(typ="safe").load(copy.root / "dvc.lock")["stages"]
@@ -163,16 +214,29 @@ def test_mlflow_has_a_parent_with_a_child_per_stage(copy: Copy) -> None:
 
 def test_nothing_was_written_outside(copy: Copy) -> None:
     assert not list(copy.home.rglob("*"))
-    tracked = subprocess.run(["git", "status", "--short", "--untracked-files=all"], cwd=copy.root, check=True,
-                             capture_output=True, text=True).stdout
+    tracked = subprocess.run(
+        ["git", "status", "--short", "--untracked-files=all"], cwd=copy.root, check=True, capture_output=True, text=True
+    ).stdout
     assert not [line for line in tracked.splitlines() if ".grape/" in line or "/.partial" in line]
 
 
 def test_the_second_time_nothing_runs_for_either_tool(copy: Copy) -> None:
-    run = subprocess.run([sys.executable, "-m", "grape.cli", "run", "pipeline", "--json"], cwd=copy.root, env=copy.env,
-                         check=True, capture_output=True, text=True)
-    assert json.loads(run.stdout) | {"seconds": 0} == {"up_to_date": True, "exit_code": 0, "seconds": 0, "plan": [],
-                                                       "stages": {}, "changed_since": []}
+    run = subprocess.run(
+        [sys.executable, "-m", "grape.cli", "run", "pipeline", "--json"],
+        cwd=copy.root,
+        env=copy.env,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert json.loads(run.stdout) | {"seconds": 0} == {
+        "up_to_date": True,
+        "exit_code": 0,
+        "seconds": 0,
+        "plan": [],
+        "stages": {},
+        "changed_since": [],
+    }
     assert "everything is up to date" in run.stderr
     assert "Data and pipelines are up to date" in copy.dvc("repro")
 
@@ -182,8 +246,7 @@ def test_one_knob_concerns_its_algorithm_only(copy: Copy) -> None:
     plan = copy.plan()
     assert plan["rl@grpo-0"] == ("run", ["algorithms.grpo.clip_low 0.2 -> 0.1"])
     assert plan["evaluate@grpo-0"] == ("check", ["after rl@grpo-0"])
-    assert {stage for stage, (action, _) in plan.items() if action != "ready"} == {
-        "rl@grpo-0", "evaluate@grpo-0", "report"}
+    assert {stage for stage, (action, _) in plan.items() if action != "ready"} == {"rl@grpo-0", "evaluate@grpo-0", "report"}
 
 
 def test_killed_in_the_middle_of_rl(copy: Copy) -> None:

@@ -69,8 +69,9 @@ def test_a_second_run_waits_for_the_first(toy: Toy) -> None:
 def test_a_dvc_command_by_hand_is_waited_for(toy: Toy) -> None:
     toy.edit("high: 0.3", "high: 0.4")
     toy.order("branch@left", "wait")
-    by_hand = subprocess.Popen([*dvc.command("repro")], cwd=toy.root, env=dvc.environment(toy.project),
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    by_hand = subprocess.Popen(
+        [*dvc.command("repro")], cwd=toy.root, env=dvc.environment(toy.project), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     toy.waiting_pid("branch@left")
     with pytest.raises(GrapeError, match=f"dvc is at work here .pid {by_hand.pid}"):
         toy.run(wait=False)
@@ -99,11 +100,17 @@ def test_what_the_dead_left_half_made_is_cleared(toy: Toy) -> None:
     litter = [
         toy.root / "out" / ".Zs9nAbCdEfGhIjKlMnOp-_.tmp",
         toy.root / ".dvc" / "cache" / "files" / "md5" / "x.Zs9nAbCdEfGhIjKlMnOp-_.tmp",
-        state / "tmp" / "loose", state / "tmp" / str(dead.pid) / "deep" / "file", state / "runs" / "first-1" / "events.jsonl",
+        state / "tmp" / "loose",
+        state / "tmp" / str(dead.pid) / "deep" / "file",
+        state / "runs" / "first-1" / "events.jsonl",
         state / "runs" / "first-2" / "files" / "nothing",
     ]
-    kept = [toy.root / "out" / "notes.tmp", toy.root / ".dvc" / "cache" / "x.tmp", state / "tmp" / str(os.getpid()) / "mine",
-            state / "runs" / "first-3" / "meta.json"]
+    kept = [
+        toy.root / "out" / "notes.tmp",
+        toy.root / ".dvc" / "cache" / "x.tmp",
+        state / "tmp" / str(os.getpid()) / "mine",
+        state / "runs" / "first-3" / "meta.json",
+    ]
     for path in litter + kept:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("" if "runs" in path.parts and path in litter else "x")
@@ -158,10 +165,17 @@ def test_a_path_lock_whose_pid_is_another_program_now_is_removed(toy: Toy) -> No
 
 
 def test_the_guard_ends_a_command_that_will_not_listen() -> None:
-    deaf = ("import signal, time, os\nfor n in (signal.SIGINT, signal.SIGTERM): signal.signal(n, signal.SIG_IGN)\n"
-            "print(os.getpid(), flush=True)\nwhile True: time.sleep(1)")
-    process = subprocess.Popen(guard.command([sys.executable, "-c", deaf], grace=0.2), stdin=subprocess.PIPE,
-                               stdout=subprocess.PIPE, text=True, start_new_session=True)
+    deaf = (
+        "import signal, time, os\nfor n in (signal.SIGINT, signal.SIGTERM): signal.signal(n, signal.SIG_IGN)\n"
+        "print(os.getpid(), flush=True)\nwhile True: time.sleep(1)"
+    )
+    process = subprocess.Popen(
+        guard.command([sys.executable, "-c", deaf], grace=0.2),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     assert process.stdin is not None and process.stdout is not None
     pid = int(process.stdout.readline())
     assert not gone(pid)
@@ -172,8 +186,9 @@ def test_the_guard_ends_a_command_that_will_not_listen() -> None:
 
 
 def test_the_guard_passes_on_the_exit_code() -> None:
-    process = subprocess.Popen(guard.command([sys.executable, "-c", "raise SystemExit(7)"], grace=1),
-                               stdin=subprocess.PIPE, start_new_session=True)
+    process = subprocess.Popen(
+        guard.command([sys.executable, "-c", "raise SystemExit(7)"], grace=1), stdin=subprocess.PIPE, start_new_session=True
+    )
     assert process.wait() == 7
     assert process.stdin is not None
     process.stdin.close()
@@ -181,8 +196,13 @@ def test_the_guard_passes_on_the_exit_code() -> None:
 
 def test_the_guard_ends_what_a_command_leaves_behind() -> None:
     script = "sleep 600 & echo $!"
-    process = subprocess.Popen(guard.command(["/bin/sh", "-c", script], grace=1), stdin=subprocess.PIPE,
-                               stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        guard.command(["/bin/sh", "-c", script], grace=1),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     assert process.stdin is not None and process.stdout is not None
     left = int(process.stdout.readline())
     assert process.wait() == 0

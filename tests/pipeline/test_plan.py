@@ -10,7 +10,7 @@ from grape.dvc import Graph
 from grape.errors import GrapeError
 from grape.pipeline import closing, machine, plan
 
-DOT = '''strict digraph {
+DOT = """strict digraph {
 "prepare";
 "sft";
 "rl@grpo-0";
@@ -22,20 +22,26 @@ DOT = '''strict digraph {
 "rl@grpo-0" -> "report";
 "rl@grpo-1" -> "report";
 }
-'''
+"""
 GRAPH = Graph.from_dot(DOT)
 LOCK: dict[str, Any] = {
     "prepare": {"cmd": "p", "outs": [{"path": "data", "md5": "a" * 32}]},
-    "sft": {"cmd": "s", "deps": [{"path": "data", "md5": "a" * 32}], "outs": [{"path": "models/sft", "md5": "b" * 32}],
-            "params": {"params.yaml": {"sft": {"steps": 60, "rate": 0.1}}}},
-    "rl@grpo-0": {"cmd": "r", "deps": [{"path": "models/sft", "md5": "b" * 32}],
-                  "outs": [{"path": "models/policy/grpo-0", "md5": "c" * 32}],
-                  "params": {"params.yaml": {"algorithms.grpo": {"clip_low": 0.2, "clip_high": 0.2}, "rl.steps": 5}}},
+    "sft": {
+        "cmd": "s",
+        "deps": [{"path": "data", "md5": "a" * 32}],
+        "outs": [{"path": "models/sft", "md5": "b" * 32}],
+        "params": {"params.yaml": {"sft": {"steps": 60, "rate": 0.1}}},
+    },
+    "rl@grpo-0": {
+        "cmd": "r",
+        "deps": [{"path": "models/sft", "md5": "b" * 32}],
+        "outs": [{"path": "models/policy/grpo-0", "md5": "c" * 32}],
+        "params": {"params.yaml": {"algorithms.grpo": {"clip_low": 0.2, "clip_high": 0.2}, "rl.steps": 5}},
+    },
     "rl@grpo-1": {"cmd": "r", "outs": [{"path": "models/policy/grpo-1", "md5": "d" * 32}]},
     "report": {"cmd": "t", "outs": [{"path": "reports/index.html", "md5": "e" * 32}]},
 }
-PARAMS = {"sft": {"steps": 60, "rate": 0.1}, "algorithms": {"grpo": {"clip_low": 0.1, "clip_high": 0.2}},
-          "rl": {"steps": 7}}
+PARAMS = {"sft": {"steps": 60, "rate": 0.1}, "algorithms": {"grpo": {"clip_low": 0.1, "clip_high": 0.2}}, "rl": {"steps": 7}}
 
 
 def draw(status: dict[str, Any], cached: bool = True, lock: dict[str, Any] = LOCK) -> dict[str, tuple[str, str]]:
@@ -86,14 +92,20 @@ def test_code_and_data() -> None:
 
 def test_a_new_stage_never_ran() -> None:
     lock = {name: entry for name, entry in LOCK.items() if name != "rl@grpo-1"}
-    got = draw({"rl@grpo-1": [{"changed deps": {"params.yaml": "new", "models/sft": "new"}},
-                              {"changed outs": {"models/policy/grpo-1": "deleted"}}]}, lock=lock)
+    got = draw(
+        {
+            "rl@grpo-1": [
+                {"changed deps": {"params.yaml": "new", "models/sft": "new"}},
+                {"changed outs": {"models/policy/grpo-1": "deleted"}},
+            ]
+        },
+        lock=lock,
+    )
     assert got["rl@grpo-1"] == ("run", "it never ran here")
 
 
 def test_what_the_cache_gives_back_disturbs_nobody() -> None:
-    got = draw({"sft": [{"changed outs": {"models/sft": "deleted"}}],
-                "rl@grpo-0": [{"changed deps": {"models/sft": "deleted"}}]})
+    got = draw({"sft": [{"changed outs": {"models/sft": "deleted"}}], "rl@grpo-0": [{"changed deps": {"models/sft": "deleted"}}]})
     assert got["sft"] == ("restore", "models/sft is not here")
     assert got["rl@grpo-0"] == ("check", "after sft")
     assert got["rl@grpo-1"] == ("ready", "")

@@ -59,8 +59,7 @@ def test_losing_the_server_in_the_middle_costs_nothing(toy: Toy, interrupt: bool
     assert interrupt or "[last] made out/last" in out
 
 
-def test_a_server_of_the_users_that_is_away_is_told_before_anything_runs(
-        toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_of_the_users_that_is_away_is_told_before_anything_runs(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     toy.edit("high: 0.3", "high: 0.4")
     lock = (toy.root / "dvc.lock").read_bytes()
     with socket.socket() as closed:

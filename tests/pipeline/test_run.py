@@ -133,8 +133,7 @@ def test_a_failing_branch_leaves_the_other_alone(toy: Toy) -> None:
     toy.edit("  value: 1\nknobs", "  value: 2\nknobs")
     toy.order("branch@left", "fail")
     result = toy.run()
-    assert toy.statuses(result) == {"first": "cached", "branch@left": "failed", "branch@right": "ran",
-                                    "last": "blocked"}
+    assert toy.statuses(result) == {"first": "cached", "branch@left": "failed", "branch@right": "ran", "last": "blocked"}
     assert result.exit_code == 1
     assert "after branch@left failed" in toy.said
     assert "    the toy broke" in toy.said and ".grape/logs/branch@left.log" in toy.said

@@ -45,8 +45,11 @@ class Run:
 def write(root: Path, algorithms: list[str], seeds: list[int], samples: int = 6) -> Run:
     """Run the stage on root/reports."""
     run = Run()
-    params = SimpleNamespace(rl=SimpleNamespace(algorithms=algorithms, seeds=seeds),
-                             evaluate=SimpleNamespace(confidence=0.95), report=KNOBS.model_copy(update={"samples": samples}))
+    params = SimpleNamespace(
+        rl=SimpleNamespace(algorithms=algorithms, seeds=seeds),
+        evaluate=SimpleNamespace(confidence=0.95),
+        report=KNOBS.model_copy(update={"samples": samples}),
+    )
     report.run(SimpleNamespace(params=params, project=Project(root), run=run))  # type: ignore[arg-type]
     return run
 

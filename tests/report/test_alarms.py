@@ -31,21 +31,37 @@ def interval(low: float, high: float) -> Interval:
     return Interval(mean=(low + high) / 2, low=low, high=high)
 
 
-@pytest.mark.parametrize(("gold", "proxy", "hint"), [
-    ((-0.2, -0.1), (0.1, 0.2), "gaming"), ((-0.1, 0.1), (0.1, 0.2), "over-optimisation"),
-    ((0.01, 0.05), (0.2, 0.3), "Less than half"), ((0.2, 0.3), (0.2, 0.3), None), ((-0.2, -0.1), (-0.2, -0.1), None)])
-def test_proxy_up_without_gold_is_pointed_out(make_reports: Callable[..., Path], gold: tuple[float, float],
-                                              proxy: tuple[float, float], hint: str | None) -> None:
+@pytest.mark.parametrize(
+    ("gold", "proxy", "hint"),
+    [
+        ((-0.2, -0.1), (0.1, 0.2), "gaming"),
+        ((-0.1, 0.1), (0.1, 0.2), "over-optimisation"),
+        ((0.01, 0.05), (0.2, 0.3), "Less than half"),
+        ((0.2, 0.3), (0.2, 0.3), None),
+        ((-0.2, -0.1), (-0.2, -0.1), None),
+    ],
+)
+def test_proxy_up_without_gold_is_pointed_out(
+    make_reports: Callable[..., Path], gold: tuple[float, float], proxy: tuple[float, float], hint: str | None
+) -> None:
     run = evaluation(make_reports, difference=Judged(gold=interval(*gold), proxy=interval(*proxy)))
     found = hints(run)
     assert (hint in found[0] and len(found) == 1) if hint else not found
 
 
-@pytest.mark.parametrize(("gold", "proxy", "seen"), [
-    ((0.1, 0.2), (0.8, 0.9), True), ((0.1, 0.45), (0.8, 0.9), False), ((0.1, 0.2), (0.5, 0.6), False),
-    ((0.8, 0.9), (0.8, 0.9), False), ((0.1, 0.2), (0.1, 0.2), False)])
+@pytest.mark.parametrize(
+    ("gold", "proxy", "seen"),
+    [
+        ((0.1, 0.2), (0.8, 0.9), True),
+        ((0.1, 0.45), (0.8, 0.9), False),
+        ((0.1, 0.2), (0.5, 0.6), False),
+        ((0.8, 0.9), (0.8, 0.9), False),
+        ((0.1, 0.2), (0.1, 0.2), False),
+    ],
+)
 def test_a_category_whose_proxy_rose_while_its_gold_fell_is_named(
-        make_reports: Callable[..., Path], gold: tuple[float, float], proxy: tuple[float, float], seen: bool) -> None:
+    make_reports: Callable[..., Path], gold: tuple[float, float], proxy: tuple[float, float], seen: bool
+) -> None:
     """SFT's intervals there are gold 0.42 .. 0.52 and proxy 0.47 .. 0.57; the mean over all categories rose in both."""
     run = evaluation(make_reports)
     one = Category(n=100, gold=interval(*gold), proxy=interval(*proxy))
@@ -65,17 +81,22 @@ def rounds(metric: str, *values: float) -> list[TrainingRecord]:
     return [{"step": float(step), metric: value} for step, value in enumerate(values)]
 
 
-@pytest.mark.parametrize(("records", "hint"), [
-    (rounds("hack_rate", *[0.0] * 30, 0.02, *[0.0] * 9), "Up to 2.0% of the impossible tests"),
-    (rounds("hack_rate", *[0.0] * 29, 0.02, *[0.0] * 10), None),  # the eleventh round from the end
-    (rounds("unsure", *[0.0] * 30, *[0.2] * 10), "about 20% of the answers"),
-    (rounds("unsure", *[0.2] * 30, *[0.05] * 10), None),  # at the threshold, and the past
-    (rounds("rubric/a/b/failure_rate", *[0.1] * 30, *[0.0] * 10), "8% of the scores of a/b were missing in training"),
-    (rounds("rubric/a/b/failure_rate", *[0.0] * 30, *[0.1] * 10), "10% of the scores of a/b were missing in the last 10"),
-    (rounds("rubric/a/b/failure_rate", *[0.05] * 40), None),
-    (rounds("reward", *[0.5] * 40), None)])
+@pytest.mark.parametrize(
+    ("records", "hint"),
+    [
+        (rounds("hack_rate", *[0.0] * 30, 0.02, *[0.0] * 9), "Up to 2.0% of the impossible tests"),
+        (rounds("hack_rate", *[0.0] * 29, 0.02, *[0.0] * 10), None),  # the eleventh round from the end
+        (rounds("unsure", *[0.0] * 30, *[0.2] * 10), "about 20% of the answers"),
+        (rounds("unsure", *[0.2] * 30, *[0.05] * 10), None),  # at the threshold, and the past
+        (rounds("rubric/a/b/failure_rate", *[0.1] * 30, *[0.0] * 10), "8% of the scores of a/b were missing in training"),
+        (rounds("rubric/a/b/failure_rate", *[0.0] * 30, *[0.1] * 10), "10% of the scores of a/b were missing in the last 10"),
+        (rounds("rubric/a/b/failure_rate", *[0.05] * 40), None),
+        (rounds("reward", *[0.5] * 40), None),
+    ],
+)
 def test_training_tells_of_cheating_failing_judges_and_doubt(
-        make_reports: Callable[..., Path], records: list[TrainingRecord], hint: str | None) -> None:
+    make_reports: Callable[..., Path], records: list[TrainingRecord], hint: str | None
+) -> None:
     found = hints(evaluation(make_reports), records)
     assert (hint in found[0] and len(found) == 1) if hint else not found
 

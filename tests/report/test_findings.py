@@ -33,17 +33,21 @@ def find(root: Path, seeds: tuple[int, ...] = (0,)) -> list[findings.Finding]:
     return findings.findings(data.read(root, ["grpo"], seeds), KNOBS)
 
 
-@pytest.mark.parametrize(("flag", "measure", "key", "at", "beyond", "advice"), [
-    ("unsure", "confidence", "confidence", 0.65, 0.649999, "label more judgements"),
-    ("saturated", "score", "score", 0.95, 0.950001, "make it harder"),
-    ("redundant", "correlation with asks", "overlap", 0.9, 0.900001, "merge the two"),
-    ("redundant", "correlation with asks", "overlap", -0.9, -0.900001, "decide which"),
-    ("length", "correlation with length", "length_correlation", 0.5, 0.500001, "Longer answers"),
-    ("length", "correlation with length", "length_correlation", -0.5, -0.500001, "Shorter answers"),
-    ("missing", "missing scores", "missing", 0.05, 0.050001, "fails in 5%"),
-])
+@pytest.mark.parametrize(
+    ("flag", "measure", "key", "at", "beyond", "advice"),
+    [
+        ("unsure", "confidence", "confidence", 0.65, 0.649999, "label more judgements"),
+        ("saturated", "score", "score", 0.95, 0.950001, "make it harder"),
+        ("redundant", "correlation with asks", "overlap", 0.9, 0.900001, "merge the two"),
+        ("redundant", "correlation with asks", "overlap", -0.9, -0.900001, "decide which"),
+        ("length", "correlation with length", "length_correlation", 0.5, 0.500001, "Longer answers"),
+        ("length", "correlation with length", "length_correlation", -0.5, -0.500001, "Shorter answers"),
+        ("missing", "missing scores", "missing", 0.05, 0.050001, "fails in 5%"),
+    ],
+)
 def test_a_flag_is_raised_beyond_its_threshold_and_not_at_it(
-        make_reports: Callable[..., Path], flag: str, measure: str, key: str, at: float, beyond: float, advice: str) -> None:
+    make_reports: Callable[..., Path], flag: str, measure: str, key: str, at: float, beyond: float, advice: str
+) -> None:
     root = make_reports(seeds=(0,), steps=1)
     edit(root, {key: at})
     assert find(root) == []
@@ -104,7 +108,8 @@ def test_page_and_markdown_show_what_is_flagged_and_the_json_every_number(make_r
     assert "| courtesy | names | unsure | confidence | 0.512 | 0.650 | grpo-0 | Reword it, split it" in markdown
     found = read(root)["rubric"]
     assert found["items"][NAME]["grpo-0"] == pytest.approx(
-        {"score": 0.83, "confidence": 0.512, "missing": 0.0, "spread": 0.2, "length_correlation": 0.1})
+        {"score": 0.83, "confidence": 0.512, "missing": 0.0, "spread": 0.2, "length_correlation": 0.1}
+    )
     assert found["items"][NAME]["SFT"]["confidence"] == 0.9 and len(found["items"]) == 7
     assert found["overlap"]["courtesy/names ~ courtesy/asks"] == {"SFT": 0.3, "grpo-0": 0.3}
     (finding,) = found["findings"]
@@ -115,5 +120,9 @@ def test_every_reason_of_both_policies_is_on_the_page(make_reports: Callable[...
     root = make_reports(seeds=(0,), steps=1, samples=2)
     write(root, ["grpo"], [0])
     text = Page(root).text
-    assert all(f"{policy} {number} {item} because <script>" in text
-               for policy in ("sft", "policy") for number in (0, 1) for item in ("correct", "short", "format", "polite"))
+    assert all(
+        f"{policy} {number} {item} because <script>" in text
+        for policy in ("sft", "policy")
+        for number in (0, 1)
+        for item in ("correct", "short", "format", "polite")
+    )

@@ -38,8 +38,9 @@ def test_a_measure_that_never_moves_is_told_and_not_drawn(make_reports: Callable
     grpo, grape = evolution.read(inputs(make_reports, ["grpo", "grape"], steps=12))
     assert list(grpo.curves) == ["score", "confidence", "spread", "length_correlation"] and grpo.flat == {"failure_rate": 0.0}
     assert list(grape.curves) == ["score", "confidence", "weight", "spread", "length_correlation", "advantage"]
-    assert grpo.caption == ("grpo: every rubric item over training, mean over 2 seeds. Not drawn, being the same throughout: "
-                            "missing scores (0).")
+    assert grpo.caption == (
+        "grpo: every rubric item over training, mean over 2 seeds. Not drawn, being the same throughout: missing scores (0)."
+    )
 
 
 def test_curves_are_means_over_seeds_of_the_rounds_that_have_the_metric(make_reports: Callable[..., Path]) -> None:
@@ -57,10 +58,13 @@ def test_curves_are_means_over_seeds_of_the_rounds_that_have_the_metric(make_rep
 def test_a_figure_has_a_row_per_measure_a_column_per_category_and_a_line_per_item(make_reports: Callable[..., Path]) -> None:
     (grape,) = evolution.read(inputs(make_reports, ["grape"], steps=12))
     (figure,) = evolution.draw(grape).values()
-    head, *panels = [figure.axes[start:start + 3] for start in range(0, len(figure.axes), 3)]
+    head, *panels = [figure.axes[start : start + 3] for start in range(0, len(figure.axes), 3)]
     assert titles(figure)[:3] == ["arithmetic", "letters", "courtesy"]
     assert [[text.get_text() for text in axis.get_legend().get_texts()] for axis in head] == [
-        ["correct", "short"], ["correct", "format"], ["names", "asks", "polite"]]
+        ["correct", "short"],
+        ["correct", "format"],
+        ["names", "asks", "polite"],
+    ]
     assert len(panels) == 6 and [len(axis.lines) for axis in panels[0]] == [2, 2, 3]
     assert [len(axis.collections) for axis in panels[-1]] == [2, 2, 3], "parts of the advantage are stacked"
 

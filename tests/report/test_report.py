@@ -29,8 +29,14 @@ def test_metrics_hold_sft_every_policy_and_every_algorithm(make_reports: Callabl
     assert grpo["seeds"] == 3 and grpo["gold"] == pytest.approx(0.84)
     # three seeds 0.01 apart: t(2, 0.975) = 4.302653 times 0.01 / sqrt(3)
     assert grpo["gold_high"] - grpo["gold"] == pytest.approx(4.302653 * 0.01 / 3**0.5, abs=2e-6)
-    assert run.numbers == {"sft/gold": 0.55, "grpo/gold": 0.84, "grpo/gold_difference": 0.29,
-                           "reinforce/gold": 0.58, "reinforce/gold_difference": 0.03, "alarms": 2.0}
+    assert run.numbers == {
+        "sft/gold": 0.55,
+        "grpo/gold": 0.84,
+        "grpo/gold_difference": 0.29,
+        "reinforce/gold": 0.58,
+        "reinforce/gold_difference": 0.03,
+        "alarms": 2.0,
+    }
     assert "reports/evaluate/grpo-0" in run.inputs
     assert max(run.candidates, key=lambda c: c.mean) == Candidate("grpo-2", pytest.approx(0.3), pytest.approx(0.27))
     assert set(FILES) <= run.files.keys()
@@ -58,9 +64,15 @@ def test_stale_folders_are_ignored(make_reports: Callable[..., Path]) -> None:
     assert "reinforce" not in (root / "reports" / "index.html").read_text()
 
 
-@pytest.mark.parametrize(("path", "stage"), [("evaluate/grpo-1/metrics.json", "evaluate@grpo-1"),
-                                             ("evaluate/grpo-1/samples.jsonl", "evaluate@grpo-1"),
-                                             ("train/rl/grpo-0.jsonl", "rl@grpo-0"), ("train/critic.jsonl", "critic")])
+@pytest.mark.parametrize(
+    ("path", "stage"),
+    [
+        ("evaluate/grpo-1/metrics.json", "evaluate@grpo-1"),
+        ("evaluate/grpo-1/samples.jsonl", "evaluate@grpo-1"),
+        ("train/rl/grpo-0.jsonl", "rl@grpo-0"),
+        ("train/critic.jsonl", "critic"),
+    ],
+)
 def test_a_missing_file_names_the_stage_to_run(make_reports: Callable[..., Path], path: str, stage: str) -> None:
     root = make_reports(steps=5)
     (root / "reports" / path).unlink()
@@ -70,9 +82,15 @@ def test_a_missing_file_names_the_stage_to_run(make_reports: Callable[..., Path]
     assert not (root / "reports" / "metrics.json").exists()
 
 
-@pytest.mark.parametrize(("path", "text", "problem"), [
-    ("evaluate/grpo-0/metrics.json", "{", "Invalid JSON"), ("evaluate/grpo-0/metrics.json", "{}", "algorithm"),
-    ("evaluate/grpo-0/samples.jsonl", '{"id": 1}\n[]\n', "line 2"), ("train/sft.jsonl", '{"loss": 1}\n', "no step")])
+@pytest.mark.parametrize(
+    ("path", "text", "problem"),
+    [
+        ("evaluate/grpo-0/metrics.json", "{", "Invalid JSON"),
+        ("evaluate/grpo-0/metrics.json", "{}", "algorithm"),
+        ("evaluate/grpo-0/samples.jsonl", '{"id": 1}\n[]\n', "line 2"),
+        ("train/sft.jsonl", '{"loss": 1}\n', "no step"),
+    ],
+)
 def test_a_broken_file_is_named(make_reports: Callable[..., Path], path: str, text: str, problem: str) -> None:
     root = make_reports(steps=5)
     (root / "reports" / path).write_text(text)
@@ -116,13 +134,17 @@ def test_one_step_no_curves_and_no_samples_still_make_a_page(make_reports: Calla
     assert page.tags.count("img") == 4
 
 
-@pytest.mark.parametrize(("algorithm", "outcome", "sentence", "title"), [
-    ("grpo", "beats", "better than SFT with each of 3 seeds", "grpo beats SFT"),
-    ("reinforce", "mixed", "better than SFT with 1 of 3 seeds",
-     "Some seeds beat SFT, no algorithm does with all of them"),
-    ("trpo", "loses", "worse than SFT with each of 3 seeds", "No policy beats SFT")])
-def test_the_verdict_counts_seeds(make_reports: Callable[..., Path], algorithm: str, outcome: str, sentence: str,
-                                  title: str) -> None:
+@pytest.mark.parametrize(
+    ("algorithm", "outcome", "sentence", "title"),
+    [
+        ("grpo", "beats", "better than SFT with each of 3 seeds", "grpo beats SFT"),
+        ("reinforce", "mixed", "better than SFT with 1 of 3 seeds", "Some seeds beat SFT, no algorithm does with all of them"),
+        ("trpo", "loses", "worse than SFT with each of 3 seeds", "No policy beats SFT"),
+    ],
+)
+def test_the_verdict_counts_seeds(
+    make_reports: Callable[..., Path], algorithm: str, outcome: str, sentence: str, title: str
+) -> None:
     inputs = data.read(make_reports([algorithm], steps=1), [algorithm], [0, 1, 2])
     found = conclusions.conclusion(inputs, algorithm, 0.95)
     assert (found.outcome, found.sentence) == (outcome, sentence)

@@ -15,18 +15,49 @@ from grape.sandbox.run import Answer, Run
 from tests import tiny
 
 
-@pytest.mark.parametrize(("found", "expected", "same"), [
-    (1, 1, True), (True, 1, False), (1, True, False), (0, False, False), (None, False, False), ("1", 1, False), (1, "1", False),
-    (2.0, 2, True),
-    (2.0000000001, 2, False), (2, 2.0, True), (0.1 + 0.2, 0.3, True), (1e-12, 0.0, True), (1.001, 1.0, False), (True, 1.0, False),
-    (10**30, 1e30, True), ([1], [1], True), ([1, 2], [1], False), ([1], [True], False), ({"a": [1]}, {"a": [1]}, True),
-    ({"a": 1}, {"a": 1, "b": 2}, False), ({"a": 1, "b": 2}, {"a": 1}, False), ([], {}, False), ("", None, False), ("a", "a", True),
-    ({"$set": [2, 1]}, [1, 2], True), ({"$set": [2, 1]}, {"$set": [1, 2]}, True), ([1, 2], {"$set": [1, 2]}, False),
-    ({"$set": [1]}, [1, 1], False), ({"$set": [1, 2]}, [1, 3], False), ({"$set": []}, [], True), ({"$set": [1, 2]}, [2], False),
-    ({"$set": [[1, 2], [3]]}, [[3], [1, 2]], True), ({"$set": [True]}, [1], False), ({"$set": 1}, [1], False),
-    ({"$set": [1]}, 1, False),
-    ([{"$set": [2, 1]}], [[1, 2]], True), ({"$set": list(range(2000))}, list(range(2000)), False), ({"$set": [1]}, {"a": 1}, False),
-])
+@pytest.mark.parametrize(
+    ("found", "expected", "same"),
+    [
+        (1, 1, True),
+        (True, 1, False),
+        (1, True, False),
+        (0, False, False),
+        (None, False, False),
+        ("1", 1, False),
+        (1, "1", False),
+        (2.0, 2, True),
+        (2.0000000001, 2, False),
+        (2, 2.0, True),
+        (0.1 + 0.2, 0.3, True),
+        (1e-12, 0.0, True),
+        (1.001, 1.0, False),
+        (True, 1.0, False),
+        (10**30, 1e30, True),
+        ([1], [1], True),
+        ([1, 2], [1], False),
+        ([1], [True], False),
+        ({"a": [1]}, {"a": [1]}, True),
+        ({"a": 1}, {"a": 1, "b": 2}, False),
+        ({"a": 1, "b": 2}, {"a": 1}, False),
+        ([], {}, False),
+        ("", None, False),
+        ("a", "a", True),
+        ({"$set": [2, 1]}, [1, 2], True),
+        ({"$set": [2, 1]}, {"$set": [1, 2]}, True),
+        ([1, 2], {"$set": [1, 2]}, False),
+        ({"$set": [1]}, [1, 1], False),
+        ({"$set": [1, 2]}, [1, 3], False),
+        ({"$set": []}, [], True),
+        ({"$set": [1, 2]}, [2], False),
+        ({"$set": [[1, 2], [3]]}, [[3], [1, 2]], True),
+        ({"$set": [True]}, [1], False),
+        ({"$set": 1}, [1], False),
+        ({"$set": [1]}, 1, False),
+        ([{"$set": [2, 1]}], [[1, 2]], True),
+        ({"$set": list(range(2000))}, list(range(2000)), False),
+        ({"$set": [1]}, {"a": 1}, False),
+    ],
+)
 def test_comparing(found: object, expected: object, same: bool) -> None:
     assert equal(found, expected, 1e-9) is same
 
@@ -41,14 +72,21 @@ def test_a_wrong_value_is_never_equal_and_stays_json(value: object) -> None:
     assert not equal(value, other, 1e-9) and not equal(other, value, 1e-9)
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("5", "object"), ("[]", "object"), ("{", "no strict JSON"), ('{"function": "f"}', "object"),
-    ('{"function": "f", "cases": []}', "no test case"),
-    ('{"function": "f()", "cases": [[[], 1]]}', "name of a function"),
-    ('{"function": "f", "cases": [[1, 2]]}', "list of arguments"),
-    ('{"function": "f", "cases": {"1": 2}}', "list"), ('{"function": "f", "cases": [[[1], NaN]]}', "NaN"),
-    ('{"function": "f", "cases": [[[1], 1]], "hidden": []}', "object"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("5", "object"),
+        ("[]", "object"),
+        ("{", "no strict JSON"),
+        ('{"function": "f"}', "object"),
+        ('{"function": "f", "cases": []}', "no test case"),
+        ('{"function": "f()", "cases": [[[], 1]]}', "name of a function"),
+        ('{"function": "f", "cases": [[1, 2]]}', "list of arguments"),
+        ('{"function": "f", "cases": {"1": 2}}', "list"),
+        ('{"function": "f", "cases": [[[1], NaN]]}', "NaN"),
+        ('{"function": "f", "cases": [[[1], 1]], "hidden": []}', "object"),
+    ],
+)
 def test_bad_test_cases_are_refused(text: str, message: str) -> None:
     with pytest.raises(BadCases, match=message):
         parse(text)
@@ -98,14 +136,17 @@ def test_cases_from_a_rubric_file_are_plain_values() -> None:
     assert type(case.arguments[0]) is int and type(case.arguments[1]) is list and type(case.expected["a"]) is float
 
 
-@pytest.mark.parametrize(("text", "source"), [
-    ("def f(): pass", "def f(): pass"),
-    ("Sure:\n```python\ndef f(): pass\n```\nBye", "def f(): pass\n"),
-    ("```python\ndef g(): pass\n```\n```python\nf = g\n```\n```python\nf(1)\n```", "def g(): pass\n\nf = g\n"),
-    ("```bash\npip install x\n```\n```py\ndef f(): pass\n```", "def f(): pass\n"),
-    ("~~~\nclass f: pass\n~~~", "class f: pass\n"),
-    ("```\nx = '''\n``\n'''\n```", "x = '''\n``\n'''\n"),
-    ("```json\n{}\n```", ""),
-])
+@pytest.mark.parametrize(
+    ("text", "source"),
+    [
+        ("def f(): pass", "def f(): pass"),
+        ("Sure:\n```python\ndef f(): pass\n```\nBye", "def f(): pass\n"),
+        ("```python\ndef g(): pass\n```\n```python\nf = g\n```\n```python\nf(1)\n```", "def g(): pass\n\nf = g\n"),
+        ("```bash\npip install x\n```\n```py\ndef f(): pass\n```", "def f(): pass\n"),
+        ("~~~\nclass f: pass\n~~~", "class f: pass\n"),
+        ("```\nx = '''\n``\n'''\n```", "x = '''\n``\n'''\n"),
+        ("```json\n{}\n```", ""),
+    ],
+)
 def test_the_program_of_a_response(text: str, source: str) -> None:
     assert program(text, "f") == (f"{PRELUDE}\n{source}" if source else "")

@@ -65,9 +65,7 @@ def test_the_verdict_is_read_from_the_first_token_that_differs() -> None:
     tokenizer = tiny.tokenizer()
     prefix, yes, no = verdict_tokens(Chat(tokenizer))
     assert prefix == [] and tokenizer.decode([yes]) == "y" and tokenizer.decode([no]) == "n"
-    tokenizer.chat_template = tokenizer.chat_template.replace(
-        "m['content'] + eos_token", "'> ' + m['content'] + eos_token"
-    )
+    tokenizer.chat_template = tokenizer.chat_template.replace("m['content'] + eos_token", "'> ' + m['content'] + eos_token")
     prefix, yes, no = verdict_tokens(Chat(tokenizer))
     assert tokenizer.decode(prefix) == "> " and tokenizer.decode([yes]) == "y"
 
@@ -85,9 +83,7 @@ def test_the_critic_gives_the_models_log_odds() -> None:
     assert bool(torch.isnan(z[2])), "too long for 64 positions: missing, not 0"
     verdicts = critic.judge(["a/b"] * 2, [asked[0], asked[0]])
     score, confidence = verdicts.score, verdicts.confidence
-    assert score[0] == score[1] == pytest.approx(float(torch.sigmoid(z[0]))) and confidence[0] == max(
-        score[0], 1 - score[0]
-    )
+    assert score[0] == score[1] == pytest.approx(float(torch.sigmoid(z[0]))) and confidence[0] == max(score[0], 1 - score[0])
 
 
 def test_a_damaged_calibration_is_named(tmp_path: Path) -> None:

@@ -151,7 +151,9 @@ def test_a_far_server_needs_a_key_and_a_near_one_does_not(bench: Any, monkeypatc
     assert bool(judged(b.critic(), "tea").valid) and "Authorization" not in b.server.headers[0]
 
 
-@pytest.mark.parametrize("url", ["", "example.org/v1", "file:///etc/passwd", "http://", "http://me:secret@host/v1", "http://h/v1?key=secret"])
+@pytest.mark.parametrize(
+    "url", ["", "example.org/v1", "file:///etc/passwd", "http://", "http://me:secret@host/v1", "http://h/v1?key=secret"]
+)
 def test_an_address_that_is_none_is_refused_and_no_secret_is_shown(url: str) -> None:
     with pytest.raises(GrapeError, match="address") as error:
         Endpoint(url)

@@ -218,8 +218,21 @@ def test_what_is_said_of_other_options_does_not_count(text: str, letters: str) -
     assert chosen(text, letters) == "B"
 
 
-@pytest.mark.parametrize("text", ["The answer is not A.", "The answer cannot be A", "not A", "I do not know.", "A or B", "A cat",
-                                  r"\boxed{A or B}", "The answer is A or B", "", "none of these"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The answer is not A.",
+        "The answer cannot be A",
+        "not A",
+        "I do not know.",
+        "A or B",
+        "A cat",
+        r"\boxed{A or B}",
+        "The answer is A or B",
+        "",
+        "none of these",
+    ],
+)
 def test_no_choice_is_none(text: str) -> None:
     assert chosen(text, "ABCDEFGHIJ") is None
 
@@ -238,7 +251,9 @@ def test_boxes() -> None:
     assert boxed(r"\boxed{\frac{\sqrt{3}}{2}}, \boxed{x \\}, \boxed{\{1\}}, \boxed{") == [r"\frac{\sqrt{3}}{2}", r"x \\", r"\{1\}"]
 
 
-@pytest.mark.parametrize("text", [" ", "```", "\\boxed{", "- ", "1", "1 ", "1/", "-$", "\\frac{", "1.5×", "A ", "not ", "((", "option ", "> "])
+@pytest.mark.parametrize(
+    "text", [" ", "```", "\\boxed{", "- ", "1", "1 ", "1/", "-$", "\\frac{", "1.5×", "A ", "not ", "((", "option ", "> "]
+)
 def test_a_text_that_says_one_thing_for_ever_is_read_to_its_end(text: str) -> None:
     """Quadratic reading would take minutes here."""
     for whole in (text * 50_000, text * 50_000 + "x", f"The answer{text * 50_000}."):

@@ -87,14 +87,10 @@ def test_a_check_that_cannot_be_made_is_not_a_zero() -> None:
         ("weight: 3", "weight: 0\n    # nothing counts", 3, "sum to zero"),
     ],
 )
-def test_a_bad_rubric_is_refused_with_file_and_line(
-    tmp_path: Path, old: str, new: str, line: int, message: str
-) -> None:
+def test_a_bad_rubric_is_refused_with_file_and_line(tmp_path: Path, old: str, new: str, line: int, message: str) -> None:
     text = GOOD.replace(old, new)
     if message == "sum to zero":
-        text = text.replace(
-            "    kind: verify\n    verifier: length", "    weight: 0\n    kind: verify\n    verifier: length"
-        )
+        text = text.replace("    kind: verify\n    verifier: length", "    weight: 0\n    kind: verify\n    verifier: length")
     path = write(tmp_path, text)
     with pytest.raises(GrapeError, match=message) as caught:
         load_rubric(path)

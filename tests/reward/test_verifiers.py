@@ -28,28 +28,61 @@ def score(verifier: str, options: dict[str, object], answer: str | None, text: s
     return build(verifier, options)(tiny.prompt("q", answer=answer), text)
 
 
-@pytest.mark.parametrize(("options", "answer", "text", "expected"), [
-    ({}, "8", "from 5-8", 1), ({}, "-8", "it is -8", 1), ({}, "-8", "it is −8", 1), ({}, "-8", "(-8)", 1),
-    ({}, "8", "7 + 1 = 8.", 1),
-    ({}, "0.005", "5e-3", 1), ({}, "5", "5 apples of 2", 0), ({}, "1000000", "1,000,000", 1), ({}, "8", "1.2.3", 0),
-    ({"relative": 0.01}, "1000", "1009", 1), ({"relative": 0.01}, "1000", "1011", 0), ({"relative": 0.01}, "-1000", "-991", 1),
-    ({"relative": 0.01, "tolerance": 20}, "1000", "1015", 1),
-])
+@pytest.mark.parametrize(
+    ("options", "answer", "text", "expected"),
+    [
+        ({}, "8", "from 5-8", 1),
+        ({}, "-8", "it is -8", 1),
+        ({}, "-8", "it is −8", 1),
+        ({}, "-8", "(-8)", 1),
+        ({}, "8", "7 + 1 = 8.", 1),
+        ({}, "0.005", "5e-3", 1),
+        ({}, "5", "5 apples of 2", 0),
+        ({}, "1000000", "1,000,000", 1),
+        ({}, "8", "1.2.3", 0),
+        ({"relative": 0.01}, "1000", "1009", 1),
+        ({"relative": 0.01}, "1000", "1011", 0),
+        ({"relative": 0.01}, "-1000", "-991", 1),
+        ({"relative": 0.01, "tolerance": 20}, "1000", "1015", 1),
+    ],
+)
 def test_numeric(options: dict[str, object], answer: str, text: str, expected: float) -> None:
     assert score("numeric", options, answer, text) == expected
 
 
-@pytest.mark.parametrize(("answer", "text", "expected"), [
-    ("B", "B", 1), ("B", "b", 1), ("B", " (B). ", 1), ("(b)", "**B**", 1), ("B", "The answer is B.", 1),
-    ("B", "the answer is: (B) because C is wrong", 1),
-    ("B", "Answer: **B**", 1), ("B", "First I thought the answer is A, but the answer is B", 1), ("B", "so $\\boxed{B}$", 1),
-    ("B", "\\boxed{\\text{B}}", 1), ("B", "B) Paris", 1), ("B", "I looked.\n\nB. Paris", 1), ("B", "A cat would choose B", 1),
-    ("A", "A cat would choose B", 0), ("B", "The correct option is B", 1), ("B", "A or B", 0), ("A", "A, B, C, D", 0),
-    ("B", "the answer is B or C", 0),
-    ("B", "The answer is A and B", 0), ("B", "Answer: B, since it rains", 1), ("B", "", 0), ("B", "E", 0), ("B", "Berlin", 0),
-    ("B", "the answer is Berlin", 0),
-    ("A", "A) Paris\nB) Rome", 0), ("D", "I'D say", 0), ("B", "It is A. No: it is B", 0), ("B", "Vitamin B", 1),
-])
+@pytest.mark.parametrize(
+    ("answer", "text", "expected"),
+    [
+        ("B", "B", 1),
+        ("B", "b", 1),
+        ("B", " (B). ", 1),
+        ("(b)", "**B**", 1),
+        ("B", "The answer is B.", 1),
+        ("B", "the answer is: (B) because C is wrong", 1),
+        ("B", "Answer: **B**", 1),
+        ("B", "First I thought the answer is A, but the answer is B", 1),
+        ("B", "so $\\boxed{B}$", 1),
+        ("B", "\\boxed{\\text{B}}", 1),
+        ("B", "B) Paris", 1),
+        ("B", "I looked.\n\nB. Paris", 1),
+        ("B", "A cat would choose B", 1),
+        ("A", "A cat would choose B", 0),
+        ("B", "The correct option is B", 1),
+        ("B", "A or B", 0),
+        ("A", "A, B, C, D", 0),
+        ("B", "the answer is B or C", 0),
+        ("B", "The answer is A and B", 0),
+        ("B", "Answer: B, since it rains", 1),
+        ("B", "", 0),
+        ("B", "E", 0),
+        ("B", "Berlin", 0),
+        ("B", "the answer is Berlin", 0),
+        ("A", "A) Paris\nB) Rome", 0),
+        ("D", "I'D say", 0),
+        ("B", "It is A. No: it is B", 0),
+        ("B", "Vitamin B", 1),
+    ],
+)
 def test_choice(answer: str, text: str, expected: float) -> None:
     assert score("choice", {}, answer, text) == expected
 
@@ -62,23 +95,37 @@ def test_choice_with_other_letters() -> None:
         build("choice", {"letters": "a-z"})
 
 
-@pytest.mark.parametrize(("options", "answer", "text", "expected"), [
-    ({}, "tea;milk", "TEA", 0.5), ({"need": "all"}, "tea;milk", "tea", 0), ({"need": "any"}, "tea;milk", "tea", 1),
-    ({"need": "none"}, "tea;milk", "tea", 0),
-    ({"need": "none"}, "tea", "water", 1), ({"texts": ["please", "thank"]}, None, "Thank you", 0.5),
-    ({"texts": ["a"], "ignore_case": False}, None, "A", 0),
-])
+@pytest.mark.parametrize(
+    ("options", "answer", "text", "expected"),
+    [
+        ({}, "tea;milk", "TEA", 0.5),
+        ({"need": "all"}, "tea;milk", "tea", 0),
+        ({"need": "any"}, "tea;milk", "tea", 1),
+        ({"need": "none"}, "tea;milk", "tea", 0),
+        ({"need": "none"}, "tea", "water", 1),
+        ({"texts": ["please", "thank"]}, None, "Thank you", 0.5),
+        ({"texts": ["a"], "ignore_case": False}, None, "A", 0),
+    ],
+)
 def test_contains(options: dict[str, object], answer: str | None, text: str, expected: float) -> None:
     assert score("contains", options, answer, text) == expected
 
 
-@pytest.mark.parametrize(("unit", "text", "count"), [
-    ("words", "to be or", 3), ("words", "今日は良い天気です", 1), ("characters", "今日は 良い天気です。", 10),
-    ("characters", "e\u0301a", 2),
-    ("characters", "naïve", 5),
-    ("characters", "\u200bhi\u202e", 2), ("characters", "नमस्ते", 4), ("lines", "a\n\n b\r\nc\n", 3), ("lines", "", 0),
-    ("characters", "", 0),
-])
+@pytest.mark.parametrize(
+    ("unit", "text", "count"),
+    [
+        ("words", "to be or", 3),
+        ("words", "今日は良い天気です", 1),
+        ("characters", "今日は 良い天気です。", 10),
+        ("characters", "e\u0301a", 2),
+        ("characters", "naïve", 5),
+        ("characters", "\u200bhi\u202e", 2),
+        ("characters", "नमस्ते", 4),
+        ("lines", "a\n\n b\r\nc\n", 3),
+        ("lines", "", 0),
+        ("characters", "", 0),
+    ],
+)
 def test_length(unit: str, text: str, count: int) -> None:
     assert score("length", {"unit": unit, "low": count, "high": count}, None, text) == 1
     assert score("length", {"unit": unit, "low": count + 1, "high": 99}, None, text) == 0
@@ -90,16 +137,32 @@ def test_a_length_that_nothing_can_have_is_refused() -> None:
 
 
 SCHEMA = {
-    "type": "object", "properties": {"n": {"type": "integer", "minimum": 0}}, "required": ["n"], "additionalProperties": False,
+    "type": "object",
+    "properties": {"n": {"type": "integer", "minimum": 0}},
+    "required": ["n"],
+    "additionalProperties": False,
 }
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ('{"n": 3}', 1), ('Here:\n```json\n{"n": 3}\n```\nDone', 1), ('```\n{"n": 3}\n```', 1), ('{"n": -1}', 0), ('{"n": true}', 0),
-    ('{"n": 3, "m": 1}', 0), ("{}", 0),
-    ('{"n": NaN}', 0), ('{"n": 1, "n": 2}', 0), ("n = 3", 0), ("", 0), ('{"n": 3} {"n": 3}', 0), ("[" * 5000, 0),
-    ('```json\n{"n": 1}\n```\n```json\n{"n": 2}\n```', 0),
-])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"n": 3}', 1),
+        ('Here:\n```json\n{"n": 3}\n```\nDone', 1),
+        ('```\n{"n": 3}\n```', 1),
+        ('{"n": -1}', 0),
+        ('{"n": true}', 0),
+        ('{"n": 3, "m": 1}', 0),
+        ("{}", 0),
+        ('{"n": NaN}', 0),
+        ('{"n": 1, "n": 2}', 0),
+        ("n = 3", 0),
+        ("", 0),
+        ('{"n": 3} {"n": 3}', 0),
+        ("[" * 5000, 0),
+        ('```json\n{"n": 1}\n```\n```json\n{"n": 2}\n```', 0),
+    ],
+)
 def test_json_schema(text: str, expected: float) -> None:
     assert score("json_schema", {"schema": SCHEMA}, None, text) == expected
 
@@ -117,18 +180,33 @@ def test_a_schema_elsewhere_is_not_fetched() -> None:
         score("json_schema", {"schema": {"$ref": "http://127.0.0.1:9/schema.json"}}, None, "{}")
 
 
-@pytest.mark.parametrize(("form", "text", "expected"), [
-    ("json", ' {"a": 1} ', 1), ("json", "```json\n{}\n```", 0), ("line", "one", 1), ("line", "one\ntwo", 0),
-    ("list", "- a\n- b", 1), ("list", "1. a\n2) b\n", 1),
-    ("list", "Points:\n- a", 0), ("list", "- ", 0), ("fence", "```python\nx = 1\n```", 1), ("fence", "```\nx\n```\nmore", 0),
-    ("fence", "```a\nx\n```\n```b\ny\n```", 0),
-    ("boxed", "so \\boxed{1}", 1), ("boxed", "\\boxed{\\frac{1}{2}}", 1), ("boxed", "\\boxed{1} \\boxed{2}", 0), ("boxed", "1", 0),
-    ("tags", "<think>a\nb</think>\n<answer>c</answer>", 1), ("tags", "<answer>c</answer><think>a</think>", 0),
-    ("tags", "<think>a</think> so <answer>c</answer>", 0),
-    ("tags", "<think>a</think><answer>c</answer> bye", 0), ("tags", "<think>a</think><answer>c</answer><answer>d</answer>", 0),
-    ("tags", "<answer>c</answer>", 0),
-    ("tags", "<think><think>a</think><answer>c</answer>", 0),
-])
+@pytest.mark.parametrize(
+    ("form", "text", "expected"),
+    [
+        ("json", ' {"a": 1} ', 1),
+        ("json", "```json\n{}\n```", 0),
+        ("line", "one", 1),
+        ("line", "one\ntwo", 0),
+        ("list", "- a\n- b", 1),
+        ("list", "1. a\n2) b\n", 1),
+        ("list", "Points:\n- a", 0),
+        ("list", "- ", 0),
+        ("fence", "```python\nx = 1\n```", 1),
+        ("fence", "```\nx\n```\nmore", 0),
+        ("fence", "```a\nx\n```\n```b\ny\n```", 0),
+        ("boxed", "so \\boxed{1}", 1),
+        ("boxed", "\\boxed{\\frac{1}{2}}", 1),
+        ("boxed", "\\boxed{1} \\boxed{2}", 0),
+        ("boxed", "1", 0),
+        ("tags", "<think>a\nb</think>\n<answer>c</answer>", 1),
+        ("tags", "<answer>c</answer><think>a</think>", 0),
+        ("tags", "<think>a</think> so <answer>c</answer>", 0),
+        ("tags", "<think>a</think><answer>c</answer> bye", 0),
+        ("tags", "<think>a</think><answer>c</answer><answer>d</answer>", 0),
+        ("tags", "<answer>c</answer>", 0),
+        ("tags", "<think><think>a</think><answer>c</answer>", 0),
+    ],
+)
 def test_format(form: str, text: str, expected: float) -> None:
     assert score("format", {"form": form}, None, text) == expected
 
@@ -225,10 +303,19 @@ def test_a_library_that_cannot_be_loaded_is_an_error_of_the_harness(puzzle: Libr
         Library("puzzle_that_is_not_there", "", "puzzles").grade(tier().name, "a")
 
 
-@pytest.mark.parametrize("text", [
-    "__import__('os').system('x')", "().__class__", "exec('x')", "eval ('x')", "(lambda: 1)()", "open('x').read()", "exit()",
-    "getattr(x, 'y')",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "__import__('os').system('x')",
+        "().__class__",
+        "exec('x')",
+        "eval ('x')",
+        "(lambda: 1)()",
+        "open('x').read()",
+        "exit()",
+        "getattr(x, 'y')",
+    ],
+)
 def test_an_answer_that_is_code_is_not_given_to_reasoning_gym(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "find_spec", lambda package: object())
     monkeypatch.setattr(libraries, "mechanism", lambda allow_weak: "namespaces")
@@ -238,12 +325,21 @@ def test_an_answer_that_is_code_is_not_given_to_reasoning_gym(text: str, monkeyp
 
 
 @pytest.mark.skipif(find_spec("math_verify") is None, reason="the extra `math` is not installed")
-@pytest.mark.parametrize(("answer", "text", "expected"), [
-    ("1/2", "The answer is $\\frac{2}{4}$.", 1), ("\\frac{1}{2}", "0.5", 1), ("1/2", "0.51", 0), ("x^2+2x+1", "$(x+1)^2$", 1),
-    ("x^2", "$x^3$", 0),
-    ("\\sqrt{2}", "$\\boxed{2^{1/2}}$", 1), ("12", "I do not know", 0), ("12", "", 0), ("12", "9^9^9^9^9", 0),
-    ("\\{1,2\\}", "$\\{2,1\\}$", 1),
-])
+@pytest.mark.parametrize(
+    ("answer", "text", "expected"),
+    [
+        ("1/2", "The answer is $\\frac{2}{4}$.", 1),
+        ("\\frac{1}{2}", "0.5", 1),
+        ("1/2", "0.51", 0),
+        ("x^2+2x+1", "$(x+1)^2$", 1),
+        ("x^2", "$x^3$", 0),
+        ("\\sqrt{2}", "$\\boxed{2^{1/2}}$", 1),
+        ("12", "I do not know", 0),
+        ("12", "", 0),
+        ("12", "9^9^9^9^9", 0),
+        ("\\{1,2\\}", "$\\{2,1\\}$", 1),
+    ],
+)
 def test_math(answer: str, text: str, expected: float, monkeypatch: pytest.MonkeyPatch) -> None:
     if "^9^9" in text:  # a number that cannot be computed; the library is started anew with less patience
         libraries.MATH_VERIFY.close()

@@ -66,8 +66,10 @@ class Outside:
     listening: socket.socket
 
     def state(self) -> list[tuple[str, int, int, bytes]]:
-        return sorted((str(p), p.lstat().st_mode, p.lstat().st_mtime_ns, p.read_bytes() if p.is_file() else b"")
-                      for p in self.folder.rglob("*"))
+        return sorted(
+            (str(p), p.lstat().st_mode, p.lstat().st_mtime_ns, p.read_bytes() if p.is_file() else b"")
+            for p in self.folder.rglob("*")
+        )
 
     def reached(self) -> bool:
         try:
@@ -124,8 +126,12 @@ def test_the_corpora_are_large_enough() -> None:
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_program_scores_zero_and_leaves_no_trace(name: str, mechanism: str, outside: Outside) -> None:
     source = HOSTILE[name]
-    for place, value in (("__OUTSIDE__", outside.folder), ("__PARENT__", os.getpid()), ("__REPO__", REPO),
-                         ("__PORT__", outside.listening.getsockname()[1])):
+    for place, value in (
+        ("__OUTSIDE__", outside.folder),
+        ("__PARENT__", os.getpid()),
+        ("__REPO__", REPO),
+        ("__PORT__", outside.listening.getsockname()[1]),
+    ):
         source = source.replace(place, str(value))
     cases = parse({"function": "solve", "cases": [[[i], value] for i, value in enumerate(EXPECTED)]}).mixed(0.5, name)
     before = outside.state(), ownership(), traces()
@@ -167,29 +173,41 @@ def test_honest_solutions_pass_behind_every_mechanism(mechanism: str, monkeypatc
 def test_limits_alone_hold_what_needs_no_kernel() -> None:
     """The weakest tier too has a verdict that the program cannot reach, and ends what the program leaves."""
     mechanism = machine.weakest_that_runs()
-    for name in ("os._exit 0 in the call", "equal to everything", "patches json", "writes answers to the pipe", "endless loop",
-                 "much memory", "flood of answers", "daemon that holds the pipe", "walks the frames"):
+    for name in (
+        "os._exit 0 in the call",
+        "equal to everything",
+        "patches json",
+        "writes answers to the pipe",
+        "endless loop",
+        "much memory",
+        "flood of answers",
+        "daemon that holds the pipe",
+        "walks the frames",
+    ):
         done = run(HOSTILE[name], [("solve", [i]) for i in range(3)], mechanism, machine.SHORT)
         assert all(answer.error is not None or answer.value not in EXPECTED for answer in done.answers), name
         assert survivors() == [], name
 
 
-@pytest.mark.parametrize(("source", "reason"), [
-    ("def add(a, b): return a - b", "another value"),
-    ("def add(a, b): return 1 / 0", "ZeroDivisionError"),
-    ("def plus(a, b): return a + b", "defines no 'add'"),
-    ("def add(a, b) return", "cannot be loaded: SyntaxError"),
-    ("import numpy\ndef add(a, b): return numpy.add(a, b)", "ModuleNotFoundError"),
-    ("def add(a, b): return bytes([a + b])", "not JSON serializable"),
-    ("def add(a, b):\n    while True: pass", "no answer within|signal"),
-    ("import os\ndef add(a, b): os._exit(0)", "ended before it answered"),
-    ("def add(a, b): return 'x' * 3_000_000", "KiB of answers"),
-    ("import time\ndef add(a, b): time.sleep(60)", "no answer within"),
-    ("def add(a, b): return bytearray(4 << 30)", "MemoryError"),
-    ("I do not know.", "SyntaxError"),
-    ("", "no Python"),
-    ("```js\nfunction add(a, b) {}\n```", "no Python"),
-])
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("def add(a, b): return a - b", "another value"),
+        ("def add(a, b): return 1 / 0", "ZeroDivisionError"),
+        ("def plus(a, b): return a + b", "defines no 'add'"),
+        ("def add(a, b) return", "cannot be loaded: SyntaxError"),
+        ("import numpy\ndef add(a, b): return numpy.add(a, b)", "ModuleNotFoundError"),
+        ("def add(a, b): return bytes([a + b])", "not JSON serializable"),
+        ("def add(a, b):\n    while True: pass", "no answer within|signal"),
+        ("import os\ndef add(a, b): os._exit(0)", "ended before it answered"),
+        ("def add(a, b): return 'x' * 3_000_000", "KiB of answers"),
+        ("import time\ndef add(a, b): time.sleep(60)", "no answer within"),
+        ("def add(a, b): return bytearray(4 << 30)", "MemoryError"),
+        ("I do not know.", "SyntaxError"),
+        ("", "no Python"),
+        ("```js\nfunction add(a, b) {}\n```", "no Python"),
+    ],
+)
 def test_a_program_that_fails_scores_zero_and_says_why(
     source: str, reason: str, mechanism: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,16 +219,29 @@ def test_a_program_that_fails_scores_zero_and_says_why(
 
 def test_the_program_is_told_nothing_but_its_calls(mechanism: str) -> None:
     """Environment, arguments, descriptors, folder, user: all there is to see."""
-    source = ("import os, sys\ndef look():\n    return {'env': sorted(os.environ), 'files': os.listdir('.'), 'argv': sys.argv, "
-              "'fds': [fd for fd in range(256) if open_(fd)], 'path': sys.path, 'uid': os.getuid()}\n"
-              "def open_(fd):\n    try: os.fstat(fd)\n    except OSError: return False\n    return True\n")
+    source = (
+        "import os, sys\ndef look():\n    return {'env': sorted(os.environ), 'files': os.listdir('.'), 'argv': sys.argv, "
+        "'fds': [fd for fd in range(256) if open_(fd)], 'path': sys.path, 'uid': os.getuid()}\n"
+        "def open_(fd):\n    try: os.fstat(fd)\n    except OSError: return False\n    return True\n"
+    )
     os.environ["SOME_API_KEY"] = "secret"
     try:
         seen = run(source, [("look", [])], mechanism, machine.SHORT).answers[0].value
     finally:
         del os.environ["SOME_API_KEY"]
-    assert set(seen["env"]) <= {"PATH", "HOME", "TMPDIR", "LANG", "LC_CTYPE", "PYTHONHASHSEED", "OMP_NUM_THREADS",
-                                "OPENBLAS_NUM_THREADS", "GRAPE_SANDBOX", "LD_LIBRARY_PATH", "PWD"}
+    assert set(seen["env"]) <= {
+        "PATH",
+        "HOME",
+        "TMPDIR",
+        "LANG",
+        "LC_CTYPE",
+        "PYTHONHASHSEED",
+        "OMP_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "GRAPE_SANDBOX",
+        "LD_LIBRARY_PATH",
+        "PWD",
+    }
     assert seen["files"] == [] and seen["argv"] == ["-c"] and seen["fds"] == [0, 1, 2, 3] and seen["uid"] != 0
     assert not any("site-packages" in path or path.startswith(str(REPO)) for path in seen["path"])
 
@@ -234,10 +265,12 @@ def test_many_runs_leave_no_descriptor_no_zombie_and_no_file(mechanism: str) -> 
 
 def test_a_sandbox_ends_with_the_process_that_started_it(mechanism: str) -> None:
     """kill -9 of grape in the middle of a program: nothing of it is left running."""
-    script = ("import sys\nfrom grape.sandbox.box import Sandbox\nfrom grape.sandbox.places import Limits\n"
-              f"with Sandbox({mechanism!r}, Limits(seconds=60, wall=60)) as sandbox:\n"
-              "    sandbox.start({'source': 'def f():\\n    while True: pass', 'calls': [('f', [])]})\n"
-              "    print(sandbox.token, sandbox._folder or '', flush=True)\n    sandbox.line(1e9)\n")
+    script = (
+        "import sys\nfrom grape.sandbox.box import Sandbox\nfrom grape.sandbox.places import Limits\n"
+        f"with Sandbox({mechanism!r}, Limits(seconds=60, wall=60)) as sandbox:\n"
+        "    sandbox.start({'source': 'def f():\\n    while True: pass', 'calls': [('f', [])]})\n"
+        "    print(sandbox.token, sandbox._folder or '', flush=True)\n    sandbox.line(1e9)\n"
+    )
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=REPO)
     assert parent.stdout is not None
     token, _, folder = parent.stdout.readline().strip().partition(" ")

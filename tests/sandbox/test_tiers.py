@@ -26,17 +26,39 @@ def test_the_tier_is_what_its_canaries_prove() -> None:
         assert found.strong
 
 
-HELD = Run((Answer({"total": 3.5, "count": 2, "seen": [3], "third": "1.0", "hash": "e3b0"}), Answer([""]), Answer([]), Answer([]),
-            Answer([]), Answer(True), Answer(12)), "", True)
+HELD = Run(
+    (
+        Answer({"total": 3.5, "count": 2, "seen": [3], "third": "1.0", "hash": "e3b0"}),
+        Answer([""]),
+        Answer([]),
+        Answer([]),
+        Answer([]),
+        Answer(True),
+        Answer(12),
+    ),
+    "",
+    True,
+)
 
 
-@pytest.mark.parametrize(("canary", "place", "answer"), [
-    ("read", 1, ["", "the token"]), ("read", 1, ["root:x:0:0"]), ("read", 1, None), ("write", 2, ["mode"]), ("write", 2, None),
-    ("connect", 3, ["udp"]), ("see", 4, ["signal"]), ("daemonise", 5, None), ("fork", 6, 200), ("fork", 6, None),
-])
+@pytest.mark.parametrize(
+    ("canary", "place", "answer"),
+    [
+        ("read", 1, ["", "the token"]),
+        ("read", 1, ["root:x:0:0"]),
+        ("read", 1, None),
+        ("write", 2, ["mode"]),
+        ("write", 2, None),
+        ("connect", 3, ["udp"]),
+        ("see", 4, ["signal"]),
+        ("daemonise", 5, None),
+        ("fork", 6, 200),
+        ("fork", 6, None),
+    ],
+)
 def test_a_canary_that_gets_through_or_does_not_answer_is_not_held(canary: str, place: int, answer: object) -> None:
     assert all(tiers._judge(HELD, "the token", False, False).values())
-    done = Run((*HELD.answers[:place], Answer(answer), *HELD.answers[place + 1:]), "", True)
+    done = Run((*HELD.answers[:place], Answer(answer), *HELD.answers[place + 1 :]), "", True)
     held = tiers._judge(done, "the token", False, False)
     assert [name for name, ok in held.items() if not ok] == [canary]
 
@@ -78,8 +100,14 @@ def test_a_long_path_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert os.getcwd() == before
 
 
-@pytest.mark.parametrize("command", [["/nonexistent/python"], [sys.executable, "-c", "raise SystemExit('no such walls')"],
-                                     [sys.executable, "-c", "import os; os.read(0, 1); print('hello', flush=True); os.read(0, 9)"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["/nonexistent/python"],
+        [sys.executable, "-c", "raise SystemExit('no such walls')"],
+        [sys.executable, "-c", "import os; os.read(0, 1); print('hello', flush=True); os.read(0, 9)"],
+    ],
+)
 def test_a_sandbox_that_does_not_start_is_an_error_of_the_harness(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(places, "command", lambda boot: command)
     with pytest.raises(HarnessError, match="could not be started"):

@@ -26,10 +26,20 @@ def scores(*rows: tuple[float | None, ...], items: tuple[str, ...] = ("a/x", "a/
     """Rows of scores; None is missing, NaN is not asked."""
     valid = [[value is not None and value == value for value in row] for row in rows]
     asked = [[value is None or value == value for value in row] for row in rows]
-    score = torch.tensor([[value if ok and value is not None else 0.0 for value, ok in zip(row, oks, strict=True)]
-                          for row, oks in zip(rows, valid, strict=True)])
-    return Scores(items, score, torch.full(score.shape, 0.75), torch.tensor(valid), torch.tensor(asked).float(),
-                  tuple(tuple(f"reason {b} {k}" for k in range(len(items))) for b in range(len(rows))))
+    score = torch.tensor(
+        [
+            [value if ok and value is not None else 0.0 for value, ok in zip(row, oks, strict=True)]
+            for row, oks in zip(rows, valid, strict=True)
+        ]
+    )
+    return Scores(
+        items,
+        score,
+        torch.full(score.shape, 0.75),
+        torch.tensor(valid),
+        torch.tensor(asked).float(),
+        tuple(tuple(f"reason {b} {k}" for k in range(len(items))) for b in range(len(rows))),
+    )
 
 
 def item(column: list[float | None], lengths: list[int], prompts: int) -> dict[str, float | None]:
@@ -67,10 +77,12 @@ def test_a_missing_score_takes_no_part_in_the_length_correlation() -> None:
     assert item([0.1, 0.2, None, 0.3], [1, 2, 50, 3], 1)["length_correlation"] == 1.0
 
 
-@pytest.mark.parametrize(("column", "lengths"), [
-    ([0.5, 0.5, 0.9, 0.9], [1, 2, 3, 4]), ([0.1, 0.2, 0.3, 0.4], [5, 5, 7, 7]), ([None] * 4, [1, 2, 3, 4])])
+@pytest.mark.parametrize(
+    ("column", "lengths"), [([0.5, 0.5, 0.9, 0.9], [1, 2, 3, 4]), ([0.1, 0.2, 0.3, 0.4], [5, 5, 7, 7]), ([None] * 4, [1, 2, 3, 4])]
+)
 def test_length_correlation_is_null_where_score_or_length_is_constant_within_prompts(
-        column: list[float | None], lengths: list[int]) -> None:
+    column: list[float | None], lengths: list[int]
+) -> None:
     assert item(column, lengths, 2)["length_correlation"] is None
 
 
@@ -127,8 +139,10 @@ def test_the_files_hold_their_fields_in_this_order_and_are_read_back() -> None:
 
 def test_samples_have_every_item_of_both_policies() -> None:
     (found,) = (sample.row() for sample in answers())
-    assert found["sft"]["items"] == [{"item": "a/x", "score": 0.25, "confidence": 0.75, "reason": "reason 0 0"},
-                                   {"item": "a/y", "score": None, "confidence": 0.75, "reason": "reason 0 1"}]
+    assert found["sft"]["items"] == [
+        {"item": "a/x", "score": 0.25, "confidence": 0.75, "reason": "reason 0 0"},
+        {"item": "a/y", "score": None, "confidence": 0.75, "reason": "reason 0 1"},
+    ]
     assert [item["item"] for item in found["policy"]["items"]] == ["a/x"]
     assert (found["policy"]["text"], found["policy"]["gold"], found["policy"]["proxy"]) == ("after 0", 1.0, 0.25)
 
@@ -154,9 +168,22 @@ def test_the_table_is_what_mlflow_takes_for_one() -> None:
     ((name, text),) = run.files.items()
     assert json.loads(run.tags["mlflow.loggedArtifacts"]) == [{"path": name, "type": "table"}]
     table = json.loads(text)
-    assert table["columns"] == ["policy", "category", "id", "prompt", "response", "gold", "proxy", "item", "score", "confidence",
-                                "reason"]
+    assert table["columns"] == [
+        "policy",
+        "category",
+        "id",
+        "prompt",
+        "response",
+        "gold",
+        "proxy",
+        "item",
+        "score",
+        "confidence",
+        "reason",
+    ]
     assert [[row[0], row[4], *row[7:]] for row in table["data"]] == [
-        ["sft", "before 0", "a/x", 0.25, 0.75, "reason 0 0"], ["sft", "before 0", "a/y", None, 0.75, "reason 0 1"],
-        ["grpo-0", "after 0", "a/x", 0.5, 0.75, "reason 0 0"]]
+        ["sft", "before 0", "a/x", 0.25, 0.75, "reason 0 0"],
+        ["sft", "before 0", "a/y", None, 0.75, "reason 0 1"],
+        ["grpo-0", "after 0", "a/x", 0.5, 0.75, "reason 0 0"],
+    ]
     assert all(len(row) == len(table["columns"]) for row in table["data"])

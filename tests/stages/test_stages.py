@@ -98,11 +98,7 @@ def strengthen(project: Project) -> None:
 def test_the_whole_chain_on_every_architecture(project: Project, architecture: str) -> None:
     params_file.set_values(
         project.params,
-        [
-            f"model.architecture={architecture}",
-            "rl.seeds=[0]",
-            f"algorithms.grpo.beta={0.1 if architecture == 'gpt2' else 0.0}",
-        ],
+        [f"model.architecture={architecture}", "rl.seeds=[0]", f"algorithms.grpo.beta={0.1 if architecture == 'gpt2' else 0.0}"],
     )
     for kind in CHAIN:
         run(project, kind)
@@ -440,9 +436,7 @@ def test_a_judge_from_outside_is_calibrated_and_not_trained(trained: Project) ->
     from grape.models.load import save_model
 
     save_model(tiny.model(positions=2048), tiny.tokenizer(), trained.root / "outside")
-    params_file.set_values(
-        trained.params, ["critic.judge.model=outside", "critic.judge.backend=local", "critic.heldout=0.3"]
-    )
+    params_file.set_values(trained.params, ["critic.judge.model=outside", "critic.judge.backend=local", "critic.heldout=0.3"])
     run(trained, "critic")
     folder = trained.root / "models/critic"
     assert {path.name for path in folder.iterdir()} == {"calibration.json", "judge.json"}

@@ -81,8 +81,13 @@ def python(bare: Project) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
     started: list[subprocess.Popen[str]] = []
 
     def start(code: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen([sys.executable, "-c", code], cwd=bare.root, text=True, stdout=subprocess.PIPE,
-                                   env={**bare.environment(), "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"})
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=bare.root,
+            text=True,
+            stdout=subprocess.PIPE,
+            env={**bare.environment(), "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        )
         started.append(process)
         return process
 
@@ -117,12 +122,22 @@ def save_model(folder: Path, kind: str = "causal") -> Path:
     words = {"<unk>": 0, "<eos>": 1, **{word: 2 + i for i, word in enumerate("abcdef")}}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    config = LlamaConfig(vocab_size=len(words), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_labels=1,
-                         num_attention_heads=2, pad_token_id=1, eos_token_id=1, bos_token_id=1)
+    config = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_labels=1,
+        num_attention_heads=2,
+        pad_token_id=1,
+        eos_token_id=1,
+        bos_token_id=1,
+    )
     model = LlamaForCausalLM(config) if kind == "causal" else LlamaForSequenceClassification(config)
     model.save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>",
-                            pad_token="<eos>").save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>", pad_token="<eos>").save_pretrained(
+        folder
+    )
     return folder
 
 

@@ -33,8 +33,12 @@ def test_a_computed_digest_is_the_one_dvc_computes(project: Project) -> None:
     (project.root / "one.txt").write_text("one")
     (project.root / "dvc.yaml").write_text(STAGES)
     for command in (["init", "--no-scm", "--quiet"], ["repro", "--quiet"]):
-        subprocess.run([sys.executable, "-m", "dvc", *command], cwd=project.root, check=True,
-                       env={**project.environment(), "PATH": "/usr/bin:/bin"})
+        subprocess.run(
+            [sys.executable, "-m", "dvc", *command],
+            cwd=project.root,
+            check=True,
+            env={**project.environment(), "PATH": "/usr/bin:/bin"},
+        )
     lock = dvc.locked(project)
     assert set(lock) == {"data", "one.txt"}
     for path, md5 in lock.items():

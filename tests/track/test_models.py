@@ -24,13 +24,17 @@ def champion(client: Callable[[], Any]) -> Any:
     return client().get_model_version_by_alias(POLICY, "champion")
 
 
-def test_the_champion_loads_and_answers(project: Project, client: Callable[[], Any], runs: Callable[[], list[Any]],
-                                        save_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_champion_loads_and_answers(
+    project: Project,
+    client: Callable[[], Any],
+    runs: Callable[[], list[Any]],
+    save_model: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     policy(project, save_model, "grpo-0")
     policy(project, save_model, "grpo-1")
     versions = client().search_model_versions(f"name = '{POLICY}'")
-    assert {v.tags["grape.path"]: int(v.version) for v in versions} \
-        == {"models/policy/grpo-0": 1, "models/policy/grpo-1": 2}
+    assert {v.tags["grape.path"]: int(v.version) for v in versions} == {"models/policy/grpo-0": 1, "models/policy/grpo-1": 2}
     with StageRun(project, "report", {}, 0) as run:
         run.champion([Candidate("grpo-0", 0.30, 0.25), Candidate("grpo-1", 0.28, 0.24)])
     assert champion(client).version == 1
@@ -51,17 +55,22 @@ def test_the_champion_loads_and_answers(project: Project, client: Callable[[], A
     assert champion(client).version == 2
 
 
-def test_a_champion_the_store_never_saw_is_registered(project: Project, client: Callable[[], Any],
-                                                      save_model: Callable[..., Path]) -> None:
+def test_a_champion_the_store_never_saw_is_registered(
+    project: Project, client: Callable[[], Any], save_model: Callable[..., Path]
+) -> None:
     save_model(project.root / "models" / "policy" / "grpo-0")
     with StageRun(project, "report", {}, 0) as run:
         run.champion([Candidate("grpo-0", 0.3, 0.2)])
     assert champion(client).tags["grape.path"] == "models/policy/grpo-0"
 
 
-def test_a_large_model_is_a_reference_with_its_tokenizer(project: Project, client: Callable[[], Any],
-                                                         runs: Callable[[], list[Any]], save_model: Callable[..., Path],
-                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_model_is_a_reference_with_its_tokenizer(
+    project: Project,
+    client: Callable[[], Any],
+    runs: Callable[[], list[Any]],
+    save_model: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(registry, "LARGEST", 1000)
     save_model(project.root / "models" / "base")
     with StageRun(project, "base", {}, 0) as run:
@@ -74,9 +83,9 @@ def test_a_large_model_is_a_reference_with_its_tokenizer(project: Project, clien
     assert client().search_model_versions(f"name = '{POLICY}'")[0].version == 1
 
 
-def test_a_reward_model_is_logged_as_a_classifier(project: Project, runs: Callable[[], list[Any]],
-                                                  save_model: Callable[..., Path],
-                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reward_model_is_logged_as_a_classifier(
+    project: Project, runs: Callable[[], list[Any]], save_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_model(project.root / "models" / "reward", kind="scalar")
     with StageRun(project, "reward", {}, 0) as run:
         run.model("models/reward", "reward")
@@ -92,5 +101,4 @@ def test_a_reward_model_is_logged_as_a_classifier(project: Project, runs: Callab
 def test_the_best_candidate_beats_sft_for_sure() -> None:
     assert best([]) is None
     assert best([Candidate("a", 0.5, 0.0)]) is None
-    assert best([Candidate("a", 0.1, 0.05), Candidate("b", 0.3, 0.2), Candidate("c", 0.9, -0.1)]) \
-        == Candidate("b", 0.3, 0.2)
+    assert best([Candidate("a", 0.1, 0.05), Candidate("b", 0.3, 0.2), Candidate("c", 0.9, -0.1)]) == Candidate("b", 0.3, 0.2)

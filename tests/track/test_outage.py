@@ -31,8 +31,14 @@ def away(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_training_goes_on_with_one_warning_and_sync_delivers_once(
-        project: Project, away: str, runs: Callable[[], list[Any]], client: Callable[[], Any],
-        monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, save_model: Callable[..., Path]) -> None:
+    project: Project,
+    away: str,
+    runs: Callable[[], list[Any]],
+    client: Callable[[], Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    save_model: Callable[..., Path],
+) -> None:
     save_model(project.root / "models" / "sft")
     with caplog.at_level(logging.WARNING), StageRun(project, "sft", {"steps": 2}, 0) as run:
         run.track(0, {"loss": 2.0})
@@ -56,8 +62,7 @@ def test_training_goes_on_with_one_warning_and_sync_delivers_once(
     assert len(logged.outputs.model_outputs) == 1
 
 
-def test_a_server_that_hangs_is_found_out_before_mlflow_is_asked(project: Project,
-                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_hangs_is_found_out_before_mlflow_is_asked(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "PROBE_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
@@ -69,8 +74,8 @@ def test_a_server_that_hangs_is_found_out_before_mlflow_is_asked(project: Projec
 
 
 def test_a_kill_between_delivery_and_acknowledgement_duplicates_nothing(
-        project: Project, runs: Callable[[], list[Any]], client: Callable[[], Any],
-        save_model: Callable[..., Path]) -> None:
+    project: Project, runs: Callable[[], list[Any]], client: Callable[[], Any], save_model: Callable[..., Path]
+) -> None:
     save_model(project.root / "models" / "sft")
     with StageRun(project, "sft", {}, 0, deliver=False) as run:
         run.track(0, {"loss": 2.0})
@@ -85,8 +90,9 @@ def test_a_kill_between_delivery_and_acknowledgement_duplicates_nothing(
     assert len(client().search_model_versions("name = 'grape-policy'")) == 1
 
 
-def test_stages_find_their_parent_when_both_come_late(project: Project, away: str, runs: Callable[[], list[Any]],
-                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stages_find_their_parent_when_both_come_late(
+    project: Project, away: str, runs: Callable[[], list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert open_parent(project, "n-1", {"stages": ["sft"]}) is None
     monkeypatch.setenv(NONCE, "n-1")
     with StageRun(project, "sft", {}, 0):
@@ -99,8 +105,9 @@ def test_stages_find_their_parent_when_both_come_late(project: Project, away: st
     assert parent.info.status == child.info.status == "FINISHED"
 
 
-def test_an_event_the_store_refuses_does_not_block_the_rest(project: Project, runs: Callable[[], list[Any]],
-                                                            caplog: pytest.LogCaptureFixture) -> None:
+def test_an_event_the_store_refuses_does_not_block_the_rest(
+    project: Project, runs: Callable[[], list[Any]], caplog: pytest.LogCaptureFixture
+) -> None:
     with StageRun(project, "sft", {}, 0, deliver=False) as run:
         run._spool.append("model", path="models/none", name="a/b:c", register=None, digest="0", bytes=1)
         run.headline({"loss": 1.0})
@@ -110,8 +117,9 @@ def test_an_event_the_store_refuses_does_not_block_the_rest(project: Project, ru
     assert logged.data.tags["grape.refused"] == "model" and "refused" in caplog.text
 
 
-def test_a_store_that_goes_away_half_way_is_gone_on_with(project: Project, runs: Callable[[], list[Any]],
-                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_goes_away_half_way_is_gone_on_with(
+    project: Project, runs: Callable[[], list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with StageRun(project, "sft", {}, 0, deliver=False) as run:
         run.headline({"first": 1.0})
         run.dataset("params.yaml", "training")

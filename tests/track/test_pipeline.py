@@ -13,8 +13,7 @@ from grape.track import StageRun, close_parent, link_cached, open_parent
 from grape.track.spool import Spool
 
 
-def test_every_stage_is_in_the_parent(project: Project, runs: Callable[[], list[Any]],
-                                      monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_stage_is_in_the_parent(project: Project, runs: Callable[[], list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     with StageRun(project, "sft", {}, 0) as run:  # earlier, by `dvc repro`
         run.headline({"loss": 0.5})
     parent_id = open_parent(project, "n-1", {"sft": "cached", "rl@grpo-0": "params changed"})
@@ -40,8 +39,9 @@ def test_every_stage_is_in_the_parent(project: Project, runs: Callable[[], list[
     assert Spool.pending(project) == []
 
 
-def test_the_orchestrator_delivers_for_its_stages(project: Project, runs: Callable[[], list[Any]],
-                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_orchestrator_delivers_for_its_stages(
+    project: Project, runs: Callable[[], list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     parent_id = open_parent(project, "n-1", {"sft": "new"})
     with monkeypatch.context() as stage:
         stage.setenv(NONCE, "n-1")  # the parent is found by it where it could not be named

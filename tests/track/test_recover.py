@@ -32,9 +32,9 @@ def delivered(project: Project) -> bool:
     return any((state := spool.delivered) is not None and state.offset > 0 for spool in Spool.pending(project))
 
 
-def test_a_killed_stage_is_ended_failed_once(project: Project, python: Callable[[str], Any],
-                                             until: Callable[[Callable[[], bool]], None],
-                                             runs: Callable[[], list[Any]]) -> None:
+def test_a_killed_stage_is_ended_failed_once(
+    project: Project, python: Callable[[str], Any], until: Callable[[Callable[[], bool]], None], runs: Callable[[], list[Any]]
+) -> None:
     process = python(STAGE)
     until(lambda: delivered(project))
     assert close_dead_runs(project) == 0  # it lives
@@ -50,9 +50,9 @@ def test_a_killed_stage_is_ended_failed_once(project: Project, python: Callable[
     assert Spool.pending(project) == []
 
 
-def test_a_killed_run_without_its_spool_is_ended_by_the_next_stage(project: Project, python: Callable[[str], Any],
-                                                                   until: Callable[[Callable[[], bool]], None],
-                                                                   runs: Callable[[], list[Any]]) -> None:
+def test_a_killed_run_without_its_spool_is_ended_by_the_next_stage(
+    project: Project, python: Callable[[str], Any], until: Callable[[Callable[[], bool]], None], runs: Callable[[], list[Any]]
+) -> None:
     process = python(STAGE)
     until(lambda: delivered(project))
     process.send_signal(signal.SIGKILL)
@@ -74,8 +74,7 @@ def test_a_half_written_last_event_is_ignored(project: Project, runs: Callable[[
 
 
 @pytest.mark.parametrize("copied", [False, True])
-def test_a_moved_project_keeps_its_artifacts_and_writes_to_its_own_folder(project: Project, tmp_path: Path,
-                                                                          copied: bool) -> None:
+def test_a_moved_project_keeps_its_artifacts_and_writes_to_its_own_folder(project: Project, tmp_path: Path, copied: bool) -> None:
     (project.root / "table.md").write_text("| a |")
     with StageRun(project, "sft", {}, 0) as run:
         run.artifact(project.root / "table.md")

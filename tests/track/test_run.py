@@ -27,8 +27,9 @@ stages:
 """
 
 
-def test_a_stage_is_a_finished_run_with_everything_in_it(project: Project, client: Callable[[], Any],
-                                                         runs: Callable[[], list[Any]]) -> None:
+def test_a_stage_is_a_finished_run_with_everything_in_it(
+    project: Project, client: Callable[[], Any], runs: Callable[[], list[Any]]
+) -> None:
     (project.root / "dvc.lock").write_text(LOCK)
     plot = project.root / "plot.txt"
     plot.write_text("a plot")
@@ -50,8 +51,7 @@ def test_a_stage_is_a_finished_run_with_everything_in_it(project: Project, clien
     assert len(history) == 1501 and math.isnan(max(history, key=lambda metric: metric.step).value)
     assert logged.data.metrics["rewards/a/b c_/mean"] == 1 and logged.data.metrics["gold"] == 0.5
     (used,) = logged.inputs.dataset_inputs
-    assert (used.dataset.name, used.dataset.digest) == ("data/prompts/train.jsonl",
-                                                        "0123456789abcdef0123456789abcdef.dir")
+    assert (used.dataset.name, used.dataset.digest) == ("data/prompts/train.jsonl", "0123456789abcdef0123456789abcdef.dir")
     local = client().download_artifacts(logged.info.run_id, "plots/plot.txt", str(project.root))
     assert Path(local).read_text() == "a plot"
     assert Spool.pending(project) == []
@@ -63,8 +63,9 @@ def test_a_stage_is_a_finished_run_with_everything_in_it(project: Project, clien
     assert written["versions"]["torch"] and written["peak_memory_mb"] > 1
 
 
-def test_a_stage_that_raises_ends_failed_without_a_receipt(project: Project, client: Callable[[], Any],
-                                                           runs: Callable[[], list[Any]]) -> None:
+def test_a_stage_that_raises_ends_failed_without_a_receipt(
+    project: Project, client: Callable[[], Any], runs: Callable[[], list[Any]]
+) -> None:
     with pytest.raises(ZeroDivisionError), StageRun(project, "sft", {}, 0) as run:
         run.track(0, {"loss": 1.0})
         1 / 0  # noqa: B018
@@ -75,8 +76,9 @@ def test_a_stage_that_raises_ends_failed_without_a_receipt(project: Project, cli
     assert receipt.read(project.receipt("sft")) is None
 
 
-def test_a_terminated_stage_ends_killed_and_cleans_up(project: Project, python: Callable[[str], Any],
-                                                      runs: Callable[[], list[Any]]) -> None:
+def test_a_terminated_stage_ends_killed_and_cleans_up(
+    project: Project, python: Callable[[str], Any], runs: Callable[[], list[Any]]
+) -> None:
     process = python("""
 import time
 from pathlib import Path
@@ -96,8 +98,7 @@ with StageRun(Project.find(), "rl@grpo-0", {}, 0) as run:
     assert [run.info.status for run in runs()] == ["KILLED"]
 
 
-def test_the_orchestrator_is_the_parent(project: Project, runs: Callable[[], list[Any]],
-                                        monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_orchestrator_is_the_parent(project: Project, runs: Callable[[], list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PARENT_RUN, "feed")
     monkeypatch.setenv(NONCE, "n-1")
     with StageRun(project, "sft", {}, 0):
@@ -108,8 +109,9 @@ def test_the_orchestrator_is_the_parent(project: Project, runs: Callable[[], lis
     assert written is not None and written["nonce"] == "n-1"
 
 
-def test_two_first_stages_at_once_share_the_new_store(bare: Project, python: Callable[[str], Any],
-                                                      runs: Callable[[], list[Any]]) -> None:
+def test_two_first_stages_at_once_share_the_new_store(
+    bare: Project, python: Callable[[str], Any], runs: Callable[[], list[Any]]
+) -> None:
     code = """
 import sys
 from grape.project import Project

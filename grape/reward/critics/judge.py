@@ -71,7 +71,12 @@ def load_critic(
 
 
 def make_critic(
-    judge: Judge, calibration: Calibration, folder: Path, root: Path, dtype: Dtype = "float32", max_tokens: int = 16384,
+    judge: Judge,
+    calibration: Calibration,
+    folder: Path,
+    root: Path,
+    dtype: Dtype = "float32",
+    max_tokens: int = 16384,
     template: Template | None = None,
 ) -> Critic:
     """A critic of the settings.

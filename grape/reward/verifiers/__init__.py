@@ -16,8 +16,17 @@ from grape.reward.verifiers.python_tests import PythonTests
 from grape.types import Prompt
 
 VERIFIERS: dict[str, type[Options]] = {
-    "exact": Exact, "numeric": Numeric, "math": Maths, "choice": Choice, "contains": Contains, "matches": Matches,
-    "length": Length, "format": Format, "json_schema": JsonSchema, "python_tests": PythonTests, "reasoning_gym": ReasoningGym,
+    "exact": Exact,
+    "numeric": Numeric,
+    "math": Maths,
+    "choice": Choice,
+    "contains": Contains,
+    "matches": Matches,
+    "length": Length,
+    "format": Format,
+    "json_schema": JsonSchema,
+    "python_tests": PythonTests,
+    "reasoning_gym": ReasoningGym,
 }
 Verify = Callable[[Prompt, str], float]
 

@@ -72,7 +72,7 @@ def parse(value: Any) -> Cases:
             raise BadCases(f'"{key}" is a list of [arguments, expected]')
         for i, pair in enumerate(listed):
             if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], list):
-                raise BadCases(f'{key}[{i}] is not [list of arguments, expected value]')
+                raise BadCases(f"{key}[{i}] is not [list of arguments, expected value]")
             made.append(Case(tuple(pair[0]), pair[1], key == "impossible"))
     if not made:
         raise BadCases("there is no test case")
@@ -84,8 +84,10 @@ def judge(cases: Sequence[Case], done: Run, tolerance: float, partial: bool) -> 
 
     The reason names neither arguments nor expected values: it may be shown to the policy when it revises.
     """
-    passed = [answer.error is None and equal(answer.value, case.expected, tolerance)
-              for case, answer in zip(cases, done.answers, strict=True)]
+    passed = [
+        answer.error is None and equal(answer.value, case.expected, tolerance)
+        for case, answer in zip(cases, done.answers, strict=True)
+    ]
     possible = [ok for case, ok in zip(cases, passed, strict=True) if not case.impossible]
     impossible = [ok for case, ok in zip(cases, passed, strict=True) if case.impossible]
     metrics = {"impossible": float(len(impossible)), "impossible_passed": float(sum(impossible))}

@@ -79,8 +79,12 @@ class Contains(Options):
         fold = str.casefold if self.ignore_case else str
         said = fold(text_of(text))
         there = sum(fold(text_of(p)) in said for p in wanted)
-        return {"share": there / len(wanted), "all": float(there == len(wanted)), "any": float(there > 0),
-                "none": float(there == 0)}[self.need]
+        return {
+            "share": there / len(wanted),
+            "all": float(there == len(wanted)),
+            "any": float(there > 0),
+            "none": float(there == 0),
+        }[self.need]
 
 
 class Length(Options):

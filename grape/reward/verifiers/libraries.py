@@ -45,8 +45,10 @@ def grade(name, text, entry):
         raise
 """
 # What an answer needs to get at the interpreter, were it evaluated; no honest answer to a puzzle holds it.
-CODE = re.compile(r"__\w|\b(?:exec|eval|compile|open|input|exit|quit|breakpoint|globals|locals|vars|dir|type|getattr|setattr|"
-                  r"delattr|lambdify|sympify|parse_expr)\s*\(|\blambda\b|\bimport\s")
+CODE = re.compile(
+    r"__\w|\b(?:exec|eval|compile|open|input|exit|quit|breakpoint|globals|locals|vars|dir|type|getattr|setattr|"
+    r"delattr|lambdify|sympify|parse_expr)\s*\(|\blambda\b|\bimport\s"
+)
 TAGGED = re.compile(r"<answer>\s?(.*?)\s?</answer>", re.DOTALL)
 
 MATH_VERIFY = Library("math_verify", MATH, "math")

@@ -15,9 +15,11 @@ from grape.sandbox.run import run
 from grape.sandbox.tiers import tier
 from grape.types import Prompt
 
-MEND = ("install bubblewrap, or allow user namespaces (Ubuntu 24.04 and later: "
-        "`sysctl kernel.apparmor_restrict_unprivileged_userns=0`), or use a kernel with landlock (Linux 6.2); "
-        "`allow_weak: true` in the item's options runs the programs with limits alone")
+MEND = (
+    "install bubblewrap, or allow user namespaces (Ubuntu 24.04 and later: "
+    "`sysctl kernel.apparmor_restrict_unprivileged_userns=0`), or use a kernel with landlock (Linux 6.2); "
+    "`allow_weak: true` in the item's options runs the programs with limits alone"
+)
 
 
 def mechanism(allow_weak: bool) -> str:

@@ -24,14 +24,18 @@ _SPELLINGS = (
     (re.compile(r"\.{2,}(?=\d)"), " "),  # is...8
     (re.compile(r"(?<=\d)(?:(?:\{,\}|\\[,!]|[\u00a0\u2009\u202f])(?=\d{3}(?!\d))| (?=000(?!\d)))"), ","),  # 10{,}000, 10 000
     (re.compile(r"-\s*\\?[$€£]\s*(?=[\d.])"), "-"),  # -$8
-    (re.compile(r"(\d)?\\[dt]?frac\s*\{\s*(-?[\d.]+)\s*\}\s*\{\s*([\d.]+)\s*\}"),
-     lambda found: f"{found[1] + ' ' if found[1] else ''}{found[2]}/{found[3]}"),
+    (
+        re.compile(r"(\d)?\\[dt]?frac\s*\{\s*(-?[\d.]+)\s*\}\s*\{\s*([\d.]+)\s*\}"),
+        lambda found: f"{found[1] + ' ' if found[1] else ''}{found[2]}/{found[3]}",
+    ),
     (re.compile(r"(\d)\s*(?:×|·|\*|\\times|\\cdot)\s*10\s*\^\s*\{?\s*([-+]?\d+)\s*\}?"), r"\1e\2"),  # 1.5 x 10^3
     (re.compile(r"(?<![\w.])10\s*\^\s*\{?\s*([-+]?\d+)\s*\}?"), r"1e\1"),
     (re.compile(r"\^\s*\{\s*([-+]?\d+)\s*\}"), r"^\1"),
     (re.compile(r"(?<![\d/])(\d+)/(\d+)/(\d+)(?![\d/])"), r"\1 \2 \3"),  # a date
-    (re.compile(r"(?<![\d/.,])(\d{1,9})\s+(\d{1,9})/(\d{1,9})(?![\d/.])"),  # 2 1/2
-     lambda found: f"{int(found[1]) * int(found[3]) + int(found[2])}/{found[3]}" if int(found[2]) < int(found[3]) else found[0]),
+    (
+        re.compile(r"(?<![\d/.,])(\d{1,9})\s+(\d{1,9})/(\d{1,9})(?![\d/.])"),  # 2 1/2
+        lambda found: f"{int(found[1]) * int(found[3]) + int(found[2])}/{found[3]}" if int(found[2]) < int(found[3]) else found[0],
+    ),
 )
 MOST_DIGITS, LARGEST_EXPONENT = 400, 400
 # A fence opens behind an indent, a list's or a quotation's mark, or a few words ("Sure: ```python").

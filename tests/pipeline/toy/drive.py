@@ -38,8 +38,9 @@ class Untracked(pipeline.Hooks):
 if __name__ == "__main__":
     engine = PrefectEngine() if "--engine=prefect" in sys.argv else Threads()
     try:
-        result = pipeline.run(Project.find(Path.cwd()), pipeline.Request(wait="--no-wait" not in sys.argv, workers=2),
-                              engine, Screen(), Untracked())
+        result = pipeline.run(
+            Project.find(Path.cwd()), pipeline.Request(wait="--no-wait" not in sys.argv, workers=2), engine, Screen(), Untracked()
+        )
     except GrapeError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

@@ -29,6 +29,15 @@ out.parent.mkdir(parents=True, exist_ok=True)
 out.write_text(json.dumps(values, sort_keys=True) + "\n")
 receipt = Path("reports/receipts", name + ".json")
 receipt.parent.mkdir(parents=True, exist_ok=True)
-receipt.write_text(json.dumps({"stage": name, "nonce": os.environ.get("GRAPE_NONCE"), "headline": {"gold": 0.5},
-                               "threads": os.environ["OMP_NUM_THREADS"], "parent": os.environ.get("GRAPE_PARENT_RUN")}))
+receipt.write_text(
+    json.dumps(
+        {
+            "stage": name,
+            "nonce": os.environ.get("GRAPE_NONCE"),
+            "headline": {"gold": 0.5},
+            "threads": os.environ["OMP_NUM_THREADS"],
+            "parent": os.environ.get("GRAPE_PARENT_RUN"),
+        }
+    )
+)
 print("made", out, flush=True)
