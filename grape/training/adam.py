@@ -14,7 +14,7 @@ from grape.errors import GrapeError
 from grape.models.forward import Dtype, micro_batches
 from grape.models.protocols import Trainable
 from grape.randomness import permutation
-from grape.training.sums import Sums, add
+from grape.training.sums import Sums, add, numbers
 from grape.types import Batch, Loss, Outputs
 
 # The first update sees the weights that sampled, so its log-probabilities are the rollout's up to rounding. What rounding does
@@ -99,8 +99,8 @@ def accumulate(
         total.backward()
         value += float(total.detach())
         norm += float(unreduced.norm.sum())
-        for name, (s, w) in unreduced.metrics.items():
-            add(sums, name, float(s), float(w))
+        for name, (s, w) in numbers(unreduced.metrics).items():
+            add(sums, name, s, w)
     for parameter in parameters:
         if parameter.grad is not None:
             parameter.grad.div_(max(norm, 1e-12))

@@ -11,19 +11,27 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
-from grape.algorithms.base import AlgorithmParams, AnyAlgorithm, OnlineParams, SlotParams, TrustRegionParams, ValueParams
+import torch
+from torch import Tensor
+from torch.nn.utils import parametrize
+
+from grape.algorithms.base import AlgorithmParams, AnyAlgorithm, OnlineParams, SlotParams, State, TrustRegionParams, ValueParams
 from grape.errors import GrapeError
+from grape.maths.kl import kl_estimate
+from grape.maths.masked import metric
 from grape.models.chat import Chat
-from grape.models.forward import Dtype, language
+from grape.models.forward import Dtype, batched_language, language
 from grape.models.protocols import LanguageModel, ScalarModel, Trainable
-from grape.models.value import ValuedPolicy, valued
+from grape.models.value import ValuedPolicy, batched_values, valued
 from grape.training.adam import Adam, AdamParams, Forward
-from grape.training.batches import Actors, Source, online
+from grape.training.batches import Round, Source
 from grape.training.checkpoint import Checkpoints
 from grape.training.loop import Optimiser, train
 from grape.training.natural import NaturalGradient
-from grape.training.sampler import Critique, Sampling, Score
-from grape.types import Prompt, Track
+from grape.training.rollout_metrics import describe
+from grape.training.sampler import Critique, Sampler, Sampling, Score
+from grape.training.sums import numbers
+from grape.types import Prompt, Rollouts, Track
 
 Mixin = TypeVar("Mixin", bound=AlgorithmParams)
 
@@ -52,15 +60,53 @@ class Learner:
         prompts: Sequence[Prompt],
         score: Score,
         sampling: Sampling,
-        keys: tuple[object, ...],
+        keys: Sequence[object],
         reference: LanguageModel | None = None,
         critique: Critique | None = None,
     ) -> Source:
-        """Rounds that the policy samples. `reference`: for the need of that name, and for `sampling.kl_every`."""
+        """Rounds that the policy samples itself: prompts -> responses -> scores -> credit.
+
+        Args:
+            reference: for the need of that name, and for `sampling.kl_every`.
+            critique: what `params.revise` tells the policy about its answers.
+        """
         params = needed(self.params, OnlineParams, "learns from rollouts")
-        actors = Actors(self.policy, chat, reference, self.model if isinstance(self.model, ValuedPolicy) else None)
-        sampling = replace(sampling, dtype=self.dtype)
-        return online(actors, prompts, score, self.algorithm, params, sampling, keys, critique)
+        needs, credit, how = self.algorithm.wants(params), self.algorithm.credit, replace(sampling, dtype=self.dtype)
+        assert credit is not None  # as of all that learn from rollouts
+        old_needed = "old" in needs or params.epochs * params.mini_batches > 1
+        sampler, device = Sampler(self.policy, chat, prompts, score, params, how, keys, critique), self.policy.device
+
+        @torch.no_grad()  # rewards and advantages are constants: no gradient runs through a judge or the value model's guess
+        def source(update: int, state: State) -> Round:
+            measure = how.kl_every > 0 and update % how.kl_every == 0
+            with parametrize.cached():  # weights stay as they are for a round: an adapter's are formed once
+                drawn = sampler.round(update)
+                rollouts = drawn.rollouts(chat, how)
+                metrics = describe(rollouts, drawn.scores, how.max_missing, drawn.plain) | drawn.metrics
+                compared = reference if "reference" in needs or measure else None
+                rollouts = self._seen(rollouts.to(device), how, old_needed or measure, compared)
+            if measure:
+                kl = kl_estimate(rollouts.logp_old, rollouts.logp_ref, "k3")
+                metrics |= numbers({"kl": metric(kl, rollouts.mask)})
+            if not old_needed:
+                rollouts = rollouts.with_(logp_old=None)
+            given = credit(drawn.scores.to(device), rollouts, params, state)
+            return Round(given.batch(rollouts), given.state, metrics | numbers(given.metrics))
+
+        return source
+
+    def _seen(self, rollouts: Rollouts, how: Sampling, old: bool, reference: LanguageModel | None) -> Rollouts:
+        """The rollouts with what the models say of them, as far as it is wanted."""
+
+        def logp(model: LanguageModel) -> Tensor:
+            return batched_language(model, rollouts, how.temperature, how.micro_batch_tokens, how.dtype).logp
+
+        found = {"logp_old": logp(self.policy)} if old else {}
+        if reference is not None:
+            found["logp_ref"] = logp(reference)
+        if isinstance(self.model, ValuedPolicy):
+            found["value_old"], found["bootstrap"] = batched_values(self.model, rollouts, how.micro_batch_tokens, how.dtype)
+        return rollouts.with_(**found)
 
     def train(
         self, source: Source, steps: int, track: Track, checkpoints: Checkpoints | None = None, keys: tuple[object, ...] = ()

@@ -8,21 +8,14 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import pad_sequence
 
-from grape.algorithms.base import AnyAlgorithm, OnlineParams, State
-from grape.maths.kl import kl_estimate
-from grape.maths.masked import metric
-from grape.models.chat import Chat, Row
+from grape.algorithms.base import State
+from grape.models.chat import Row
 from grape.models.encode import collate
-from grape.models.forward import batched_language
-from grape.models.protocols import LanguageModel
-from grape.models.value import ValuedPolicy, batched_values
-from grape.training.rollout_metrics import describe
-from grape.training.sampler import Critique, Sampler, Sampling, Score, draw
+from grape.training.sampler import draw
 from grape.training.sums import Sums
-from grape.types import Batch, Prompt, Rollouts
+from grape.types import Batch
 
 
 @dataclass(frozen=True)
@@ -62,73 +55,3 @@ def offline(
         return Round(batch.to(device), state, {"num_tokens": (float(batch.tokens), 1.0)})
 
     return source
-
-
-@dataclass(frozen=True)
-class Actors:
-    """The models of an online algorithm. `policy` samples; `valued` is policy and value model in one, where there is one."""
-
-    policy: LanguageModel
-    chat: Chat
-    reference: LanguageModel | None = None
-    valued: ValuedPolicy | None = None
-
-
-def online(
-    actors: Actors,
-    prompts: Sequence[Prompt],
-    score: Score,
-    algorithm: AnyAlgorithm,
-    params: OnlineParams,
-    sampling: Sampling,
-    keys: Sequence[object],
-    critique: Critique | None = None,
-) -> Source:
-    """Batches the policy samples itself: prompts -> responses -> scores -> credit.
-
-    Args:
-        critique: what `params.revise` tells the policy about its answers.
-    """
-    credit, needs = algorithm.credit, algorithm.wants(params)
-    if credit is None:
-        raise ValueError(f"an algorithm that learns from {algorithm.data} samples nothing")
-    old_needed = "old" in needs or params.epochs * params.mini_batches > 1
-    sampler = Sampler(actors.policy, actors.chat, prompts, score, params, sampling, keys, critique)
-
-    @torch.no_grad()  # rewards and advantages are constants: no gradient runs through a judge or the value model's guess
-    def source(update: int, state: State) -> Round:
-        with parametrize.cached():  # weights stay as they are for a round: an adapter's are formed once
-            drawn = sampler.round(update)
-            rollouts = drawn.rollouts(actors.chat, sampling)
-            metrics = describe(rollouts, drawn.scores, sampling.max_missing, drawn.plain) | drawn.metrics
-            measure = sampling.kl_every > 0 and update % sampling.kl_every == 0
-            rollouts = _seen(
-                actors, rollouts.to(actors.policy.device), sampling, old_needed or measure, "reference" in needs or measure
-            )
-        if measure:
-            total, weight = metric(kl_estimate(rollouts.logp_old, rollouts.logp_ref, "k3"), rollouts.mask)
-            metrics["kl"] = (float(total), float(weight))
-        if not old_needed:
-            rollouts = rollouts.with_(logp_old=None)
-        given = credit(drawn.scores.to(actors.policy.device), rollouts, params, state)
-        return Round(given.batch(rollouts), given.state, metrics | {n: (float(s), float(w)) for n, (s, w) in given.metrics.items()})
-
-    return source
-
-
-def _seen(actors: Actors, rollouts: Rollouts, how: Sampling, old: bool, reference: bool) -> Rollouts:
-    """The rollouts with what the models say of them, as far as it is wanted."""
-
-    def logp(model: LanguageModel) -> Tensor:
-        return batched_language(model, rollouts, how.temperature, how.micro_batch_tokens, how.dtype).logp
-
-    found: dict[str, Tensor] = {}
-    if old:
-        found["logp_old"] = logp(actors.policy)
-    if reference:
-        if actors.reference is None:
-            raise ValueError("the log-probabilities of a reference are wanted, and there is none")
-        found["logp_ref"] = logp(actors.reference)
-    if actors.valued is not None:
-        found["value_old"], found["bootstrap"] = batched_values(actors.valued, rollouts, how.micro_batch_tokens, how.dtype)
-    return rollouts.with_(**found)

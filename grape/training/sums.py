@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from torch import Tensor
+
 Sums = dict[str, tuple[float, float]]
 
 
@@ -18,3 +20,8 @@ def add(sums: Sums, name: str, total: float, weight: float) -> None:
 
 def means(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
     return {name: total / weight for name, (total, weight) in sums.items() if weight > 0}
+
+
+def numbers(metrics: Mapping[str, tuple[Tensor, Tensor]]) -> Sums:
+    """What algorithms give, as plain numbers."""
+    return {name: (float(total), float(weight)) for name, (total, weight) in metrics.items()}
