@@ -26,7 +26,7 @@ from pydantic import Field
 from grape.algorithms.base import Algorithm, Credit, Needs, State
 from grape.algorithms.penalty import PenaltyParams, loss_penalty, penalty_needs, reward_penalty
 from grape.maths.advantage import Relative, relative
-from grape.maths.masked import metric
+from grape.maths.masked import aggregation_weights, metric
 from grape.maths.surrogate import importance_ratio
 from grape.types import Batch, Loss, Outputs, Rollouts, Scores
 
@@ -64,9 +64,9 @@ def credit(scores: Scores, rollouts: Rollouts, params: ReinforceParams, state: S
 
 def loss(outputs: Outputs, batch: Batch, params: ReinforceParams) -> Loss:
     """-rho_t A_t with rho = 1 (its gradient is that of log pi), summed over tokens, averaged over responses."""
-    weight = batch.mask.float()
+    weight, norm = aggregation_weights(batch.mask, "constant", 1)
     value = -importance_ratio(outputs.logp, None) * batch.advantage + loss_penalty(params, outputs, batch)
-    return Loss(value, weight, weight.amax(1), {"entropy": metric(outputs.entropy, weight)})
+    return Loss(value, weight, norm, {"entropy": metric(outputs.entropy, weight)})
 
 
 ALGORITHM = Algorithm(params=ReinforceParams, data="rollouts", loss=loss, credit=credit, needs=needs)
