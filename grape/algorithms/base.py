@@ -109,6 +109,10 @@ class Credit:
     beta: Tensor | None = None
     length: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.advantage, Tensor):
+            raise TypeError(f"Credit.advantage is a {type(self.advantage).__name__}, expected a tensor (B, T): rollouts.per_token")
+
     def batch(self, rollouts: Rollouts) -> Batch | None:
         """What there is to learn from these rollouts; None where no row stays."""
         if not bool(self.keep.any()):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from grape.algorithms import ALGORITHMS, NAMES, base
+from grape.closure import files, named, parsed
 from tests.architecture.test_dag import PARAMS, ROOT
 
 MIXINS = (base.SlotParams, base.OnlineParams, base.RevisionParams, base.ValueParams, base.TrustRegionParams)
@@ -47,3 +48,9 @@ def test_leaks_are_found() -> None:
     leaks = "params.clip_low; self.params.scope; getattr(knobs, 'lam', 1); name == 'grpo'; learner.params.baseline"
     assert {name for name, _ in of_knobs(ast.parse(leaks))} >= {"clip_low", "scope", "lam", "grpo", "baseline"}
     assert {"clip_low", "scope", "lam", "truncated", "baseline"} <= OWN and {"epochs", "revise", "value", "delta"} <= DECLARED
+
+
+def test_the_trainer_imports_what_all_algorithms_share() -> None:
+    for path in OUTSIDE:
+        modules = {file.stem for _, parts in named(parsed(path)) for file in files(ROOT, parts) if file.parent.name == "algorithms"}
+        assert modules <= {"base", "__init__"}, path
