@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,11 +18,11 @@ from grape.evaluation.samples import COLUMNS, samples, table
 from grape.evaluation.sides import Answers, describe, difference, win_rate
 from grape.evaluation.statistics import Bootstrap, prompt_groups
 from grape.files import write_json, write_lines, write_text
-from grape.maths.advantage import weighted_reward
 from grape.models.chat import Chat
 from grape.models.encode import collate, fitting_prompts
 from grape.models.forward import batched_language, exact_kl
 from grape.models.load import device, load_language_model
+from grape.models.protocols import LanguageModel
 from grape.reward.limit import time_limit
 from grape.sampling import response_rows, sample
 from grape.stages.chats import chat_of
@@ -53,7 +52,7 @@ def run(stage: Stage) -> None:
     write(stage, compare(stage, prompts, sft, own, kl, len(dropped)), samples(prompts, sft, own))
 
 
-def answer(stage: Stage, model: Any, chat: Chat, prompts: Sequence[Prompt], source: Source, gold: Gold | None) -> Answers:
+def answer(stage: Stage, model: LanguageModel, chat: Chat, prompts: Sequence[Prompt], source: Source, gold: Gold | None) -> Answers:
     """Sample and score. The draws are the same for both policies: common random numbers narrow the interval of the difference."""
     params, of_model = stage.params.evaluate, stage.params.model
     draw = partial(
@@ -106,12 +105,11 @@ def _gold(gold: Gold, response: Response) -> float:
 
 def _rewards(scores: Scores, prompts: int) -> np.ndarray:
     """(P, G) rubric rewards, NaN where missing."""
-    group = prompt_groups(scores.score.shape[0], prompts)
-    reward, known = weighted_reward(scores.score, scores.valid, scores.weight, group)
+    reward, known = scores.reward(prompt_groups(scores.score.shape[0], prompts))
     return torch.where(known, reward, torch.nan).reshape(prompts, -1).double().numpy()
 
 
-def divergence(stage: Stage, policy: Any, reference: Any, chat: Chat, responses: Sequence[Response]) -> KL:
+def divergence(stage: Stage, policy: LanguageModel, reference: LanguageModel, chat: Chat, responses: Sequence[Response]) -> KL:
     """Exact KL(policy || SFT) over the vocabulary on the policy's samples: mean per token, and mean sum per response, nats."""
     batch = collate(response_rows(chat, responses), chat.pad).to(device())
     kl, _ = exact_kl(policy, reference, batch, stage.params.evaluate.temperature, stage.params.model.micro_batch_tokens)
