@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from grape.artifacts import Demonstration, Preference
 from grape.models.chat import Chat, Encoded, Row
 from grape.types import Prompt, Tokens
 
@@ -19,7 +20,7 @@ __all__ = ["Row", "Rows", "collate", "encode_documents", "encode_pairs", "encode
 Where = str | Callable[[Any], str]  # the folder of the records, or what says where each stands; for messages
 
 
-def _at(where: Where, record: Any) -> str:
+def _at(where: Where, record: Demonstration | Preference | Prompt) -> str:
     return where(record) if callable(where) else f"{where}, {record.id}"
 
 
@@ -54,10 +55,10 @@ def _fitting(encoded: Iterable[Sequence[Encoded]], positions: int) -> Rows:
     return made
 
 
-def encode_turns(chat: Chat, demonstrations: Sequence[Any], positions: int, where: Where, turns: str = "last") -> Rows:
+def encode_turns(chat: Chat, demonstrations: Sequence[Demonstration], positions: int, where: Where, turns: str = "last") -> Rows:
     """Demonstrations, loss on all of the assistant's turns or on the last one."""
 
-    def encoded(record: Any) -> list[Encoded]:
+    def encoded(record: Demonstration) -> list[Encoded]:
         messages = [turn.message() for turn in record.messages]
         learned = [i for i, m in enumerate(messages) if m["role"] == "assistant"] if turns == "all" else None
         return [chat.conversation(messages, _at(where, record), learned)]
@@ -65,10 +66,10 @@ def encode_turns(chat: Chat, demonstrations: Sequence[Any], positions: int, wher
     return _fitting(map(encoded, demonstrations), positions)
 
 
-def encode_pairs(chat: Chat, pairs: Sequence[Any], positions: int, where: Where) -> Rows:
+def encode_pairs(chat: Chat, pairs: Sequence[Preference], positions: int, where: Where) -> Rows:
     """Rows chosen, rejected, chosen, .. of preference pairs; of an answer of several turns all that the assistant says counts."""
 
-    def encoded(pair: Any) -> list[Encoded]:
+    def encoded(pair: Preference) -> list[Encoded]:
         prompt = [turn.message() for turn in pair.prompt]
         both = []
         for side in (pair.chosen, pair.rejected):

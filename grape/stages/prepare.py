@@ -119,15 +119,15 @@ def imported(folder: Path, stage: Stage) -> tuple[Tables, Places]:
     return _validated(placed)
 
 
-def content(record: Any) -> str:
+def content(record: Demonstration | PromptRow) -> str:
     """What makes a prompt the same prompt: its category and all turns up to the answer."""
     turns = record.messages[:-1] if isinstance(record, Demonstration) else record.prompt
     return json.dumps([record.category, *said(turns, system=True)])
 
 
-def _once(rows: Iterable[Any]) -> dict[str, Any]:
+def _once(rows: Iterable[PromptRow]) -> dict[str, PromptRow]:
     """The first row of each content."""
-    found: dict[str, Any] = {}
+    found: dict[str, PromptRow] = {}
     for row in rows:
         found.setdefault(content(row), row)
     return found
