@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from grape import yamlfile
 from grape.errors import GrapeError, first_problem
-from grape.reward.critics.question import Question
+from grape.reward.verdict import Question
 from grape.reward.verifiers import VERIFIERS, build
 
 Kind = Literal["verify", "critic", "reward_model"]

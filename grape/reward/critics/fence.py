@@ -13,7 +13,7 @@ from itertools import count
 from typing import Any
 
 from grape.randomness import key
-from grape.reward.critics.question import Question
+from grape.reward.verdict import Question
 
 SYSTEM = "You are a careful and impartial judge of answers."
 NOTICE = (

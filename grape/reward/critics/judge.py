@@ -13,7 +13,7 @@ from grape.files import write_json
 from grape.models.forward import Dtype
 from grape.models.template import Template
 from grape.reward.critics.calibration import Calibration, Method
-from grape.reward.critics.question import Certainty, Critic
+from grape.reward.verdict import Certainty, Critic
 
 JUDGE = "judge.json"
 CACHE = Path(".grape/critic-cache")
@@ -88,12 +88,12 @@ def make_critic(
     if judge.model is None:
         from grape.models.chat import Chat
         from grape.models.load import device, load_language_model
-        from grape.reward.critics.trained import trained_critic
+        from grape.reward.critics.logits import trained_critic
 
         model, tokenizer = load_language_model(str(folder))
         return trained_critic(model.to(device()), Chat(tokenizer, template, model), calibration, max_tokens, dtype)
     if judge.backend == "local":
-        from grape.reward.critics.local import local_critic
+        from grape.reward.critics.logits import local_critic
 
         return local_critic(judge.model, calibration, judge.revision, dtype, max_tokens, judge.confidence)
     from grape.reward.critics.openai import ServerCritic, endpoint

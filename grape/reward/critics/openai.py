@@ -25,13 +25,11 @@ import torch
 from torch import Tensor
 
 from grape.errors import GrapeError
-from grape.reward.critics.cache import Cache, digest
 from grape.reward.critics.calibration import Calibration
 from grape.reward.critics.fence import EMPTY, NOTICE, SYSTEM, messages, new_mark
-from grape.reward.critics.question import Certainty, Question
-from grape.reward.critics.reply import Malformed, Opinion, opinion, quotable, whole
+from grape.reward.critics.reply import Cache, Malformed, Opinion, digest, opinion, quotable, whole
 from grape.reward.critics.transport import Endpoint, Exchange, Failure
-from grape.reward.verdict import Verdicts
+from grape.reward.verdict import Certainty, Question, Verdicts
 
 logger = logging.getLogger("grape.reward")
 

@@ -1,15 +1,18 @@
-"""A judge's reply as a score, a confidence and a reason; read tolerantly in form, and never in doubt."""
+"""A judge's reply as a score, a confidence and a reason: read tolerantly in form, and never in doubt; kept on disk."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from grape.reward.critics.question import Question
+from grape.files import write_text
+from grape.reward.verdict import Question
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*(%?)", re.ASCII)
 _START = re.compile(r'\{\s*"')
@@ -114,3 +117,33 @@ def _fraction(given: Mapping[str, object], name: str) -> float:
     if not 0 <= number <= 1:
         raise Malformed(f"the {name} is not between 0 and 1")
     return abs(number)  # -0.0
+
+
+def digest(asked: Mapping[str, object]) -> str:
+    """SHA-256 of what was asked, as JSON with sorted names."""
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+class Cache:
+    """A folder of judgements, which threads and processes may share: an entry is whole or not there. Errors are never kept.
+
+    Each is a file of its own, named by the hash of everything that was asked.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, name: str) -> Path:
+        return self.folder / name[:2] / f"{name}.json"
+
+    def get(self, name: str) -> Opinion | None:
+        """The judgement, or None: not there, or damaged, in which case it is asked for again."""
+        try:
+            return checked(json.loads(self.path(name).read_text(encoding="utf-8")))
+        except (OSError, ValueError, AttributeError, Malformed):
+            return None
+
+    def put(self, name: str, opinion: Opinion, **more: str) -> None:
+        """Keep a judgement; `more` is for people who look into the file."""
+        entry = {"score": opinion.score, "confidence": opinion.confidence, "reason": opinion.reason, **more}
+        write_text(self.path(name), json.dumps(entry, ensure_ascii=False, indent=1) + "\n", shared=True)

@@ -9,8 +9,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from grape.reward.verdict import Options, Undecidable, Verdict, reference
-from grape.reward.verifiers.choosing import chosen
-from grape.reward.verifiers.reading import last_number, one_number, text_of
+from grape.reward.verifiers.reading import chosen, last_number, one_number, text_of
 from grape.types import Prompt
 
 

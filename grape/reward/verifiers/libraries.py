@@ -17,7 +17,7 @@ from pydantic import Field, field_validator
 from grape.reward.verdict import Options, Undecidable, Verdict, reference
 from grape.reward.verifiers.python_tests import mechanism
 from grape.sandbox.box import Answer, HarnessError
-from grape.sandbox.library import Library
+from grape.sandbox.run import Library
 from grape.sandbox.tiers import tier
 from grape.types import Prompt
 
