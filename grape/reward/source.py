@@ -59,10 +59,7 @@ class VerifyJudge:
         return _sure(torch.tensor([float(v) for v in given]), tuple(v.reason for v in given), metrics)
 
     def verdict(self, name: str, prompt: Prompt, text: str) -> Verdict:
-        """
-        Raises:
-            Undecidable: the verifier could not decide, or failed.
-        """
+        """Raises Undecidable: the verifier could not decide, or failed."""
         try:
             score = self.checks[name](prompt, text)
         except Undecidable:
@@ -134,11 +131,8 @@ class RubricReward:
             self.judges["reward_model"] = RewardModelJudge(reward_model)
         for kind in get_args(Kind):
             if kind not in self.judges and any(item.kind == kind for _, item in self.columns):
-                raise GrapeError(
-                    f"the rubrics have {kind} items, but there is no {kind.replace('_', ' ')} to score them",
-                    where="rubrics/",
-                    mend=f"run the stage that makes it, or remove the {kind} items",
-                )
+                what = f"the rubrics have {kind} items, but there is no {kind.replace('_', ' ')} to score them"
+                raise GrapeError(what, where="rubrics/", mend=f"run the stage that makes it, or remove the {kind} items")
 
     def check(
         self, prompts: Sequence[Prompt], place: str | Callable[[Prompt], str] | None = None, usable: Collection[str] | None = None
@@ -158,9 +152,8 @@ class RubricReward:
             at = f"{place}:{number}" if place else "data/prompts"
             where = place(prompt) if callable(place) else f"{at}, {prompt.id}"
             if prompt.category not in usable:
-                raise GrapeError(
-                    f"no rubric for the category {prompt.category!r}", where=where, mend=f"write rubrics/{prompt.category}.yaml"
-                )
+                mend = f"write rubrics/{prompt.category}.yaml"
+                raise GrapeError(f"no rubric for the category {prompt.category!r}", where=where, mend=mend)
             rubric = self.rubrics[prompt.category]
             for item in rubric.items:
                 name = f"{prompt.category}/{item.id}"
@@ -168,11 +161,8 @@ class RubricReward:
                     if name in self.verify.checks:
                         self.verify.verdict(name, prompt, "")
                 except Undecidable as error:
-                    raise GrapeError(
-                        f"item {name}: {error}",
-                        where=f"{where}; {rubric.place(item.id)}",
-                        mend=error.mend or "add the answer to the prompt or remove the item",
-                    ) from error
+                    mend = error.mend or "add the answer to the prompt or remove the item"
+                    raise GrapeError(f"item {name}: {error}", where=f"{where}; {rubric.place(item.id)}", mend=mend) from error
 
     def __call__(self, responses: Sequence[Response]) -> Scores:
         shape = len(responses), len(self.columns)

@@ -120,19 +120,11 @@ class Options(BaseModel, ABC):
 
     @abstractmethod
     def score(self, prompt: Prompt, text: str) -> float:
-        """In [0, 1], a `Verdict` where there is a reason or a count worth keeping.
-
-        Raises:
-            Undecidable: the check cannot be made.
-        """
+        """In [0, 1], a `Verdict` where there is a reason or a count worth keeping. Raises Undecidable: the check cannot be made."""
 
 
 def reference(prompt: Prompt) -> str:
-    """The prompt's reference answer.
-
-    Raises:
-        Undecidable: it has none.
-    """
+    """The prompt's reference answer. Raises Undecidable: it has none."""
     if prompt.answer is None:
         raise Undecidable(f"prompt {prompt.id} has no reference answer")
     return prompt.answer

@@ -35,11 +35,7 @@ class Run:
 
 
 def run(source: str, calls: Sequence[Call], mechanism: str, limits: Limits) -> Run:
-    """The answers of a program to calls of its functions.
-
-    Raises:
-        HarnessError: the sandbox could not be started.
-    """
+    """The answers of a program to calls of its functions. Raises HarnessError: the sandbox could not be started."""
     answers: list[Answer] = []
     ended = ""
     with Sandbox(mechanism, limits) as sandbox:
@@ -83,18 +79,12 @@ class Library:
     def require(self) -> None:
         """Raises GrapeError if the package is not installed."""
         if find_spec(self.name) is None:
-            raise GrapeError(
-                f"the package {self.name.replace('_', '-')} is not installed",
-                where="environment",
-                mend=f"pip install 'grape[{self.extra}]'",
-            )
+            what = f"the package {self.name.replace('_', '-')} is not installed"
+            raise GrapeError(what, where="environment", mend=f"pip install 'grape[{self.extra}]'")
 
     def grade(self, held_by: str, *arguments: object) -> Answer:
         """What `grade` says. A request that takes too long or kills the process has an answer with an error.
-
-        Raises:
-            GrapeError: the package is not installed. HarnessError: the sandbox or the library in it cannot be started.
-        """
+        Raises GrapeError: the package is not installed. HarnessError: the sandbox or the library in it cannot be started."""
         with self._lock:
             sandbox = self._sandbox or self._opened(held_by)
             try:

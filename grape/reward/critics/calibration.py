@@ -22,6 +22,7 @@ from grape.files import write_json
 from grape.randomness import generator
 
 CALIBRATION = "calibration.json"
+AGAIN = "run the critic stage again: grape run critic"
 Method = Literal["platt", "isotonic"]
 # scikit-learn's own advice: with much fewer than a thousand labels an isotonic fit follows the noise.
 LEAST_ISOTONIC = 1000
@@ -69,20 +70,13 @@ class Calibration:
 
     @classmethod
     def read(cls, folder: Path) -> Calibration:
-        """The calibration of a critic's folder.
-
-        Raises:
-            GrapeError: it cannot be read, or is none.
-        """
+        """The calibration of a critic's folder. Raises GrapeError: it cannot be read, or is none."""
         try:
             stored = json.loads((folder / CALIBRATION).read_text(encoding="utf-8"))
             return cls({name: _curve(given) for name, given in stored.items()})
         except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-            raise GrapeError(
-                f"the critic's calibration cannot be read: {error}",
-                where=str(folder / CALIBRATION),
-                mend="run the critic stage again: grape run critic",
-            ) from error
+            what = f"the critic's calibration cannot be read: {error}"
+            raise GrapeError(what, where=str(folder / CALIBRATION), mend=AGAIN) from error
 
 
 def _curve(given: Any) -> Curve:

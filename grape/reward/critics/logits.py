@@ -106,18 +106,12 @@ def certainty(p: Tensor, kind: Certainty) -> Tensor:
 
 def part(yes: Sequence[int], no: Sequence[int]) -> Fork:
     """Where the tokens of a text with yes behind it and those with no behind it part.
-
-    Raises:
-        GrapeError: one begins with the whole other, so that no token tells them apart.
-    """
+    Raises GrapeError: one begins with the whole other, so that no token tells them apart."""
     for i, (a, b) in enumerate(zip(yes, no, strict=False)):
         if a != b:
             return Fork(list(yes[:i]), a, b)
-    raise GrapeError(
-        "the critic's verdicts begin alike in this tokenizer, so that no token tells them apart",
-        where="critic",
-        mend="use a model that knows the letters of yes and no, or other verdict words",
-    )
+    what = "the critic's verdicts begin alike in this tokenizer, so that no token tells them apart"
+    raise GrapeError(what, where="critic", mend="use a model that knows the letters of yes and no, or other verdict words")
 
 
 class TrainedPrompts:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from grape.files import write_text
 from grape.reward.verdict import Question
+from grape.sandbox.protocol import distinct
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*(%?)", re.ASCII)
 _START = re.compile(r'\{\s*"')
@@ -27,7 +28,7 @@ class Malformed(Exception):
 
 @dataclass(frozen=True)
 class Opinion:
-    """What a judge said: score and confidence in [0, 1], and why."""
+    """What a judge said: score and confidence in [0, 1], NaN where it said none, and why."""
 
     score: float
     confidence: float
@@ -59,11 +60,7 @@ def opinion(reply: str, mark: str, strict: bool) -> Opinion:
 
 
 def checked(given: Mapping[str, object]) -> Opinion:
-    """A JSON object as an opinion.
-
-    Raises:
-        Malformed: a number is missing, none, not finite or out of [0, 1]. Nothing is clamped.
-    """
+    """A JSON object as an opinion. Raises Malformed: a number is missing, none, not finite or out of [0, 1]. Nothing is clamped."""
     reason = given.get("reason")
     text = whole("" if reason is None else str(reason))[:LONGEST_REASON]
     return Opinion(_fraction(given, "score"), _fraction(given, "confidence"), text)
@@ -76,12 +73,8 @@ def whole(text: str) -> str:
 
 def _objects(text: str, wanted: Callable[[Mapping[str, object]], bool]) -> Iterator[dict[str, object]]:
     """The wanted JSON objects from left to right. Only of a wanted one the inside is passed over: whatever a quotation opens
-    or closes around the verdict, the verdict is found.
-
-    Raises:
-        Malformed: brackets inside of brackets inside of brackets.
-    """
-    decoder = json.JSONDecoder(object_pairs_hook=_unrepeated)
+    or closes around the verdict, the verdict is found. Raises Malformed: brackets inside of brackets inside of brackets."""
+    decoder = json.JSONDecoder(object_pairs_hook=distinct)
     found = _START.search(text)
     while found:
         start, end = found.start(), found.start() + 1
@@ -96,12 +89,6 @@ def _objects(text: str, wanted: Callable[[Mapping[str, object]], bool]) -> Itera
         except RecursionError:
             raise Malformed("the reply is nested too deeply") from None
         found = _START.search(text, end)
-
-
-def _unrepeated(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    if len({name for name, _ in pairs}) < len(pairs):
-        raise ValueError("a name stands twice")
-    return dict(pairs)
 
 
 def _fraction(given: Mapping[str, object], name: str) -> float:

@@ -57,10 +57,7 @@ REASONING_GYM = Library("reasoning_gym", GYM, "gym")
 
 def _graded(library: Library, undecided: str, held_by: str, *arguments: object) -> Answer:
     """What the library says; an error is the response's.
-
-    Raises:
-        Undecidable: it could make nothing of the reference, or could not be asked.
-    """
+    Raises Undecidable: it could make nothing of the reference, or could not be asked."""
     try:
         answer = library.grade(held_by, *arguments)
     except HarnessError as error:

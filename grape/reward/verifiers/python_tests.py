@@ -25,11 +25,7 @@ MEND = (
 
 
 def mechanism(allow_weak: bool) -> str:
-    """What holds programs on this machine.
-
-    Raises:
-        Undecidable: nothing that may be used.
-    """
+    """What holds programs on this machine. Raises Undecidable: nothing that may be used."""
     found = tier()
     if found.strong or allow_weak and found.name != "none":
         return found.name

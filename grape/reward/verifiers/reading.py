@@ -64,10 +64,7 @@ def _value(sign: str, digits: str, exponent: str | None, divisor: str | None) ->
 @lru_cache(maxsize=4096)
 def one_number(text: str) -> Fraction:
     """The number that a reference answer is, exactly: 72, -3, 1,000, .5, 1/2, 1e-3.
-
-    Raises:
-        Undecidable: it is not one number and nothing else.
-    """
+    Raises Undecidable: it is not one number and nothing else."""
     found = _ONE.fullmatch(text.strip().translate(_DASHES))
     value = _value(*found.groups()) if found else None
     if value is None:
