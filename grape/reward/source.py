@@ -38,13 +38,12 @@ class ItemJudge(Protocol):
         """Verdicts in order; missing, with the reason, where there can be none."""
 
 
+@dataclass(frozen=True)
 class VerifyJudge:
     """`verify`: the item's verifier, by the item's name. It is always sure."""
 
+    checks: Mapping[str, Verify]
     explains = True
-
-    def __init__(self, checks: Mapping[str, Verify]) -> None:
-        self.checks = dict(checks)
 
     def judge(self, asked: Sequence[Asked], /) -> Verdicts:
         given = []
@@ -80,13 +79,12 @@ class CriticJudge:
         return self.critic.judge([one.name for one in asked], questions)
 
 
+@dataclass(frozen=True)
 class RewardModelJudge:
     """`reward_model`: the reward model's score, squashed by a sigmoid into [0, 1]."""
 
+    reward_model: RewardSource
     explains = False
-
-    def __init__(self, reward_model: RewardSource) -> None:
-        self.reward_model = reward_model
 
     def judge(self, asked: Sequence[Asked], /) -> Verdicts:
         given = self.reward_model([one.response for one in asked])
@@ -143,9 +141,8 @@ class RubricReward:
             place: the file whose lines the prompts are, or what says where each stands; for messages.
             usable: categories that have something to be scored by; None: those with an item here.
 
-        Raises:
-            GrapeError: a category without a rubric or without usable items, a verify item that needs an answer the prompt lacks,
-                or whose verifier raises.
+        Raises GrapeError: a category without a rubric or without usable items, a verify item that needs an answer the prompt lacks,
+        or whose verifier raises.
         """
         usable = {category for category, _ in self.columns} if usable is None else usable
         for number, prompt in enumerate(prompts, 1):

@@ -20,11 +20,8 @@ _PLACE = re.compile(r"\{(question|prompt|response)\}")
 
 
 class Undecidable(Exception):
-    """The check could not be made, e.g. the prompt has no reference answer: the score is missing, never 0.
-
-    Args:
-        reason: why. mend: what a person can do about it, where it is not the prompt's answer that is at fault.
-    """
+    """The check could not be made, e.g. the prompt has no reference answer: the score is missing, never 0. `reason` says why,
+    `mend` what a person can do about it, where it is not the prompt's answer that is at fault."""
 
     def __init__(self, reason: str, mend: str | None = None) -> None:
         self.mend = mend

@@ -126,12 +126,8 @@ def build_root(readable: list[tuple[str, str]], work: str, size: int, uid: int) 
 
 
 def become(uid: int | None, keep_reading: bool = False) -> None:
-    """Give up every capability and, with `uid`, root's identity; for good.
-
-    Args:
-        keep_reading: keep the right to read what other users may not. Only under landlock, which then says what can be read:
-            a Python below /root could not load its own library otherwise.
-    """
+    """Give up every capability and, with `uid`, root's identity; for good. keep_reading: keep the right to read what others may
+    not. Only under landlock, which then says what can be read: a Python below /root could not load its own library otherwise."""
     if uid is not None:
         if keep_reading:
             control(KEEP_CAPABILITIES, 1)
@@ -198,8 +194,7 @@ def seccomp(own: int | None) -> None:
     The second wall, not the first: namespaces or landlock hold the files; this one also holds what they do not (UDP and UNIX
     sockets, limits and priorities of other processes).
 
-    Args:
-        own: the process that signals and limits may go to; None: any that can be seen, which in a process namespace is only us.
+    own: the process that signals and limits may go to; None: any that can be seen, which in a process namespace is only us.
     """
     if MACHINE not in AUDIT:
         return

@@ -65,8 +65,7 @@ class Library:
     It is loaded once into a sandbox that reads its folder; each request is answered by a fork of that process, which nothing of
     the next request sees.
 
-    Args:
-        name: of the package. program: defines `grade`. extra: grape's extra that installs the package.
+    name: of the package. program: defines `grade`. extra: grape's extra that installs the package.
     """
 
     def __init__(self, name: str, program: str, extra: str) -> None:

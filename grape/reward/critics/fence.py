@@ -53,11 +53,8 @@ def _harmless(found: re.Match[str]) -> str:
 
 
 def clean(text: str, tokens: Sequence[str] = ()) -> str:
-    """A text that others wrote, as a judge may read it: one kind of newline, nothing invisible, no token of a chat template.
-
-    Args:
-        tokens: of the judge's own tokenizer, where it is known.
-    """
+    """A text that others wrote, as a judge may read it: one kind of newline, nothing invisible, no token of a chat template and
+    none of `tokens`, which are the judge's own tokenizer's, where it is known."""
     visible = _INVISIBLE.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
     plain = _TOKENS.sub(_harmless, visible)
     return re.sub("|".join(map(re.escape, tokens)), _harmless, plain) if tokens else plain

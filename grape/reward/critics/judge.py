@@ -12,7 +12,7 @@ from grape.errors import GrapeError, first_problem
 from grape.files import write_json
 from grape.models.forward import Dtype
 from grape.models.template import Template
-from grape.reward.critics.calibration import AGAIN, Calibration, Method
+from grape.reward.critics.calibration import RUN_CRITIC, Calibration, Method
 from grape.reward.verdict import Certainty, Critic
 
 JUDGE = "judge.json"
@@ -52,7 +52,7 @@ class Judge(BaseModel):
             return cls.model_validate(json.loads(path.read_text(encoding="utf-8")) if path.exists() else {})
         except (OSError, ValueError) as error:
             what = ": ".join(first_problem(error)) if isinstance(error, ValidationError) else str(error)
-            raise GrapeError(f"the critic's settings cannot be read: {what}", where=str(path), mend=AGAIN) from error
+            raise GrapeError(f"the critic's settings cannot be read: {what}", where=str(path), mend=RUN_CRITIC) from error
 
 
 def load_critic(

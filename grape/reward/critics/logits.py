@@ -143,12 +143,8 @@ def verdict_tokens(chat: Chat) -> Fork:
 
 
 class FencedPrompts:
-    """Questions with the policy's text fenced.
-
-    Args:
-        chat: ask through this chat template; None: as plain text that ends in "Answer:".
-        verdicts: the words for yes and no.
-    """
+    """Questions with the policy's text fenced. chat: ask through this chat template; None: as plain text that ends in "Answer:".
+    verdicts: the words for yes and no."""
 
     def __init__(self, tokenizer: Any, chat: Chat | None, verdicts: tuple[str, str] = (YES, NO)) -> None:
         self.tokenizer, self.chat, self.verdicts = tokenizer, chat, verdicts

@@ -66,8 +66,7 @@ class ServerCritic:
         repairs: how often a reply that cannot be read is asked for again.
         sleep: how to wait between attempts; default: really.
 
-    Raises:
-        GrapeError: no address, or no key for an https server.
+    Raises GrapeError: no address, or no key for an https server.
     """
 
     explains = True  # its reasons say why, so they can be given back to the policy
@@ -107,10 +106,8 @@ class ServerCritic:
         """An opinion per question: NaN, with why there is none, where it could not be had."""
         found: dict[int, Opinion] = {}
         keys = [digest(self._identity(*one)) for one in asked]
-        for i, key in enumerate(keys):
-            known = self.cache.get(key) if self.cache else None
-            if known is not None:
-                found[i] = known
+        if self.cache:
+            found |= {i: known for i, key in enumerate(keys) if (known := self.cache.get(key)) is not None}
         self.counts.update(["cached"] * len(found))
         rest = [i for i in range(len(asked)) if i not in found]
         if rest:

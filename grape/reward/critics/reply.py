@@ -111,14 +111,14 @@ def digest(asked: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
+@dataclass(frozen=True)
 class Cache:
     """A folder of judgements, which threads and processes may share: an entry is whole or not there. Errors are never kept.
 
     Each is a file of its own, named by the hash of everything that was asked.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    folder: Path
 
     def path(self, name: str) -> Path:
         return self.folder / name[:2] / f"{name}.json"

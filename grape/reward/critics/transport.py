@@ -34,12 +34,8 @@ LARGEST_BODY = 4 * 2**20  # bytes
 
 
 class Failure(Exception):
-    """A request that gave no answer.
-
-    Args:
-        reason: why, without anything secret. again: another attempt may succeed. wait: seconds the server asked for.
-        own: it is this request's own fault.
-    """
+    """A request that gave no answer. reason: why, without anything secret. again: another attempt may succeed. wait: seconds the
+    server asked for. own: it is this request's own fault."""
 
     def __init__(self, reason: str, again: bool, wait: float = 0.0, own: bool = False) -> None:
         self.reason, self.again, self.wait, self.own = reason, again, wait, own
@@ -88,12 +84,8 @@ class Endpoint:
 
 
 class Exchange:
-    """The requests of one batch: use it with `with`. Threads may share it.
-
-    Args:
-        sleep: waits so many seconds; default: until then or until the exchange ends.
-        clock: seconds, monotonic.
-    """
+    """The requests of one batch: use it with `with`. Threads may share it. sleep: waits so many seconds; default: until then or
+    until the exchange ends. clock: seconds, monotonic."""
 
     def __init__(
         self, endpoint: Endpoint, sleep: Callable[[float], object] | None = None, clock: Callable[[], float] = time.monotonic

@@ -22,6 +22,11 @@ MEND = (
     "`sysctl kernel.apparmor_restrict_unprivileged_userns=0`), or use a kernel with landlock (Linux 6.2); "
     "`allow_weak: true` in the item's options runs the programs with limits alone"
 )
+PYTHON = ("", "python", "py", "python3", "py3")
+# At hand as in the places where such functions are usually asked for: `def add(numbers: List[int])` without an import.
+PRELUDE = "from typing import *"
+_FUTURE = re.compile(r"^from __future__ import [^\n]*$", re.MULTILINE)
+_DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
 
 
 def mechanism(allow_weak: bool) -> str:
@@ -70,13 +75,6 @@ class PythonTests(Options):
         except HarnessError as error:
             raise Undecidable(str(error)) from error
         return judge(cases.cases, done, self.tolerance, self.partial)
-
-
-PYTHON = ("", "python", "py", "python3", "py3")
-# At hand as in the places where such functions are usually asked for: `def add(numbers: List[int])` without an import.
-PRELUDE = "from typing import *"
-_FUTURE = re.compile(r"^from __future__ import [^\n]*$", re.MULTILINE)
-_DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
 
 
 def program(text: str, function: str) -> str:

@@ -43,6 +43,16 @@ _MARKS = r"[ \t]*(?:(?:[-*+]|\d+[.)])[ \t]*)?(?:>[ \t]?)*"
 _OPENS = re.compile(rf"(?P<before>{_MARKS})(?P<mark>`{{3,}}|~{{3,}})[ \t]*(?P<language>[\w+#.-]*)(?P<rest>[^`]*)")
 _OPENS_BEHIND = re.compile(r"(?P<before>[^`~]+)(?P<mark>`{3,})(?P<language>[\w+#.-]*)(?P<rest>[ \t]*)")
 _CLOSES = re.compile(r"(?P<before>[ \t>]*)(?P<mark>`{3,}|~{3,})[ \t]*")
+# What may stand around a letter; at most so many, since texts of models are degenerate at times.
+_BEFORE, _BEHIND = r"[(\[*_\"'$]{0,6}", r"[)\]*_\"']{0,6}"
+_ALONE = r"(?![A-Za-z0-9'])"
+# What looks like a letter to choose, and is a word: "A cat", "I think".
+_WORD = r"(?!A (?!or\b|and\b)[a-z]|I [a-z]|I')"
+_IS = r"(?: is| would be| must be| should be)?(?: option| choice)?"
+_NO = r"(?:incorrect|wrong|not|too|false|out|invalid|impossible)\b"
+_LACKS = r"(?:lacks?|fails?|cannot|can't|does not|doesn't|do not|don't|contradicts?|ignores?)\b"
+_DENIES = r"(?i:rul(?:e|es|ed|ing) out|(?:eliminat|exclud)(?:e|es|ed|ing)|(?:discard|reject)(?:s|ed|ing)?)"
+_MARK_UP = re.compile(r"\\(?:text|math)\w*|\\[()\[\]]|[{}$]|</?answer>")
 
 
 def text_of(text: str) -> str:
@@ -141,18 +151,6 @@ def boxed(text: str) -> list[str]:
     return [found[start] for start in sorted(found)]
 
 
-# What may stand around a letter; at most so many, since texts of models are degenerate at times.
-_OPEN, _CLOSE = r"[(\[*_\"'$]{0,6}", r"[)\]*_\"']{0,6}"
-_ALONE = r"(?![A-Za-z0-9'])"
-# What looks like a letter to choose, and is a word: "A cat", "I think".
-_WORD = r"(?!A (?!or\b|and\b)[a-z]|I [a-z]|I')"
-_IS = r"(?: is| would be| must be| should be)?(?: option| choice)?"
-_NO = r"(?:incorrect|wrong|not|too|false|out|invalid|impossible)\b"
-_LACKS = r"(?:lacks?|fails?|cannot|can't|does not|doesn't|do not|don't|contradicts?|ignores?)\b"
-_DENIES = r"(?i:rul(?:e|es|ed|ing) out|(?:eliminat|exclud)(?:e|es|ed|ing)|(?:discard|reject)(?:s|ed|ing)?)"
-_MARK_UP = re.compile(r"\\(?:text|math)\w*|\\[()\[\]]|[{}$]|</?answer>")
-
-
 def chosen(text: str, letters: str) -> str | None:
     """The letter, from the plainest statement there is: a box, "the answer is B", a line that is or begins with a letter, the only
     letter that stands alone. What is said of an option that is not chosen does not count; two letters are no choice."""
@@ -179,9 +177,9 @@ def chosen(text: str, letters: str) -> str | None:
 def _patterns(letters: str) -> tuple[list[tuple[bool, re.Pattern[str]]], re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
     """(whether the last hit decides, statement) from the plainest on; options ruled out; a second letter behind the first; a line
     that begins with a letter of either case."""
-    one = rf"{_OPEN}{_WORD}([{letters}]){_ALONE}"
-    bare = rf"(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer) )?{_OPEN}[{letters}]{_ALONE}{_CLOSE}"
-    either = rf"{_OPEN}(?i:([{letters}])){_CLOSE}\.?{_CLOSE}$"
+    one = rf"{_BEFORE}{_WORD}([{letters}]){_ALONE}"
+    bare = rf"(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer) )?{_BEFORE}[{letters}]{_ALONE}{_BEHIND}"
+    either = rf"{_BEFORE}(?i:([{letters}])){_BEHIND}\.?{_BEHIND}$"
     some = rf"{bare}(?: (?:and|or) {bare}){{0,9}}"
     named = r"(?i:\b(?:answer|choice|option)\b)"
     statements = [
@@ -200,6 +198,6 @@ def _patterns(letters: str) -> tuple[list[tuple[bool, re.Pattern[str]]], re.Patt
     return (
         [(last, re.compile(pattern)) for last, pattern in statements],
         re.compile(ruled_out),
-        re.compile(rf"{_CLOSE} ?(?:,|/|or|and) ?{_OPEN}([{letters}]){_ALONE}"),
-        re.compile(rf"(?im)^{_OPEN}([{letters}])[)\]:]"),
+        re.compile(rf"{_BEHIND} ?(?:,|/|or|and) ?{_BEFORE}([{letters}]){_ALONE}"),
+        re.compile(rf"(?im)^{_BEFORE}([{letters}])[)\]:]"),
     )
