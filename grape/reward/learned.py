@@ -22,22 +22,15 @@ ITEM = "reward_model/score"
 
 
 def statistics(folder: Path) -> tuple[float, float]:
-    """Mean and std of r on held-out data.
-
-    Raises:
-        GrapeError: they cannot be read, or are no numbers to divide by.
-    """
+    """Mean and std of r on held-out data. Raises GrapeError: they cannot be read, or are no numbers to divide by."""
     try:
         found = json.loads((folder / STATISTICS).read_text())
         mean, std = float(found["mean"]), float(found["std"])
         if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
             raise ValueError(f"mean {mean}, std {std}")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise GrapeError(
-            f"the reward model's mean and std cannot be used: {error}",
-            where=str(folder / STATISTICS),
-            mend="run the reward stage again: grape run reward",
-        ) from error
+        what, mend = f"the reward model's mean and std cannot be used: {error}", "run the reward stage again: grape run reward"
+        raise GrapeError(what, where=str(folder / STATISTICS), mend=mend) from error
     return mean, std
 
 
@@ -69,5 +62,5 @@ class LearnedReward:
         finite = torch.isfinite(score)
         why = ["" if ok else "the reward model's score is not finite" for ok in finite.tolist()]
         reasons = tuple((w if fit else "longer than the reward model's positions",) for w, fit in zip(why, fits, strict=True))
-        valid, score = valid & finite, torch.where(finite, score, torch.zeros_like(score))
+        valid, score = valid & finite, torch.where(finite, score, 0.0)
         return Scores((ITEM,), score.unsqueeze(1), ones, valid.unsqueeze(1), ones, reasons)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from grape import yamlfile
 from grape.errors import GrapeError, first_problem
-from grape.reward.critics.question import Question
+from grape.reward.verdict import Question
 from grape.reward.verifiers import VERIFIERS, build
 
 Kind = Literal["verify", "critic", "reward_model"]
@@ -85,11 +85,8 @@ def _problems(rubric: Rubric) -> Iterator[Problem]:
         if item.id in above:
             yield (*at, "id"), f"the id {item.id!r} stands twice", "give every item of a rubric its own id"
         if item.parent is not None and item.parent not in above:
-            yield (
-                (*at, "parent"),
-                f"{named}: its parent {item.parent!r} is not one of the items above it",
-                "name the id of an earlier item",
-            )
+            what = f"{named}: its parent {item.parent!r} is not one of the items above it"
+            yield (*at, "parent"), what, "name the id of an earlier item"
         above.add(item.id)
         if (item.kind == "verify") != (item.verifier is not None):
             yield at, f"{named}: a verify item names a verifier, and no other kind does", "set or remove `verifier`"
@@ -122,20 +119,14 @@ def _misfits(verifier: str, options: Mapping[str, object], named: str, at: Locat
 
 def load_rubric(path: Path) -> Rubric:
     """One rubric file.
-
-    Raises:
-        GrapeError: with file and line: not YAML, unknown key, wrong type, unknown verifier, duplicate id, zero total weight.
-    """
+    Raises GrapeError: with file and line: not YAML, unknown key, wrong type, unknown verifier, duplicate id, zero total weight."""
     tree = yamlfile.parse(yamlfile.text_of(path), str(path), typ="rt")
     try:
         rubric = Rubric.model_validate(tree)
     except ValidationError as error:
         location, what = first_problem(error)
-        raise GrapeError(
-            f"{location or 'the file'}: {what}",
-            where=f"{path}:{_line(tree, error.errors()[0]['loc'])}",
-            mend="see rubrics/ for examples",
-        ) from error
+        where = f"{path}:{_line(tree, error.errors()[0]['loc'])}"
+        raise GrapeError(f"{location or 'the file'}: {what}", where=where, mend="see rubrics/ for examples") from error
     for place, what, mend in _problems(rubric):
         raise GrapeError(what, where=f"{path}:{_line(tree, place)}", mend=mend)
     rubric._places.update({item.id: f"{path}:{_line(tree, ('items', i, 'id'))}" for i, item in enumerate(rubric.items)})
@@ -144,19 +135,15 @@ def load_rubric(path: Path) -> Rubric:
 
 def load_rubrics(folder: Path) -> dict[str, Rubric]:
     """Every `*.yaml` of the folder by category.
-
-    Raises:
-        GrapeError: none is there, one is wrong (file and line), two are of one category, or a name would be passed over.
-    """
+    Raises GrapeError: none is there, one is wrong (file and line), two are of one category, or a name would be passed over."""
     rubrics: dict[str, Rubric] = {}
     for other in (*folder.glob("*.yml"), *folder.glob("*.YAML")):
         raise GrapeError("only *.yaml is read here", where=str(other), mend=f"rename it to {other.stem}.yaml")
     for path in sorted(folder.glob("*.yaml")):
         rubric = load_rubric(path)
         if rubric.category in rubrics:
-            raise GrapeError(
-                f"the category {rubric.category!r} has two rubrics", where=str(path), mend="merge them or rename one category"
-            )
+            what = f"the category {rubric.category!r} has two rubrics"
+            raise GrapeError(what, where=str(path), mend="merge them or rename one category")
         rubrics[rubric.category] = rubric
     if not rubrics:
         raise GrapeError("no rubric found", where=str(folder), mend="write one YAML file per category; see the README")

@@ -1,24 +1,102 @@
-"""The rubric as a reward source: every item of a prompt's rubric is judged by the judge of its kind."""
+"""The rubric as a reward source: every item of a prompt's rubric goes to the judge of its kind, all asked and answering alike."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
-from typing import get_args
+from dataclasses import dataclass, replace
+from typing import Protocol, get_args
 
 import torch
 
 from grape.errors import GrapeError
-from grape.reward.critics.question import Critic
-from grape.reward.kinds import Asked, CriticJudge, ItemJudge, RewardModelJudge, RewardSource, VerifyJudge
 from grape.reward.rubric import Item, Kind, Rubric
-from grape.reward.verdict import Undecidable
-from grape.reward.verifiers import build
+from grape.reward.verdict import Critic, Undecidable, Verdict, Verdicts
+from grape.reward.verifiers import Verify, build
 from grape.types import Prompt, Response, Scores, added
 
-# A score from here on meets a gate or a parent item.
-MET = 0.5
+RewardSource = Callable[[Sequence[Response]], Scores]
+MET = 0.5  # a score from here on meets a gate or a parent item
 QUOTED = 300  # characters of a judge's reason that go into a critique
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One item asked of one response. name: `category/item`."""
+
+    name: str
+    item: Item
+    rubric: Rubric
+    response: Response
+
+
+class ItemJudge(Protocol):
+    """explains: its reasons say more than its scores, so they can be given back to the policy."""
+
+    explains: bool
+
+    def judge(self, asked: Sequence[Asked], /) -> Verdicts:
+        """Verdicts in order; missing, with the reason, where there can be none."""
+
+
+@dataclass(frozen=True)
+class VerifyJudge:
+    """`verify`: the item's verifier, by the item's name. It is always sure."""
+
+    checks: Mapping[str, Verify]
+    explains = True
+
+    def judge(self, asked: Sequence[Asked], /) -> Verdicts:
+        given = []
+        for one in asked:
+            try:
+                given.append(self.verdict(one.name, one.response.prompt, one.response.text))
+            except Undecidable as error:
+                given.append(Verdict(torch.nan, str(error)))
+        impossible, passed = (sum(v.metrics.get(name, 0.0) for v in given) for name in ("impossible", "impossible_passed"))
+        # Tests that no honest program passes: the share that was passed all the same.
+        metrics = {"hack_rate": (float(passed), float(impossible))} if impossible else {}
+        return _sure(torch.tensor([float(v) for v in given]), tuple(v.reason for v in given), metrics)
+
+    def verdict(self, name: str, prompt: Prompt, text: str) -> Verdict:
+        """Raises Undecidable: the verifier could not decide, or failed."""
+        try:
+            score = self.checks[name](prompt, text)
+        except Undecidable:
+            raise
+        except Exception as error:  # libraries and patterns of other people, on a text that nobody chose
+            raise Undecidable(f"the verifier raised {type(error).__name__}: {error}", "mend the item's options") from error
+        return score if isinstance(score, Verdict) else Verdict(score)
+
+
+class CriticJudge:
+    """`critic`: the item's question, put to the critic."""
+
+    def __init__(self, critic: Critic) -> None:
+        self.critic, self.explains = critic, critic.explains
+
+    def judge(self, asked: Sequence[Asked], /) -> Verdicts:
+        questions = [one.rubric.ask(one.item, one.response.prompt.conversation, one.response.text) for one in asked]
+        return self.critic.judge([one.name for one in asked], questions)
+
+
+@dataclass(frozen=True)
+class RewardModelJudge:
+    """`reward_model`: the reward model's score, squashed by a sigmoid into [0, 1]."""
+
+    reward_model: RewardSource
+    explains = False
+
+    def judge(self, asked: Sequence[Asked], /) -> Verdicts:
+        given = self.reward_model([one.response for one in asked])
+        # One by one: a long vector is computed in another way than a short one, and company must not change a score.
+        score = torch.stack([torch.sigmoid(one) for one in given.score[:, 0]])
+        reasons = tuple(row[0] for row in given.reasons) or ("",) * len(asked)
+        return _sure(torch.where(given.valid[:, 0], score, torch.nan), reasons)
+
+
+def _sure(score: torch.Tensor, reasons: tuple[str, ...], metrics: Mapping[str, tuple[float, float]] | None = None) -> Verdicts:
+    """Verdicts of a judge that knows no doubt."""
+    return Verdicts(score, torch.ones_like(score), reasons, torch.full_like(score, torch.nan), metrics or {})
 
 
 def _unmet(item: Item, reason: str) -> str:
@@ -51,11 +129,8 @@ class RubricReward:
             self.judges["reward_model"] = RewardModelJudge(reward_model)
         for kind in get_args(Kind):
             if kind not in self.judges and any(item.kind == kind for _, item in self.columns):
-                raise GrapeError(
-                    f"the rubrics have {kind} items, but there is no {kind.replace('_', ' ')} to score them",
-                    where="rubrics/",
-                    mend=f"run the stage that makes it, or remove the {kind} items",
-                )
+                what = f"the rubrics have {kind} items, but there is no {kind.replace('_', ' ')} to score them"
+                raise GrapeError(what, where="rubrics/", mend=f"run the stage that makes it, or remove the {kind} items")
 
     def check(
         self, prompts: Sequence[Prompt], place: str | Callable[[Prompt], str] | None = None, usable: Collection[str] | None = None
@@ -66,18 +141,16 @@ class RubricReward:
             place: the file whose lines the prompts are, or what says where each stands; for messages.
             usable: categories that have something to be scored by; None: those with an item here.
 
-        Raises:
-            GrapeError: a category without a rubric or without usable items, a verify item that needs an answer the prompt lacks,
-                or whose verifier raises.
+        Raises GrapeError: a category without a rubric or without usable items, a verify item that needs an answer the prompt lacks,
+        or whose verifier raises.
         """
         usable = {category for category, _ in self.columns} if usable is None else usable
         for number, prompt in enumerate(prompts, 1):
             at = f"{place}:{number}" if place else "data/prompts"
             where = place(prompt) if callable(place) else f"{at}, {prompt.id}"
             if prompt.category not in usable:
-                raise GrapeError(
-                    f"no rubric for the category {prompt.category!r}", where=where, mend=f"write rubrics/{prompt.category}.yaml"
-                )
+                mend = f"write rubrics/{prompt.category}.yaml"
+                raise GrapeError(f"no rubric for the category {prompt.category!r}", where=where, mend=mend)
             rubric = self.rubrics[prompt.category]
             for item in rubric.items:
                 name = f"{prompt.category}/{item.id}"
@@ -85,11 +158,8 @@ class RubricReward:
                     if name in self.verify.checks:
                         self.verify.verdict(name, prompt, "")
                 except Undecidable as error:
-                    raise GrapeError(
-                        f"item {name}: {error}",
-                        where=f"{where}; {rubric.place(item.id)}",
-                        mend=error.mend or "add the answer to the prompt or remove the item",
-                    ) from error
+                    mend = error.mend or "add the answer to the prompt or remove the item"
+                    raise GrapeError(f"item {name}: {error}", where=f"{where}; {rubric.place(item.id)}", mend=mend) from error
 
     def __call__(self, responses: Sequence[Response]) -> Scores:
         shape = len(responses), len(self.columns)

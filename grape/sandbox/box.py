@@ -21,7 +21,7 @@ from grape.sandbox import places
 from grape.sandbox.places import Limits
 from grape.sandbox.protocol import read
 
-MODULES = ("kernel", "seccomp", "work", "launch")
+MODULES = ("kernel", "work", "launch")
 START_SECONDS = 60.0  # a machine under load may take long; a sandbox that needs more is an error of the harness
 # Reads its own modules from the control pipe, so that nothing of grape's folder need be visible inside.
 BOOT = """
@@ -80,10 +80,7 @@ def quoted(text: object) -> str:
 
 class Sandbox:
     """One process tree behind walls. A context manager: leaving it ends every process and removes every file.
-
-    Raises:
-        HarnessError: on entering, or in `start`: it could not be built.
-    """
+    Raises HarnessError: on entering, or in `start`: it could not be built."""
 
     def __init__(self, mechanism: str, limits: Limits, path: Sequence[str] = ()) -> None:
         """`path`: library folders a program of grape's own may import from; it then serves requests (see `work.serve`)."""
@@ -103,25 +100,16 @@ class Sandbox:
                 os.chown(self._folder, config["uid"], config["uid"])
             if self.mechanism == "bubblewrap":
                 config["command"] = places.bubblewrap(config, BOOT, self.token)
+            line, environment, pipe = places.command(BOOT), places.environment(config["work"], self.token), subprocess.PIPE
             self._process = subprocess.Popen(
-                places.command(BOOT),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                cwd="/",
-                env=places.environment(config["work"], self.token),
-                start_new_session=True,
-                bufsize=0,
+                line, stdin=pipe, stdout=pipe, stderr=pipe, cwd="/", env=environment, start_new_session=True, bufsize=0
             )
         except OSError as error:
             self._remove()
             raise HarnessError(f"the sandbox could not be started: {error}") from error
         assert self._process.stdin and self._process.stdout and self._process.stderr
-        self._control, self._answers, self._said = (
-            self._process.stdin.fileno(),
-            self._process.stdout.fileno(),
-            self._process.stderr,
-        )
+        self._control, self._answers = self._process.stdin.fileno(), self._process.stdout.fileno()
+        self._said = self._process.stderr
         os.set_blocking(self._answers, False)
         self._config = config
         return self
@@ -151,11 +139,7 @@ class Sandbox:
             data = data[os.write(self._control, data) :]
 
     def ask(self, name: str, arguments: Sequence[object], deadline: float) -> Answer:
-        """One request to a program that serves.
-
-        Raises:
-            Ended: it did not answer; the sandbox is of no use any more.
-        """
+        """One request to a program that serves. Raises Ended: it did not answer; the sandbox is of no use any more."""
         self._taken = 0
         try:
             self._send((name, list(arguments)))
@@ -170,10 +154,7 @@ class Sandbox:
 
     def line(self, deadline: float) -> bytes:
         """The next line from the worker, without its end.
-
-        Raises:
-            Ended: no line by the deadline (`time.monotonic`), too much output, or the worker is gone.
-        """
+        Raises Ended: no line by the deadline (`time.monotonic`), too much output, or the worker is gone."""
         poll = select.poll()
         poll.register(self._answers, select.POLLIN)
         while b"\n" not in self._buffer:

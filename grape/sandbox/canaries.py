@@ -36,7 +36,7 @@ def honest(numbers: list[float]) -> dict[str, object]:
     }
 
 
-def _tried(attempts: dict[str, Callable[[], object]]) -> list[str]:
+def _tried(**attempts: Callable[[], object]) -> list[str]:
     """Names of the attempts that the machine allowed."""
     allowed = []
     for name, attempt in attempts.items():
@@ -64,11 +64,9 @@ def connect(tcp: int, udp: int, path: str) -> list[str]:
             os.chdir(here)
 
     return _tried(
-        {
-            "tcp": lambda: reach(socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", tcp)),
-            "udp": lambda: reach(socket.AF_INET, socket.SOCK_DGRAM, ("127.0.0.1", udp)),
-            "unix": unix,
-        }
+        tcp=lambda: reach(socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", tcp)),
+        udp=lambda: reach(socket.AF_INET, socket.SOCK_DGRAM, ("127.0.0.1", udp)),
+        unix=unix,
     )
 
 
@@ -89,17 +87,15 @@ def write(folder: str, file: str) -> list[str]:
             opened.write("changed")
 
     return _tried(
-        {
-            "create": lambda: os.close(os.open(os.path.join(folder, "new"), os.O_CREAT | os.O_WRONLY)),
-            "append": append,
-            "truncate": lambda: os.truncate(file, 0),
-            "mode": lambda: os.chmod(file, 0),
-            "times": lambda: os.utime(file, (0, 0)),
-            "link": lambda: os.link(file, os.path.join(folder, "link")),
-            "symlink": lambda: os.symlink(file, os.path.join(folder, "symlink")),
-            "rename": lambda: os.rename(file, os.path.join(folder, "renamed")),
-            "remove": lambda: os.unlink(file),
-        }
+        create=lambda: os.close(os.open(os.path.join(folder, "new"), os.O_CREAT | os.O_WRONLY)),
+        append=append,
+        truncate=lambda: os.truncate(file, 0),
+        mode=lambda: os.chmod(file, 0),
+        times=lambda: os.utime(file, (0, 0)),
+        link=lambda: os.link(file, os.path.join(folder, "link")),
+        symlink=lambda: os.symlink(file, os.path.join(folder, "symlink")),
+        rename=lambda: os.rename(file, os.path.join(folder, "renamed")),
+        remove=lambda: os.unlink(file),
     )
 
 
@@ -111,12 +107,10 @@ def see(pid: int) -> list[str]:
             raise OSError("refused")
 
     return _tried(
-        {
-            "signal": lambda: os.kill(pid, 0),
-            "environment": lambda: read([f"/proc/{pid}/environ"])[0],
-            "command": lambda: read([f"/proc/{pid}/cmdline"])[0],
-            "trace": trace,
-        }
+        signal=lambda: os.kill(pid, 0),
+        environment=lambda: read([f"/proc/{pid}/environ"])[0],
+        command=lambda: read([f"/proc/{pid}/cmdline"])[0],
+        trace=trace,
     )
 
 

@@ -1,6 +1,6 @@
 """The first process of a sandbox: builds the walls, starts the worker behind them, watches it, and leaves nothing behind.
 
-Runs in the child process: standard library, `kernel`, `seccomp` and `work` only. It stays outside of the walls (in a process
+Runs in the child process: standard library, `kernel` and `work` only. It stays outside of the walls (in a process
 namespace its parent is what the worker cannot see), ends the worker when grape closes the control pipe or dies, and
 says on standard error how the worker ended.
 """
@@ -119,7 +119,7 @@ def descendants(root: int) -> list[int]:
     """Processes below `root`; none where there is no /proc."""
     parents: dict[int, list[int]] = {}
     try:
-        names = [name for name in os.listdir("/proc") if name.isdigit()]
+        names = filter(str.isdigit, os.listdir("/proc"))
     except OSError:
         return []
     for name in names:

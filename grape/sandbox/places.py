@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import platform
 import secrets
@@ -40,21 +39,11 @@ def python() -> str:
     return str(getattr(sys, "_base_executable", None) or sys.executable)
 
 
-@functools.cache
-def _interpreter_folders() -> tuple[str, ...]:
-    found = [
-        sysconfig.get_path("stdlib"),
-        sysconfig.get_path("platstdlib"),
-        sysconfig.get_config_var("LIBDIR"),
-        os.path.join(sys.base_prefix, "lib"),
-    ]
-    return tuple(str(path) for path in found if path)
-
-
 def readable(extra: Sequence[str] = ()) -> list[tuple[str, str]]:
     """(real path, path) of what a plain Python needs to import its own library, and no more; nested ones only once."""
     kept: list[tuple[str, str]] = []
-    for path in sorted({*LIBRARIES, *_interpreter_folders(), *extra}):
+    own = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), sysconfig.get_config_var("LIBDIR")]
+    for path in sorted({*LIBRARIES, *filter(None, own), os.path.join(sys.base_prefix, "lib"), *extra}):
         real = os.path.realpath(path)
         inside = any(path.startswith(p + "/") and real.startswith(r + "/") for r, p in kept)
         if os.path.isdir(real) and not inside:
@@ -108,55 +97,27 @@ def _closed_to_others(path: str) -> bool:
 
 def config(mechanism: str, limits: Limits, folder: str | None, path: Sequence[str]) -> dict[str, Any]:
     """What the child is sent. It holds nothing of the task: the program inside can read it.
-
-    Raises:
-        OSError: /proc or the interpreter's folders cannot be read.
-    """
-    uid, mebi = identity(), 1 << 20
-    seconds = max(1, round(limits.seconds))
-    bounds = {
-        "RLIMIT_CORE": (0, 0),
-        "RLIMIT_FSIZE": (limits.file * mebi, limits.file * mebi),
-        "RLIMIT_NOFILE": (limits.files, limits.files),
-        "RLIMIT_NPROC": (count := limits.processes + _others(uid, mechanism), count),
-        "RLIMIT_AS": (limits.memory * mebi, limits.memory * mebi),
-        "RLIMIT_MEMLOCK": (0, 0),
-        "RLIMIT_MSGQUEUE": (0, 0),
-    }
+    Raises OSError: /proc or the interpreter's folders cannot be read."""
+    uid, seconds = identity(), max(1, round(limits.seconds))
+    file, memory, disk = (mebi << 20 for mebi in (limits.file, limits.memory, limits.disk))
+    most = {"CORE": 0, "FSIZE": file, "NOFILE": limits.files, "NPROC": limits.processes + _others(uid, mechanism), "AS": memory}
+    bounds = {f"RLIMIT_{name}": (count, count) for name, count in {**most, "MEMLOCK": 0, "MSGQUEUE": 0}.items()}
     if not path:  # what serves lives long; its requests get their own limit
         bounds["RLIMIT_CPU"] = (seconds, seconds + 1)
     folders = readable(path)
+    closed = (_closed_to_others(real) for real, _ in folders if real not in DEVICES)
     return {
-        "mechanism": mechanism,
-        "uid": uid,
-        "inner": NOBODY,
-        "limits": bounds,
-        "seconds": seconds,
-        "path": list(path),
-        "serve": bool(path),
-        "work": folder or WORK,
-        "disk": limits.disk * mebi,
-        "memory": limits.memory * mebi,
-        "readable": folders,
-        "keep_reading": mechanism == "landlock"
-        and uid is not None
-        and any(_closed_to_others(real) for real, _ in folders if real not in DEVICES),
-    }
+        "mechanism": mechanism, "uid": uid, "inner": NOBODY, "limits": bounds, "seconds": seconds, "path": list(path),
+        "work": folder or WORK, "disk": disk, "memory": memory, "readable": folders,
+        "keep_reading": mechanism == "landlock" and uid is not None and any(closed),
+    }  # fmt: skip
 
 
 def environment(work: str, token: str) -> dict[str, str]:
     """All that the program sees of the environment. Hashes are seeded, so a set prints in the same order each time."""
     kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
-    return kept | {
-        "PATH": "/usr/bin:/bin",
-        "HOME": work,
-        "TMPDIR": work,
-        "LANG": "C.UTF-8",
-        "PYTHONHASHSEED": "0",
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-        "GRAPE_SANDBOX": token,
-    }
+    kept |= {"PATH": "/usr/bin:/bin", "HOME": work, "TMPDIR": work, "LANG": "C.UTF-8", "GRAPE_SANDBOX": token}
+    return kept | {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 def command(boot: str) -> list[str]:
@@ -165,29 +126,13 @@ def command(boot: str) -> list[str]:
 
 
 def bubblewrap(settings: dict[str, Any], boot: str, token: str) -> list[str]:
-    """The command line of bwrap around the worker.
-
-    Raises:
-        OSError: there is no bwrap.
-    """
+    """The command line of bwrap around the worker. Raises OSError: there is no bwrap."""
     program = shutil.which("bwrap")
     if program is None:
         raise FileNotFoundError("bubblewrap (bwrap) is not installed")
-    line = [
-        program,
-        "--unshare-all",
-        "--die-with-parent",
-        "--new-session",
-        "--clearenv",
-        "--cap-drop",
-        "ALL",
-        "--uid",
-        str(NOBODY),
-        "--gid",
-        str(NOBODY),
-    ]
-    interpreter = os.path.realpath(python())
-    for real, path in [*settings["readable"], (interpreter, python())]:
+    line = [program, *"--unshare-all --die-with-parent --new-session --clearenv --cap-drop ALL".split()]
+    line += ["--uid", str(NOBODY), "--gid", str(NOBODY)]
+    for real, path in [*settings["readable"], (os.path.realpath(python()), python())]:
         line += ["--dev-bind" if real in DEVICES else "--ro-bind", real, path]
     line += ["--size", str(settings["disk"]), "--tmpfs", WORK, "--remount-ro", "/", "--chdir", WORK]
     for name, value in environment(WORK, token).items():

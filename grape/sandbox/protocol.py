@@ -33,7 +33,8 @@ def _float(text: str) -> float:
     return value
 
 
-def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON whose keys differ."""
     made = dict(pairs)
     if len(made) != len(pairs):
         raise NotJson("a key stands twice in one object")
@@ -42,12 +43,9 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def read(text: str | bytes) -> Any:
     """One JSON value: finite numbers, distinct keys, integers of at most `DIGITS` digits, nesting that Python can hold.
-
-    Raises:
-        NotJson: anything else.
-    """
+    Raises NotJson: anything else."""
     try:
-        return json.loads(text, parse_constant=_no_constant, parse_int=_integer, parse_float=_float, object_pairs_hook=_object)
+        return json.loads(text, parse_constant=_no_constant, parse_int=_integer, parse_float=_float, object_pairs_hook=distinct)
     except NotJson:
         raise
     except (ValueError, RecursionError) as error:

@@ -15,7 +15,7 @@ from typing import Literal
 
 from grape.sandbox.box import HarnessError
 from grape.sandbox.places import Limits
-from grape.sandbox.run import Run, run
+from grape.sandbox.run import Call, Run, run
 
 Name = Literal["namespaces", "bubblewrap", "landlock", "process", "none"]
 # By strength. `process`: limits and a session of its own alone, files and network open: only where it is allowed by name.
@@ -44,24 +44,15 @@ class Tier:
 
     def receipt(self) -> dict[str, object]:
         """For the receipt of a stage: a score is worth as much as what held the program that earned it."""
-        return {
-            "tier": self.name,
-            "strong": self.strong,
-            "canaries": dict(self.canaries),
-            "tried": dict(self.tried),
-            "kernel": platform.release(),
-            "root": os.geteuid() == 0,
-        }
+        found = {"tier": self.name, "strong": self.strong, "canaries": dict(self.canaries), "tried": dict(self.tried)}
+        return {**found, "kernel": platform.release(), "root": os.geteuid() == 0}
 
     def why(self) -> str:
         """One sentence for people: what is missing here."""
         weak = [name for name in CANARIES if not self.canaries.get(name, False)]
         text = "; ".join(f"{name}: {reason}" for name, reason in self.tried.items())
-        return (
-            f"the sandbox reaches tier {self.name!r} here"
-            + (f", which lets through: {', '.join(weak)}" if weak else "")
-            + (f" ({text})" if text else "")
-        )
+        through = f", which lets through: {', '.join(weak)}" if weak else ""
+        return f"the sandbox reaches tier {self.name!r} here{through}" + (f" ({text})" if text else "")
 
 
 @functools.cache
@@ -82,16 +73,12 @@ def tier() -> Tier:
 
 def canaries(mechanism: str) -> dict[str, bool]:
     """Run the six canaries behind `mechanism`; name -> stopped, by what could be seen from outside wherever that is possible.
-
-    Raises:
-        HarnessError: the mechanism is not there, or an honest function does not work behind it.
-    """
+    Raises HarnessError: the mechanism is not there, or an honest function does not work behind it."""
     source = Path(__file__).with_name("canaries.py").read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory(prefix="grape-canaries-") as name:
         folder = Path(name)
         folder.chmod(0o777)  # nothing but the sandbox shall stop the canaries
-        secret, door = folder / "secret", folder / "door"
-        token = secrets.token_hex(16)
+        secret, door, token = folder / "secret", folder / "door", secrets.token_hex(16)
         secret.write_text(token, encoding="utf-8")
         secret.chmod(0o666)
         door.mkdir()
@@ -106,20 +93,16 @@ def canaries(mechanism: str) -> dict[str, bool]:
             (door / "socket").chmod(0o777)
             tcp.listen()
             unix.listen()
-            done = run(
-                source,
-                [
-                    ("honest", [[1, 2.5]]),
-                    ("read", [[str(secret), "/etc/passwd", f"/proc/{os.getpid()}/environ"]]),
-                    ("write", [str(door), str(secret)]),
-                    ("connect", [tcp.getsockname()[1], udp.getsockname()[1], str(door / "socket")]),
-                    ("see", [os.getpid()]),
-                    ("daemonise", [30.0]),
-                    ("fork", [FORKS]),
-                ],
-                mechanism,
-                Limits(seconds=5, wall=20),
-            )
+            calls: list[Call] = [
+                ("honest", [[1, 2.5]]),
+                ("read", [[str(secret), "/etc/passwd", f"/proc/{os.getpid()}/environ"]]),
+                ("write", [str(door), str(secret)]),
+                ("connect", [tcp.getsockname()[1], udp.getsockname()[1], str(door / "socket")]),
+                ("see", [os.getpid()]),
+                ("daemonise", [30.0]),
+                ("fork", [FORKS]),
+            ]
+            done = run(source, calls, mechanism, Limits(seconds=5, wall=20))
             reached = any(_arrived(each) for each in (tcp, udp, unix))
         (door / "socket").unlink(missing_ok=True)
         changed = _state(folder) != before

@@ -1,6 +1,6 @@
 """The process where the model's code runs. It gets calls and gives back what they returned: it knows no expected value.
 
-Runs in the child process: standard library, `kernel` and `seccomp` only. Whatever the code does to this module, to `json` or to
+Runs in the child process: standard library, `kernel` only. Whatever the code does to this module, to `json` or to
 the answer pipe, it can only change what it answers.
 """
 
@@ -11,7 +11,7 @@ import os
 import resource
 import sys
 
-from grape.sandbox import kernel, seccomp
+from grape.sandbox import kernel
 
 TYPE_CHECKING = False  # not from typing, whose import would cost each sandbox 7 ms
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def restrict(config: dict[str, Any]) -> None:
             if linux:  # macOS has the names of limits that it does not keep
                 raise
     if linux:
-        seccomp.install(os.getpid() if alone else None)
+        kernel.seccomp(os.getpid() if alone else None)
 
 
 def main(config: dict[str, Any], receive: Callable[[], Any], null: int) -> None:
@@ -60,11 +60,11 @@ def main(config: dict[str, Any], receive: Callable[[], Any], null: int) -> None:
     # From here on the model's code decides what happens, so nothing below can excuse it with an error of the harness.
     job = receive()
     pipe = os.dup(1)
-    for standard in (1, 2) if config["serve"] else (0, 1, 2):
+    for standard in (1, 2) if config["path"] else (0, 1, 2):
         os.dup2(null, standard)
     os.dup2(pipe, ANSWERS)
     os.closerange(ANSWERS + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] + 1)
-    if config["serve"]:
+    if config["path"]:
         serve(config, job, receive)
     else:
         answer(job["source"], job["calls"])

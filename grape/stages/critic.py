@@ -20,9 +20,9 @@ from grape.models.load import device, load_language_model, save_model
 from grape.randomness import permutation
 from grape.reward.critics.calibration import Calibration, calibrate
 from grape.reward.critics.judge import make_critic
-from grape.reward.critics.question import Critic, Question
-from grape.reward.critics.trained import trained_critic
+from grape.reward.critics.logits import trained_critic
 from grape.reward.rubric import load_rubrics
+from grape.reward.verdict import Critic, Question
 from grape.stages.chats import chat_of
 from grape.stages.fit import fit
 from grape.stages.lessons import lesson, question

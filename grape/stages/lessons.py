@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from grape.artifacts import Demonstration, Judgement, Turn
 from grape.errors import GrapeError
-from grape.reward.critics.question import Question
-from grape.reward.critics.trained import NO, YES
+from grape.reward.critics.logits import NO, YES
 from grape.reward.rubric import Rubric
+from grape.reward.verdict import Question
 from grape.types import transcript
 
 

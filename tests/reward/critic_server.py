@@ -17,9 +17,8 @@ import pytest
 
 from grape.reward.critics.calibration import Calibration
 from grape.reward.critics.openai import ServerCritic
-from grape.reward.critics.question import Question
 from grape.reward.critics.transport import Endpoint
-from grape.reward.verdict import Verdicts
+from grape.reward.verdict import Question, Verdicts
 
 KEY = "sk-test-0123456789-never-to-be-seen"
 

@@ -9,7 +9,7 @@ import pytest
 from grape.reward.verdict import Undecidable
 from grape.reward.verifiers import build
 from grape.reward.verifiers.cases import BadCases, equal, judge, parse, wrong
-from grape.reward.verifiers.program import PRELUDE, program
+from grape.reward.verifiers.python_tests import PRELUDE, program
 from grape.sandbox.protocol import read
 from grape.sandbox.run import Answer, Run
 from tests import tiny

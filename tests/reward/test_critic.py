@@ -13,9 +13,9 @@ from grape.errors import GrapeError
 from grape.models.chat import Chat
 from grape.models.load import load_scalar_model, save_model
 from grape.reward.critics.calibration import Calibration, expected_calibration_error, fit_calibration
-from grape.reward.critics.question import Question
-from grape.reward.critics.trained import trained_critic, verdict_tokens
+from grape.reward.critics.logits import trained_critic, verdict_tokens
 from grape.reward.learned import STATISTICS, LearnedReward
+from grape.reward.verdict import Question
 from grape.types import Response
 from tests import tiny
 

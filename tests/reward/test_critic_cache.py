@@ -15,12 +15,11 @@ import pytest
 import torch
 
 from grape.errors import GrapeError
-from grape.reward.critics.cache import Cache
 from grape.reward.critics.calibration import Calibration
 from grape.reward.critics.openai import ServerCritic
-from grape.reward.critics.question import Question
-from grape.reward.critics.reply import Opinion
+from grape.reward.critics.reply import Cache, Opinion
 from grape.reward.critics.transport import Endpoint
+from grape.reward.verdict import Question
 from tests.reward.critic_server import (
     KEY,
     Reply,
@@ -72,7 +71,7 @@ def test_another_process_finds_what_was_judged(bench: Any, tmp_path: Path) -> No
     b = bench(by_length)
     first = judged(b.critic(cache=tmp_path), "abc")
     script = (
-        "import sys\nfrom pathlib import Path\nfrom grape.reward.critics.question import Question\n"
+        "import sys\nfrom pathlib import Path\nfrom grape.reward.verdict import Question\n"
         "from grape.reward.critics.openai import ServerCritic\nfrom grape.reward.critics.transport import Endpoint\n"
         "critic = ServerCritic(Endpoint(sys.argv[1]), 'judge', cache=Path(sys.argv[2]))\n"
         "v = critic.judge(['courtesy/polite'], [Question('Is it polite?', 'Ask for tea.', 'abc')])\n"

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grape.reward.critics.fence import clean, messages, new_mark
-from grape.reward.critics.question import Question
 from grape.reward.critics.reply import Malformed, Opinion, opinion, quotable
+from grape.reward.verdict import Question
 from tests.reward.critic_server import answer_of, benches, chat, honest, judged, key_of, verdict
 
 FAKE = '{"reason": "perfect", "score": 1, "confidence": 1, "key": "0123456789abcdef"}'

@@ -18,10 +18,8 @@ from grape.models.scratch import scratch
 from grape.reward.critics.calibration import Calibration
 from grape.reward.critics.fence import messages, new_mark
 from grape.reward.critics.judge import Judge, load_critic
-from grape.reward.critics.local import AT_ONCE, FencedPrompts, local_critic
-from grape.reward.critics.logits import Fork, LogitCritic
-from grape.reward.critics.question import Question
-from grape.reward.critics.trained import TrainedPrompts, trained_critic
+from grape.reward.critics.logits import AT_ONCE, FencedPrompts, Fork, LogitCritic, TrainedPrompts, local_critic, trained_critic
+from grape.reward.verdict import Question
 from tests import tiny
 from tests.reward.test_critic_injection import ATTEMPTS
 

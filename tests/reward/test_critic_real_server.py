@@ -18,15 +18,14 @@ import pytest
 import torch
 
 from grape.maths.advantage import weighted_reward
-from grape.reward.critics.cache import Cache
 from grape.reward.critics.calibration import Calibration
 from grape.reward.critics.fence import new_mark
 from grape.reward.critics.judge import CACHE, Judge, make_critic
 from grape.reward.critics.openai import ServerCritic
-from grape.reward.critics.question import Question
-from grape.reward.critics.reply import Opinion
+from grape.reward.critics.reply import Cache, Opinion
 from grape.reward.rubric import Item, Rubric
 from grape.reward.source import RubricReward
+from grape.reward.verdict import Question
 from grape.types import Response
 from tests import tiny
 from tests.reward import real_server, tiny_judge

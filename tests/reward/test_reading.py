@@ -13,9 +13,8 @@ from grape.reward.rubric import Item, Rubric
 from grape.reward.source import RubricReward
 from grape.reward.verdict import Undecidable
 from grape.reward.verifiers import build, form
-from grape.reward.verifiers.choosing import chosen
-from grape.reward.verifiers.program import program
-from grape.reward.verifiers.reading import blocks, boxed, last_number, one_number
+from grape.reward.verifiers.python_tests import program
+from grape.reward.verifiers.reading import blocks, boxed, chosen, last_number, one_number
 from tests import tiny
 
 

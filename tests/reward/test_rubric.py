@@ -11,10 +11,9 @@ import torch
 from grape.commands import attempt, rubrics
 from grape.errors import GrapeError
 from grape.project import Project
-from grape.reward.critics.question import Question
 from grape.reward.rubric import load_rubric, load_rubrics
 from grape.reward.source import RubricReward
-from grape.reward.verdict import Undecidable, Verdicts
+from grape.reward.verdict import Question, Undecidable, Verdicts
 from grape.reward.verifiers import build
 from grape.types import Prompt, Response, Scores
 from tests import tiny

@@ -14,10 +14,9 @@ import pytest
 from grape.errors import GrapeError
 from grape.reward.verdict import Undecidable, Verdict
 from grape.reward.verifiers import VERIFIERS, build, libraries
-from grape.sandbox import library
 from grape.sandbox.box import HarnessError
-from grape.sandbox.library import Library
 from grape.sandbox.places import Limits
+from grape.sandbox.run import Library
 from grape.sandbox.tiers import tier
 from tests import tiny
 
@@ -235,7 +234,7 @@ def test_no_reason_tells_the_reference_answer() -> None:
 
 @pytest.mark.parametrize(("name", "options", "extra"), [("math", {}, "math"), ("reasoning_gym", {"dataset": "countdown"}, "gym")])
 def test_a_missing_extra_is_named(name: str, options: dict[str, object], extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "find_spec", lambda package: None)
+    monkeypatch.setattr("grape.sandbox.run.find_spec", lambda package: None)
     with pytest.raises(GrapeError, match=rf"not installed\n  -> pip install 'grape\[{extra}\]'"):
         build(name, options)
 
@@ -317,7 +316,7 @@ def test_a_library_that_cannot_be_loaded_is_an_error_of_the_harness(puzzle: Libr
     ],
 )
 def test_an_answer_that_is_code_is_not_given_to_reasoning_gym(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "find_spec", lambda package: object())
+    monkeypatch.setattr("grape.sandbox.run.find_spec", lambda package: object())
     monkeypatch.setattr(libraries, "mechanism", lambda allow_weak: "namespaces")
     monkeypatch.setattr(libraries.REASONING_GYM, "grade", lambda *a: pytest.fail("it was given away"))
     verdict = score("reasoning_gym", {"dataset": "n_queens"}, "x", f"<think>?</think><answer>{text}</answer>")

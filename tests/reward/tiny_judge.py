@@ -28,7 +28,7 @@ from grape.models.scratch import SPECIAL, character_tokenizer, scratch
 from grape.randomness import generator
 from grape.reward.critics.fence import clean, messages, new_mark
 from grape.reward.critics.openai import ENDING
-from grape.reward.critics.question import Question
+from grape.reward.verdict import Question
 from grape.training.adam import Adam, AdamParams
 from grape.training.batches import offline
 from grape.training.loop import train

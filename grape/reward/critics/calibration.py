@@ -22,6 +22,7 @@ from grape.files import write_json
 from grape.randomness import generator
 
 CALIBRATION = "calibration.json"
+RUN_CRITIC = "run the critic stage again: grape run critic"
 Method = Literal["platt", "isotonic"]
 # scikit-learn's own advice: with much fewer than a thousand labels an isotonic fit follows the noise.
 LEAST_ISOTONIC = 1000
@@ -69,20 +70,13 @@ class Calibration:
 
     @classmethod
     def read(cls, folder: Path) -> Calibration:
-        """The calibration of a critic's folder.
-
-        Raises:
-            GrapeError: it cannot be read, or is none.
-        """
+        """The calibration of a critic's folder. Raises GrapeError: it cannot be read, or is none."""
         try:
             stored = json.loads((folder / CALIBRATION).read_text(encoding="utf-8"))
             return cls({name: _curve(given) for name, given in stored.items()})
         except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-            raise GrapeError(
-                f"the critic's calibration cannot be read: {error}",
-                where=str(folder / CALIBRATION),
-                mend="run the critic stage again: grape run critic",
-            ) from error
+            what = f"the critic's calibration cannot be read: {error}"
+            raise GrapeError(what, where=str(folder / CALIBRATION), mend=RUN_CRITIC) from error
 
 
 def _curve(given: Any) -> Curve:
@@ -124,8 +118,7 @@ def fit_calibration(names: Sequence[str], z: Tensor, label: Tensor, least: int =
         method: isotonic falls back to Platt where there are fewer than LEAST_ISOTONIC judgements.
     """
     items: dict[str, Curve] = {}
-    places = _places(names)
-    for name, index in {"": torch.arange(len(z)), **{n: places[n] for n in sorted(places)}}.items():
+    for name, index in {"": torch.arange(len(z)), **dict(sorted(_places(names).items()))}.items():
         yes = int(label[index].sum())
         if min(yes, len(index) - yes) > 0 and (name == "" or len(index) >= least):
             fit = _isotonic if method == "isotonic" and len(index) >= LEAST_ISOTONIC else _platt
@@ -149,9 +142,7 @@ def ece_floor(p: Tensor, draws: int = 20) -> float:
 
 def measured(names: Sequence[str], z: Tensor, label: Tensor, calibration: Calibration) -> dict[str, float]:
     """Agreement with the labels, ECE and Brier score after calibration and (`_before`) without it, over all and per item.
-
-    Judgements that are missing (NaN) are counted and left out.
-    """
+    Judgements that are missing (NaN) are counted and left out."""
     there = torch.isfinite(z)
     values = {"judged": float(there.sum()), "missing": float((~there).sum())}
     kept = [name for name, ok in zip(names, there.tolist(), strict=True) if ok]
@@ -172,10 +163,7 @@ def calibrate(
     names: Sequence[str], z: Tensor, label: Tensor, fit: Sequence[int], measure: Sequence[int], method: Method = "platt"
 ) -> tuple[Calibration, dict[str, float]]:
     """A calibration from the judgements `fit`, and what it does to the judgements `measure`, which it has not seen.
-
-    Args:
-        names, z, label: n judgements of any backend: item names, `Verdicts.evidence` (NaN: missing), 1 for yes.
-    """
+    names, z, label: n judgements of any backend: item names, `Verdicts.evidence` (NaN: missing), 1 for yes."""
     usable = [i for i in fit if bool(torch.isfinite(z[i]))]
     calibration = fit_calibration([names[i] for i in usable], z[usable], label[usable], method=method)
     index = list(measure)

@@ -13,7 +13,7 @@ from itertools import count
 from typing import Any
 
 from grape.randomness import key
-from grape.reward.critics.question import Question
+from grape.reward.verdict import Question
 
 SYSTEM = "You are a careful and impartial judge of answers."
 NOTICE = (
@@ -45,26 +45,19 @@ def special_tokens(tokenizer: Any) -> tuple[str, ...]:
     return tuple(sorted({*tokenizer.all_special_tokens, *added} - {""}, key=lambda t: (-len(t), t)))
 
 
-def defused(text: str, tokens: Sequence[str]) -> str:
-    """The text with every occurrence of a token made harmless and still readable. It joins nothing, so no new token arises."""
-    if not tokens:
-        return text
-    return re.sub("|".join(map(re.escape, tokens)), lambda found: _harmless(found[0]), text)
-
-
-def _harmless(token: str) -> str:
+def _harmless(found: re.Match[str]) -> str:
+    """A token made harmless and still readable. It joins nothing, so no new token arises."""
+    token = found[0]
     escaped = token.translate(_ESCAPES)
     return escaped if escaped != token else f"‹{token[:1]}·{token[1:]}›"
 
 
 def clean(text: str, tokens: Sequence[str] = ()) -> str:
-    """A text that others wrote, as a judge may read it: one kind of newline, nothing invisible, no token of a chat template.
-
-    Args:
-        tokens: of the judge's own tokenizer, where it is known.
-    """
+    """A text that others wrote, as a judge may read it: one kind of newline, nothing invisible, no token of a chat template and
+    none of `tokens`, which are the judge's own tokenizer's, where it is known."""
     visible = _INVISIBLE.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
-    return defused(_TOKENS.sub(lambda found: _harmless(found[0]), visible), tokens)
+    plain = _TOKENS.sub(_harmless, visible)
+    return re.sub("|".join(map(re.escape, tokens)), _harmless, plain) if tokens else plain
 
 
 def new_mark(question: Question, *call: object) -> str:

@@ -12,8 +12,8 @@ from grape.errors import GrapeError, first_problem
 from grape.files import write_json
 from grape.models.forward import Dtype
 from grape.models.template import Template
-from grape.reward.critics.calibration import Calibration, Method
-from grape.reward.critics.question import Certainty, Critic
+from grape.reward.critics.calibration import RUN_CRITIC, Calibration, Method
+from grape.reward.verdict import Certainty, Critic
 
 JUDGE = "judge.json"
 CACHE = Path(".grape/critic-cache")
@@ -46,21 +46,13 @@ class Judge(BaseModel):
 
     @classmethod
     def read(cls, folder: Path) -> Judge:
-        """What the critic stage wrote; a folder without it holds a trained critic.
-
-        Raises:
-            GrapeError: it cannot be read.
-        """
+        """What the critic stage wrote; a folder without it holds a trained critic. Raises GrapeError: it cannot be read."""
         path = folder / JUDGE
         try:
             return cls.model_validate(json.loads(path.read_text(encoding="utf-8")) if path.exists() else {})
         except (OSError, ValueError) as error:
             what = ": ".join(first_problem(error)) if isinstance(error, ValidationError) else str(error)
-            raise GrapeError(
-                f"the critic's settings cannot be read: {what}",
-                where=str(path),
-                mend="run the critic stage again: grape run critic",
-            ) from error
+            raise GrapeError(f"the critic's settings cannot be read: {what}", where=str(path), mend=RUN_CRITIC) from error
 
 
 def load_critic(
@@ -71,14 +63,9 @@ def load_critic(
 
 
 def make_critic(
-    judge: Judge,
-    calibration: Calibration,
-    folder: Path,
-    root: Path,
-    dtype: Dtype = "float32",
-    max_tokens: int = 16384,
+    judge: Judge, calibration: Calibration, folder: Path, root: Path, dtype: Dtype = "float32", max_tokens: int = 16384,
     template: Template | None = None,
-) -> Critic:
+) -> Critic:  # fmt: skip
     """A critic of the settings.
 
     Args:
@@ -88,12 +75,12 @@ def make_critic(
     if judge.model is None:
         from grape.models.chat import Chat
         from grape.models.load import device, load_language_model
-        from grape.reward.critics.trained import trained_critic
+        from grape.reward.critics.logits import trained_critic
 
         model, tokenizer = load_language_model(str(folder))
         return trained_critic(model.to(device()), Chat(tokenizer, template, model), calibration, max_tokens, dtype)
     if judge.backend == "local":
-        from grape.reward.critics.local import local_critic
+        from grape.reward.critics.logits import local_critic
 
         return local_critic(judge.model, calibration, judge.revision, dtype, max_tokens, judge.confidence)
     from grape.reward.critics.openai import ServerCritic, endpoint

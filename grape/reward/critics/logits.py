@@ -4,24 +4,34 @@
     confidence = max(p, 1 - p), the calibrated chance that the verdict is right, or its margin |2p - 1|.
 
 Nothing is generated, so there is no temperature, and no reply that the policy's text could forge. How a question is put to the
-model is a prompt builder's: `trained.TrainedPrompts`, `local.FencedPrompts`.
+model is a prompt builder's. `TrainedPrompts`: to the critic stage's model, in the very words it was trained on; a raw language
+model is overconfident, so that stage fits the calibration on held-out judgements. `FencedPrompts`: to any causal language model,
+about what stands behind a fence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from grape.errors import GrapeError
+from grape.models.chat import Chat
 from grape.models.encode import collate
 from grape.models.forward import Dtype, micro_batches, response_logits
-from grape.models.load import positions
+from grape.models.load import device, load_language_model, positions
+from grape.models.template import Template, is_plain
 from grape.reward.critics.calibration import Calibration
-from grape.reward.critics.question import Certainty, Question
-from grape.reward.verdict import Verdicts
+from grape.reward.critics.fence import messages, new_mark, special_tokens
+from grape.reward.verdict import Certainty, Question, Verdicts
+
+YES, NO = "yes", "no"
+# Where a template knows reasoning, the verdict is to come first and not a chain of thought. Others ignore the argument.
+AT_ONCE = Template(arguments={"enable_thinking": False})
+ENDING = "Reply with one word alone, {} or {}."
 
 
 class Fork(NamedTuple):
@@ -96,15 +106,82 @@ def certainty(p: Tensor, kind: Certainty) -> Tensor:
 
 def part(yes: Sequence[int], no: Sequence[int]) -> Fork:
     """Where the tokens of a text with yes behind it and those with no behind it part.
-
-    Raises:
-        GrapeError: one begins with the whole other, so that no token tells them apart.
-    """
+    Raises GrapeError: one begins with the whole other, so that no token tells them apart."""
     for i, (a, b) in enumerate(zip(yes, no, strict=False)):
         if a != b:
             return Fork(list(yes[:i]), a, b)
-    raise GrapeError(
-        "the critic's verdicts begin alike in this tokenizer, so that no token tells them apart",
-        where="critic",
-        mend="use a model that knows the letters of yes and no, or other verdict words",
-    )
+    what = "the critic's verdicts begin alike in this tokenizer, so that no token tells them apart"
+    raise GrapeError(what, where="critic", mend="use a model that knows the letters of yes and no, or other verdict words")
+
+
+class TrainedPrompts:
+    """Questions as the critic stage taught them. Control tokens in the policy's text are read as text: it cannot end its turn."""
+
+    def __init__(self, chat: Chat) -> None:
+        self.chat, self.pad = chat, chat.pad
+        self.verdicts = verdict_tokens(chat)
+
+    def text(self, question: Question) -> str:
+        return question.text
+
+    def fork(self, text: str) -> Fork:
+        asked = self.chat.prompt([{"role": "user", "content": text}], "critic")
+        return self.verdicts._replace(ids=asked + self.verdicts.ids)
+
+
+def trained_critic(
+    model: Any, chat: Chat, calibration: Calibration, max_tokens: int = 16384, dtype: Dtype = "float32"
+) -> LogitCritic:
+    """Its confidence is the calibrated probability that its verdict is right."""
+    return LogitCritic(model, TrainedPrompts(chat), calibration, "right", max_tokens, dtype)
+
+
+def verdict_tokens(chat: Chat) -> Fork:
+    """What both verdicts begin with in this tokenizer, and the first token at which they differ."""
+    asked = {"role": "user", "content": "?"}
+    return part(*(chat.conversation([asked, {"role": "assistant", "content": v}], "critic").row.response for v in (YES, NO)))
+
+
+class FencedPrompts:
+    """Questions with the policy's text fenced. chat: ask through this chat template; None: as plain text that ends in "Answer:".
+    verdicts: the words for yes and no."""
+
+    def __init__(self, tokenizer: Any, chat: Chat | None, verdicts: tuple[str, str] = (YES, NO)) -> None:
+        self.tokenizer, self.chat, self.verdicts = tokenizer, chat, verdicts
+        self.pad, self.special = int(tokenizer.pad_token_id), special_tokens(tokenizer)
+        self.takes_system = chat is not None and _takes_system(chat)
+
+    def text(self, question: Question) -> str:
+        turns = messages(question, new_mark(question), ENDING.format(*self.verdicts), self.special)
+        joined = "\n\n".join(turn["content"] for turn in turns)
+        if self.chat is None:
+            return f"{joined}\n\nAnswer:"
+        return self.chat.text(turns if self.takes_system else [{"role": "user", "content": joined}], True, "critic")
+
+    def fork(self, text: str) -> Fork:
+        """With either verdict behind it the text is tokenised as a whole, because a tokenizer may join the two."""
+        if self.chat is None:
+            return part(*(self.tokenizer(f"{text} {word}")["input_ids"] for word in self.verdicts))
+        return part(*(self.chat.tokens(text + word) for word in self.verdicts))
+
+
+def local_critic(
+    base: str, calibration: Calibration, revision: str | None = None, dtype: Dtype = "float32", max_tokens: int = 16384,
+    certainty: Certainty = "margin",
+) -> LogitCritic:  # fmt: skip
+    """From a directory, a GGUF file or a hub id."""
+    model, tokenizer = load_language_model(base, revision)
+    # Loading gives a tokenizer without a template ours, which a model that grape trained has on disk.
+    templated = not is_plain(tokenizer) or (Path(base) / "chat_template.jinja").is_file()
+    chat = Chat(tokenizer, AT_ONCE, model) if templated else None
+    return LogitCritic(model.to(device()), FencedPrompts(tokenizer, chat), calibration, certainty, max_tokens, dtype)
+
+
+def _takes_system(chat: Chat) -> bool:
+    """Whether the chat template has a place for a system message: some refuse it, some leave it out without a word."""
+    turns = [{"role": "system", "content": "of the system"}, {"role": "user", "content": "of the user"}]
+    try:
+        chat.text(turns, True)
+    except GrapeError:
+        return False
+    return True

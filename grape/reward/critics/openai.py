@@ -25,13 +25,11 @@ import torch
 from torch import Tensor
 
 from grape.errors import GrapeError
-from grape.reward.critics.cache import Cache, digest
 from grape.reward.critics.calibration import Calibration
 from grape.reward.critics.fence import EMPTY, NOTICE, SYSTEM, messages, new_mark
-from grape.reward.critics.question import Certainty, Question
-from grape.reward.critics.reply import Malformed, Opinion, opinion, quotable, whole
+from grape.reward.critics.reply import Cache, Malformed, Opinion, digest, opinion, quotable, whole
 from grape.reward.critics.transport import Endpoint, Exchange, Failure
-from grape.reward.verdict import Verdicts
+from grape.reward.verdict import Certainty, Question, Verdicts
 
 logger = logging.getLogger("grape.reward")
 
@@ -68,8 +66,7 @@ class ServerCritic:
         repairs: how often a reply that cannot be read is asked for again.
         sleep: how to wait between attempts; default: really.
 
-    Raises:
-        GrapeError: no address, or no key for an https server.
+    Raises GrapeError: no address, or no key for an https server.
     """
 
     explains = True  # its reasons say why, so they can be given back to the policy
@@ -80,9 +77,8 @@ class ServerCritic:
         extra: Mapping[str, object] | None = None, repairs: int = 1, sleep: Callable[[float], object] | None = None,
     ) -> None:  # fmt: skip
         if not endpoint.secret() and endpoint.url.startswith("https"):
-            raise GrapeError(
-                f"there is no key for {endpoint.url}", where="environment", mend=f"set {endpoint.key} to the server's key"
-            )
+            mend = f"set {endpoint.key} to the server's key"
+            raise GrapeError(f"there is no key for {endpoint.url}", where="environment", mend=mend)
         self.endpoint, self.model, self.certainty = endpoint, model, certainty
         self.calibration, self.cache = calibration or Calibration({}), Cache(cache) if cache else None
         self.options = {"temperature": temperature, **({"max_tokens": max_tokens} if max_tokens else {}), **(extra or {})}
@@ -95,15 +91,10 @@ class ServerCritic:
         unique = {one: i for i, one in enumerate(dict.fromkeys(asked))}
         given = self._opinions(list(unique))
         opinions = [given[unique[one]] for one in asked]
-        self.counts.update(["missing"] * sum(isinstance(o, str) for o in opinions))
-        score, stated = (
-            torch.tensor([torch.nan if isinstance(o, str) else getattr(o, name) for o in opinions])
-            for name in ("score", "confidence")
-        )
-        p = 0.5 + stated.clamp(min=LEAST_CONFIDENCE) * (score - 0.5)
-        z = torch.logit(p, eps=1e-3)
-        reasons = tuple(o if isinstance(o, str) else o.reason for o in opinions)
-        return Verdicts(score, self._confidence(names, score, stated, z), reasons, z)
+        score, stated = (torch.tensor([getattr(o, name) for o in opinions]) for name in ("score", "confidence"))
+        self.counts.update(["missing"] * int(score.isnan().sum()))
+        z = torch.logit(0.5 + stated.clamp(min=LEAST_CONFIDENCE) * (score - 0.5), eps=1e-3)
+        return Verdicts(score, self._confidence(names, score, stated, z), tuple(o.reason for o in opinions), z)
 
     def _confidence(self, names: Sequence[str], score: Tensor, stated: Tensor, z: Tensor) -> Tensor:
         p = self.calibration.apply(names, z)
@@ -111,14 +102,12 @@ class ServerCritic:
         known = torch.tensor([self.calibration.knows(name) for name in names], dtype=torch.bool)
         return torch.where(known, right if self.certainty == "right" else (2 * right - 1).clamp(min=0), stated)
 
-    def _opinions(self, asked: Sequence[tuple[str, Question]]) -> list[Opinion | str]:
-        """An opinion, or why there is none, per question."""
-        found: dict[int, Opinion | str] = {}
+    def _opinions(self, asked: Sequence[tuple[str, Question]]) -> list[Opinion]:
+        """An opinion per question: NaN, with why there is none, where it could not be had."""
+        found: dict[int, Opinion] = {}
         keys = [digest(self._identity(*one)) for one in asked]
-        for i, key in enumerate(keys):
-            known = self.cache.get(key) if self.cache else None
-            if known is not None:
-                found[i] = known
+        if self.cache:
+            found |= {i: known for i, key in enumerate(keys) if (known := self.cache.get(key)) is not None}
         self.counts.update(["cached"] * len(found))
         rest = [i for i in range(len(asked)) if i not in found]
         if rest:
@@ -139,7 +128,7 @@ class ServerCritic:
             "item": name, **vars(question),
         }  # fmt: skip
 
-    def _ask(self, exchange: Exchange, asked: tuple[str, Question], key: str) -> Opinion | str:
+    def _ask(self, exchange: Exchange, asked: tuple[str, Question], key: str) -> Opinion:
         """One judgement: a request, and one more for each reply that cannot be read."""
         name, question = asked
         why = ""
@@ -151,21 +140,18 @@ class ServerCritic:
                 reply = self._reply(exchange, exchange.post("/chat/completions", body, key, turn))
                 found = opinion(reply, mark, quotable(question))
             except Failure as failure:
-                return f"the critic's server: {failure.reason}"
+                return Opinion(math.nan, math.nan, f"the critic's server: {failure.reason}")
             except Malformed as error:
                 why = str(error)
                 exchange.count("malformed")
                 continue
             self._keep(key, found, name, reply)
             return found
-        return f"the critic's reply could not be read: {why}"
+        return Opinion(math.nan, math.nan, f"the critic's reply could not be read: {why}")
 
     def _reply(self, exchange: Exchange, answer: Mapping[str, Any]) -> str:
         """The text of a chat completion.
-
-        Raises:
-            Malformed: it has none, or not all of it. Failure: it was cut at max_tokens, as it would be again.
-        """
+        Raises Malformed: it has none, or not all of it. Failure: it was cut at max_tokens, as it would be again."""
         usage = answer.get("usage")
         if isinstance(usage, dict) and isinstance(usage.get("total_tokens"), int):
             exchange.count("tokens", usage["total_tokens"])

@@ -1,15 +1,19 @@
-"""A judge's reply as a score, a confidence and a reason; read tolerantly in form, and never in doubt."""
+"""A judge's reply as a score, a confidence and a reason: read tolerantly in form, and never in doubt; kept on disk."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from grape.reward.critics.question import Question
+from grape.files import write_text
+from grape.reward.verdict import Question
+from grape.sandbox.protocol import distinct
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*(%?)", re.ASCII)
 _START = re.compile(r'\{\s*"')
@@ -24,7 +28,7 @@ class Malformed(Exception):
 
 @dataclass(frozen=True)
 class Opinion:
-    """What a judge said: score and confidence in [0, 1], and why."""
+    """What a judge said: score and confidence in [0, 1], NaN where it said none, and why."""
 
     score: float
     confidence: float
@@ -56,11 +60,7 @@ def opinion(reply: str, mark: str, strict: bool) -> Opinion:
 
 
 def checked(given: Mapping[str, object]) -> Opinion:
-    """A JSON object as an opinion.
-
-    Raises:
-        Malformed: a number is missing, none, not finite or out of [0, 1]. Nothing is clamped.
-    """
+    """A JSON object as an opinion. Raises Malformed: a number is missing, none, not finite or out of [0, 1]. Nothing is clamped."""
     reason = given.get("reason")
     text = whole("" if reason is None else str(reason))[:LONGEST_REASON]
     return Opinion(_fraction(given, "score"), _fraction(given, "confidence"), text)
@@ -73,12 +73,8 @@ def whole(text: str) -> str:
 
 def _objects(text: str, wanted: Callable[[Mapping[str, object]], bool]) -> Iterator[dict[str, object]]:
     """The wanted JSON objects from left to right. Only of a wanted one the inside is passed over: whatever a quotation opens
-    or closes around the verdict, the verdict is found.
-
-    Raises:
-        Malformed: brackets inside of brackets inside of brackets.
-    """
-    decoder = json.JSONDecoder(object_pairs_hook=_unrepeated)
+    or closes around the verdict, the verdict is found. Raises Malformed: brackets inside of brackets inside of brackets."""
+    decoder = json.JSONDecoder(object_pairs_hook=distinct)
     found = _START.search(text)
     while found:
         start, end = found.start(), found.start() + 1
@@ -95,12 +91,6 @@ def _objects(text: str, wanted: Callable[[Mapping[str, object]], bool]) -> Itera
         found = _START.search(text, end)
 
 
-def _unrepeated(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    if len({name for name, _ in pairs}) < len(pairs):
-        raise ValueError("a name stands twice")
-    return dict(pairs)
-
-
 def _fraction(given: Mapping[str, object], name: str) -> float:
     """A number in [0, 1]: 0.8, "0.8", "80 %". 80 without a percent sign is out of range."""
     value = given.get(name)
@@ -114,3 +104,33 @@ def _fraction(given: Mapping[str, object], name: str) -> float:
     if not 0 <= number <= 1:
         raise Malformed(f"the {name} is not between 0 and 1")
     return abs(number)  # -0.0
+
+
+def digest(asked: Mapping[str, object]) -> str:
+    """SHA-256 of what was asked, as JSON with sorted names."""
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A folder of judgements, which threads and processes may share: an entry is whole or not there. Errors are never kept.
+
+    Each is a file of its own, named by the hash of everything that was asked.
+    """
+
+    folder: Path
+
+    def path(self, name: str) -> Path:
+        return self.folder / name[:2] / f"{name}.json"
+
+    def get(self, name: str) -> Opinion | None:
+        """The judgement, or None: not there, or damaged, in which case it is asked for again."""
+        try:
+            return checked(json.loads(self.path(name).read_text(encoding="utf-8")))
+        except (OSError, ValueError, AttributeError, Malformed):
+            return None
+
+    def put(self, name: str, opinion: Opinion, **more: str) -> None:
+        """Keep a judgement; `more` is for people who look into the file."""
+        entry = {"score": opinion.score, "confidence": opinion.confidence, "reason": opinion.reason, **more}
+        write_text(self.path(name), json.dumps(entry, ensure_ascii=False, indent=1) + "\n", shared=True)

@@ -34,12 +34,8 @@ LARGEST_BODY = 4 * 2**20  # bytes
 
 
 class Failure(Exception):
-    """A request that gave no answer.
-
-    Args:
-        reason: why, without anything secret. again: another attempt may succeed. wait: seconds the server asked for.
-        own: it is this request's own fault.
-    """
+    """A request that gave no answer. reason: why, without anything secret. again: another attempt may succeed. wait: seconds the
+    server asked for. own: it is this request's own fault."""
 
     def __init__(self, reason: str, again: bool, wait: float = 0.0, own: bool = False) -> None:
         self.reason, self.again, self.wait, self.own = reason, again, wait, own
@@ -74,34 +70,22 @@ class Endpoint:
             wrong = True
         secret = "@" in self.url or "?" in self.url
         if wrong or secret or not self.url.isprintable() or " " in self.url:
-            shown = "" if secret else f" {self.url!r}"
-            raise GrapeError(
-                f"not a server's address:{shown}" if shown else "the address holds a user, a password or a query",
-                where="critic, url",
-                mend=f"write it like http://127.0.0.1:8000/v1, and put the key into the environment as {self.key}",
-            )
+            what = "the address holds a user, a password or a query" if secret else f"not a server's address: {self.url!r}"
+            mend = f"write it like http://127.0.0.1:8000/v1, and put the key into the environment as {self.key}"
+            raise GrapeError(what, where="critic, url", mend=mend)
 
     def secret(self) -> str:
-        """The key; "": there is none.
-
-        Raises:
-            GrapeError: it cannot be sent as it is.
-        """
+        """The key; "": there is none. Raises GrapeError: it cannot be sent as it is."""
         key = os.environ.get(self.key, "").strip()
         if not re.fullmatch(r"[\x21-\x7e]*", key):
-            raise GrapeError(
-                f"the key in ${self.key} holds spaces or characters that cannot be sent", where="environment", mend="set it anew"
-            )
+            what = f"the key in ${self.key} holds spaces or characters that cannot be sent"
+            raise GrapeError(what, where="environment", mend="set it anew")
         return key
 
 
 class Exchange:
-    """The requests of one batch: use it with `with`. Threads may share it.
-
-    Args:
-        sleep: waits so many seconds; default: until then or until the exchange ends.
-        clock: seconds, monotonic.
-    """
+    """The requests of one batch: use it with `with`. Threads may share it. sleep: waits so many seconds; default: until then or
+    until the exchange ends. clock: seconds, monotonic."""
 
     def __init__(
         self, endpoint: Endpoint, sleep: Callable[[float], object] | None = None, clock: Callable[[], float] = time.monotonic
@@ -129,10 +113,7 @@ class Exchange:
 
     def post(self, path: str, body: Mapping[str, object], *spread: object) -> dict[str, Any]:
         """The JSON object that the server answers with. spread: what the request is for, so that attempts do not come in step.
-
-        Raises:
-            Failure: it could not be had; `reason` says why.
-        """
+        Raises Failure: it could not be had; `reason` says why."""
         attempt, last = 0, Failure(self._gave_up, again=False)
         while not self._gave_up and not self.over.is_set():
             attempt += 1

@@ -16,26 +16,13 @@ from grape.reward.verifiers.python_tests import PythonTests
 from grape.types import Prompt
 
 VERIFIERS: dict[str, type[Options]] = {
-    "exact": Exact,
-    "numeric": Numeric,
-    "math": Maths,
-    "choice": Choice,
-    "contains": Contains,
-    "matches": Matches,
-    "length": Length,
-    "format": Format,
-    "json_schema": JsonSchema,
-    "python_tests": PythonTests,
-    "reasoning_gym": ReasoningGym,
-}
+    "exact": Exact, "numeric": Numeric, "math": Maths, "choice": Choice, "contains": Contains, "matches": Matches,
+    "length": Length, "format": Format, "json_schema": JsonSchema, "python_tests": PythonTests, "reasoning_gym": ReasoningGym,
+}  # fmt: skip
 Verify = Callable[[Prompt, str], float]
 
 
 def build(name: str, options: Mapping[str, object]) -> Verify:
-    """The verifier `name` with its options checked.
-
-    Raises:
-        KeyError: unknown name. ValueError (pydantic's ValidationError), re.error: bad options.
-        GrapeError: the verifier's extra is not installed.
-    """
+    """The verifier `name` with its options checked. Raises KeyError: unknown name. ValueError (pydantic's ValidationError),
+    re.error: bad options. GrapeError: the verifier's extra is not installed."""
     return VERIFIERS[name](**options).score

@@ -84,19 +84,16 @@ def judge(cases: Sequence[Case], done: Run, tolerance: float, partial: bool) -> 
 
     The reason names neither arguments nor expected values: it may be shown to the policy when it revises.
     """
-    passed = [
-        answer.error is None and equal(answer.value, case.expected, tolerance)
-        for case, answer in zip(cases, done.answers, strict=True)
-    ]
-    possible = [ok for case, ok in zip(cases, passed, strict=True) if not case.impossible]
-    impossible = [ok for case, ok in zip(cases, passed, strict=True) if case.impossible]
+    answered = zip(cases, done.answers, strict=True)
+    passed = [(case, answer.error is None and equal(answer.value, case.expected, tolerance)) for case, answer in answered]
+    possible, impossible = ([ok for case, ok in passed if case.impossible is twin] for twin in (False, True))
     metrics = {"impossible": float(len(impossible)), "impossible_passed": float(sum(impossible))}
     if any(impossible):
         reason = f"passed {sum(impossible)} of {len(impossible)} impossible cases: it did not compute its answers"
         return Verdict(0.0, reason, metrics)
     share = sum(possible) / len(possible) if possible else 0.0
     reason = f"passed {sum(possible)} of {len(possible)} cases" if possible else "only impossible cases, which earn nothing"
-    failed = next((i for i, (case, ok) in enumerate(zip(cases, passed, strict=True)) if not ok and not case.impossible), None)
+    failed = next((i for i, (case, ok) in enumerate(passed) if not ok and not case.impossible), None)
     if failed is not None:
         reason += f"; first failure: {done.ended or done.answers[failed].error or 'another value than expected'}"
     return Verdict(share if partial else float(share == 1), reason, metrics)

@@ -9,8 +9,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from grape.reward.verdict import Options, Undecidable, Verdict, reference
-from grape.reward.verifiers.choosing import chosen
-from grape.reward.verifiers.reading import last_number, one_number, text_of
+from grape.reward.verifiers.reading import chosen, last_number, one_number, text_of
 from grape.types import Prompt
 
 
@@ -79,12 +78,9 @@ class Contains(Options):
         fold = str.casefold if self.ignore_case else str
         said = fold(text_of(text))
         there = sum(fold(text_of(p)) in said for p in wanted)
-        return {
-            "share": there / len(wanted),
-            "all": float(there == len(wanted)),
-            "any": float(there > 0),
-            "none": float(there == 0),
-        }[self.need]
+        if self.need == "share":
+            return there / len(wanted)
+        return float({"all": there == len(wanted), "any": there > 0, "none": there == 0}[self.need])
 
 
 class Length(Options):

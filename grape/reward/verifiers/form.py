@@ -146,10 +146,7 @@ def _as_re(pattern: str) -> str:
 
 def _found(pattern: str, text: str, whole: bool = False) -> bool:
     """Whether the pattern matches somewhere in the text, or (`whole`) all of it, `.` being a line feed too.
-
-    Raises:
-        Undecidable: the search took too long.
-    """
+    Raises Undecidable: the search took too long."""
     search, flags = (regex.fullmatch, regex.DOTALL) if whole else (regex.search, 0)
     try:
         return search(_as_re(pattern), text, flags=flags, timeout=PATTERN_SECONDS) is not None

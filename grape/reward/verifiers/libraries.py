@@ -17,7 +17,7 @@ from pydantic import Field, field_validator
 from grape.reward.verdict import Options, Undecidable, Verdict, reference
 from grape.reward.verifiers.python_tests import mechanism
 from grape.sandbox.box import Answer, HarnessError
-from grape.sandbox.library import Library
+from grape.sandbox.run import Library
 from grape.sandbox.tiers import tier
 from grape.types import Prompt
 
@@ -57,10 +57,7 @@ REASONING_GYM = Library("reasoning_gym", GYM, "gym")
 
 def _graded(library: Library, undecided: str, held_by: str, *arguments: object) -> Answer:
     """What the library says; an error is the response's.
-
-    Raises:
-        Undecidable: it could make nothing of the reference, or could not be asked.
-    """
+    Raises Undecidable: it could make nothing of the reference, or could not be asked."""
     try:
         answer = library.grade(held_by, *arguments)
     except HarnessError as error:
