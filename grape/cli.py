@@ -173,10 +173,12 @@ def ui(port: Annotated[int | None, typer.Option(min=1, max=65535, help="[default
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Look for what keeps grape from working, each with its mend. Exit code 1 when something is wrong."""
+    from dataclasses import asdict
+
     from grape.commands import doctor as checks
 
     found = checks.examine(project())
-    show_as([check.as_json() for check in found], [check.line() for check in found], as_json)
+    show_as([asdict(check) for check in found], [check.line() for check in found], as_json)
     raise typer.Exit(1 if any(check.wrong for check in found) else 0)
 
 
