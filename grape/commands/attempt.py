@@ -28,17 +28,14 @@ def attempt(project: Project, category: str, prompt: str, response: str, answer:
     asked = Prompt("typed", category, ({"role": "user", "content": prompt},), answer)
     scores = _scores(project, rubric, asked, response)
     value, known = weighted_reward(scores.score, scores.valid, scores.weight, torch.zeros(1, dtype=torch.long))
-    items: dict[str, dict[str, Any]] = {
-        item.id: {"score": None, "confidence": None, "reason": f"not asked: run the stage that makes the {item.kind}"}
-        for item in rubric.items
-    }
+    items: dict[str, dict[str, Any]] = {}
+    for item in rubric.items:
+        reason = f"not asked: run the stage that makes the {item.kind}"
+        items[item.id] = {"score": None, "confidence": None, "reason": reason}
     for k, name in enumerate(scores.items):
-        ok = bool(scores.valid[0, k])
-        items[name.partition("/")[2]] = {
-            "score": round(float(scores.score[0, k]), 4) if ok else None,
-            "confidence": round(float(scores.confidence[0, k]), 4) if ok else None,
-            "reason": scores.reasons[0][k],
-        }
+        found = (scores.score, scores.confidence)
+        score, sure = (round(float(of[0, k]), 4) if bool(scores.valid[0, k]) else None for of in found)
+        items[name.partition("/")[2]] = {"score": score, "confidence": sure, "reason": scores.reasons[0][k]}
     return {"category": category, "reward": round(float(value[0]), 4) if bool(known[0]) else None, "items": items}
 
 
