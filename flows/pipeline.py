@@ -44,12 +44,11 @@ def pipeline(root: str = ".", targets: Sequence[str] = (), workers: int | None =
     work = _work.get(None)
     if work is not None:
         _submit_all(work)
-        failed = [name for name, outcome in work.executor.outcomes.items() if not outcome.good]
+        outcomes = work.executor.outcomes
     else:
         request = Request(targets=tuple(targets), workers=workers)
-        result = run(Project.find(Path(root)), request, InFlow(), Screen(), Hooks())
-        failed = [name for name, outcome in result.outcomes.items() if not outcome.good]
-    if failed:
+        outcomes = run(Project.find(Path(root)), request, InFlow(), Screen(), Hooks()).outcomes
+    if failed := [name for name, outcome in outcomes.items() if not outcome.good]:
         return Failed(message=f"not done: {', '.join(failed)}")
     return Completed(message="all stages are up to date")
 

@@ -40,6 +40,12 @@ def describe(prompts: Sequence[Prompt], answers: Answers, over: Bootstrap) -> Si
     names = np.array([p.category for p in prompts])
     best = answers.proxy if answers.gold is None else answers.gold
     lengths = torch.tensor([len(r.ids) for r in answers.responses])
+
+    def category(name: str) -> Category:
+        its = names == name
+        there = None if gold is None else over(gold[its], "gold", name)
+        return Category(n=int(its.sum()), gold=there, proxy=over(proxy[its], "proxy", name))
+
     return Side(
         gold=None if gold is None else over(gold, "gold"),
         proxy=over(proxy, "proxy"),
@@ -48,14 +54,7 @@ def describe(prompts: Sequence[Prompt], answers: Answers, over: Bootstrap) -> Si
         finished=round(float(np.mean([r.finished for r in answers.responses])), 6),
         entropy=answers.entropy,
         pass_at={str(k): round(pass_at(best >= SOLVED, k), 6) for k in sorted({1, best.shape[1]})},
-        categories={
-            c: Category(
-                n=int((names == c).sum()),
-                gold=None if gold is None else over(gold[names == c], "gold", c),
-                proxy=over(proxy[names == c], "proxy", c),
-            )
-            for c in sorted(set(names.tolist()))
-        },
+        categories={c: category(c) for c in sorted(set(names.tolist()))},
         items=item_statistics(answers.scores, lengths, len(prompts)),
         overlap=list(overlaps(answers.scores)),
     )

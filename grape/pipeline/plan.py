@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from grape import dvc, yamlfile
@@ -49,10 +49,7 @@ class Plan:
             yield f"{step.stage:<{width}}  {_WORDS[step.action]}" + (f": {reasons}" if reasons else "")
 
     def as_json(self) -> list[dict[str, Any]]:
-        return [
-            {"stage": step.stage, "action": step.action, "reasons": list(step.reasons), "needs": list(self.graph.needs[step.stage])}
-            for step in self.steps
-        ]
+        return [asdict(step) | {"needs": self.graph.needs[step.stage]} for step in self.steps]
 
 
 def make(graph: Graph, status: Status, lock: Mapping[str, Any], params: Any, cached: Callable[[str], bool]) -> Plan:
@@ -91,11 +88,8 @@ def _changes(entries: list[Any]) -> dict[str, dict[str, Any]]:
     """{"deps": {path: what}, "outs": {path: what}, "other": {text: ""}}"""
     found: dict[str, dict[str, Any]] = {}
     for entry in entries:
-        if isinstance(entry, dict):
-            for key, value in entry.items():
-                found.setdefault(key.removeprefix("changed "), {}).update(value)
-        else:
-            found.setdefault("other", {})[str(entry)] = ""
+        for key, value in (entry if isinstance(entry, dict) else {"other": {str(entry): ""}}).items():
+            found.setdefault(key.removeprefix("changed "), {}).update(value)
     return found
 
 
