@@ -98,13 +98,11 @@ def run(
 def _refuse(comparing: bool, dry_run: bool, compared: bool, sets: bool) -> None:
     """Options that do not go together; `compared`: what to compare was given."""
     if compared and not comparing:
-        raise GrapeError(
-            "--algorithms and --seeds belong to `grape run compare`", mend="use --set rl.algorithms=... and --set rl.seeds=... here"
-        )
+        mend = "use --set rl.algorithms=... and --set rl.seeds=... here"
+        raise GrapeError("--algorithms and --seeds belong to `grape run compare`", mend=mend)
     if dry_run and (sets or compared):
-        raise GrapeError(
-            "this would edit params.yaml, and --dry-run must not", where="--dry-run", mend="edit the file and use `grape plan`"
-        )
+        mend = "edit the file and use `grape plan`"
+        raise GrapeError("this would edit params.yaml, and --dry-run must not", where="--dry-run", mend=mend)
 
 
 def _tell(result: Result, table: dict[str, Any] | None, as_json: bool) -> None:
@@ -235,10 +233,10 @@ def try_(
 ) -> None:
     """Score a response item by item, with reasons."""
     here = entered()
-    from grape.commands import attempt
+    from grape.commands import rubrics
 
-    found = attempt.attempt(here, category, prompt, response, answer)
-    show_as(found, attempt.lines(found), as_json)
+    found = rubrics.attempt(here, category, prompt, response, answer)
+    show_as(found, rubrics.lines(found), as_json)
 
 
 def main() -> None:

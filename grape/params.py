@@ -12,9 +12,7 @@ from pydantic import BaseModel, ValidationError
 from grape import settings, slot, yamlfile
 from grape.errors import GrapeError, nearest
 from grape.files import replacing
-from grape.schema import Optimisation, Params
-
-__all__ = ["Optimisation", "Params", "load", "set_values"]
+from grape.schema import Params
 
 
 def _line(tree: Any, location: tuple[Any, ...]) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any, Literal
 
 from grape import dvc, yamlfile
@@ -156,11 +157,5 @@ def draw(project: Project, targets: list[str], status: Status) -> Plan:
     if targets:
         graph = graph.select(targets)
     lock = known(project)
-    cache: list[Any] = []  # asked for once, and only when an output is not as it was
-
-    def cached(md5: str) -> bool:
-        if not cache:
-            cache.append(dvc.cache_folder(project))
-        return dvc.cached(cache[0], md5)
-
-    return make(graph, status, lock, yamlfile.read(project.params), cached)
+    folder = cache(lambda: dvc.cache_folder(project))  # asked for once, and only when an output is not as it was
+    return make(graph, status, lock, yamlfile.read(project.params), lambda md5: dvc.cached(folder(), md5))

@@ -136,10 +136,8 @@ def _register(store: Store, event: Event, run_id: str, model_id: str, tags: dict
         client.get_registered_model(name)
     except MlflowException:
         client.create_registered_model(name, description="Policies trained by grape; see the tag grape.path.")
-    created = client.create_model_version(
-        name, source=f"models:/{model_id}", run_id=run_id, tags=tags, model_id=model_id, await_creation_for=30
-    )
-    return int(created.version)
+    what = {"source": f"models:/{model_id}", "run_id": run_id, "tags": tags, "model_id": model_id}
+    return int(client.create_model_version(name, await_creation_for=30, **what).version)
 
 
 def find_version(store: Store, name: str, md5: str, run_id: str | None = None) -> int | None:
