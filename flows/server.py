@@ -60,11 +60,9 @@ class Server:
                 why = str(getattr(error, "reason", error))
                 time.sleep(0.1)
         if self.own:
-            log, mend = (
-                self._log.relative_to(self._project.root),
-                "see that log, or run with `--engine dvc`, which does without Prefect",
-            )
-            raise GrapeError("Prefect's server did not start", where=str(log), mend=mend)
+            where = str(self._log.relative_to(self._project.root))
+            mend = "see that log, or run with `--engine dvc`, which does without Prefect"
+            raise GrapeError("Prefect's server did not start", where=where, mend=mend)
         mend = "start it, unset the variable, or run with `--engine dvc`"
         raise GrapeError(f"Prefect's server does not answer: {why}", where=f"PREFECT_API_URL={self.url}", mend=mend)
 

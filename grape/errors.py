@@ -21,11 +21,8 @@ class GrapeError(Exception):
 
     def __init__(self, what: str, *, where: str | None = None, mend: str | None = None) -> None:
         self.what, self.where, self.mend = what, where, mend
-        super().__init__(self._message())
-
-    def _message(self) -> str:
-        message = f"{self.where}: {self.what}" if self.where else self.what
-        return f"{message}\n  -> {self.mend}" if self.mend else message
+        message = f"{where}: {what}" if where else what
+        super().__init__(f"{message}\n  -> {mend}" if mend else message)
 
 
 def nearest(name: object, known: Collection[str], otherwise: str) -> str:

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from grape import disk, dvc, net
 from grape.errors import GrapeError
 from grape.params import load
-from grape.pipeline import machine, mend, preflight
+from grape.pipeline import mend, preflight, schedule
 from grape.pipeline.execute import session
 from grape.project import Project
 from grape.sandbox.tiers import tier
@@ -36,21 +36,8 @@ class Check:
 
 def examine(project: Project) -> list[Check]:
     project.enter()
-    parts = (
-        _python,
-        _packages,
-        _repository,
-        _parameters,
-        _disk,
-        _lock_file,
-        _runs,
-        _path_locks,
-        _mlflow,
-        _spools,
-        _prefect,
-        _machine,
-        _sandbox,
-    )
+    ours = (_python, _packages, _repository, _parameters, _disk, _lock_file, _runs, _path_locks)
+    parts = (*ours, _mlflow, _spools, _prefect, _machine, _sandbox)
     return [check for part in parts for check in _safely(part, project)]
 
 
@@ -81,17 +68,12 @@ def _packages(project: Project) -> Iterator[Check]:
             continue
         if not need.specifier.contains(have, prereleases=True):
             wrong.append(f"{need.name} {have} (wanted {need.specifier})")
-    shown = ", ".join(
-        f"{name} {version(name)}"
-        for name in ("torch", "transformers", "dvc", "mlflow", "prefect")
-        if not any(w.startswith(f"{name} ") for w in wrong)
-    )
-    yield Check(
-        "packages",
-        bool(wrong),
-        "; ".join(wrong) or shown,
-        "pip install -r requirements.lock, or `make pipeline`, which keeps .venv right" if wrong else "",
-    )
+    if wrong:
+        mend = "pip install -r requirements.lock, or `make pipeline`, which keeps .venv right"
+        yield Check("packages", True, "; ".join(wrong), mend)
+    else:
+        shown = ("torch", "transformers", "dvc", "mlflow", "prefect")
+        yield Check("packages", False, ", ".join(f"{name} {version(name)}" for name in shown))
 
 
 def _repository(project: Project) -> Iterator[Check]:
@@ -198,8 +180,8 @@ def _prefect(project: Project) -> Iterator[Check]:
 
 
 def _machine(project: Project) -> Iterator[Check]:
-    gpu = "a GPU" if machine.has_gpu() else "no CUDA GPU"
-    yield Check("machine", False, f"{machine.cores()} cores, {gpu}, {machine.default_workers()} stages side by side")
+    gpu = "a GPU" if schedule.has_gpu() else "no CUDA GPU"
+    yield Check("machine", False, f"{schedule.cores()} cores, {gpu}, {schedule.default_workers()} stages side by side")
 
 
 def _sandbox(project: Project) -> Iterator[Check]:

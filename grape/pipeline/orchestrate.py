@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from grape import dvc
-from grape.pipeline import closing, machine, mend, plan, preflight
+from grape.pipeline import closing, mend, plan, preflight, schedule
 from grape.pipeline.execute import Executor, Outcome
 from grape.pipeline.hooks import Hooks
 from grape.pipeline.plan import Plan
@@ -112,7 +112,7 @@ def run(project: Project, request: Request, engine: Engine, screen: Screen, hook
 
 
 def _execute(project: Project, drawn: Plan, request: Request, engine: Engine, screen: Screen, hooks: Hooks) -> dict[str, Outcome]:
-    workers = request.workers or machine.default_workers()
+    workers = request.workers or schedule.default_workers()
     screen.say("getting MLflow and the engine ready")
     hooks.refuse(project)
     engine.prepare(project)
@@ -125,7 +125,7 @@ def _execute(project: Project, drawn: Plan, request: Request, engine: Engine, sc
             mend.keep_lock_file(project)
             hooks.link(project, parent, outcome.stage)
 
-    executor = Executor(project, screen, machine.threads(drawn.graph, workers), nonce, after=after)
+    executor = Executor(project, screen, schedule.threads(drawn.graph, workers), nonce, after=after)
     todo = drawn.graph.only(drawn.todo)
     # MLflow's store and Prefect's server take seconds to open: what can run meanwhile does.
     executor.begin([stage for stage in todo.order() if not todo.needs[stage]][:workers])

@@ -138,7 +138,7 @@ def close_dead_runs(project: Project) -> int:
     """
     ended = len(_end_dead_spools(project))
     left = [spool for spool in Spool.pending(project) if spool.ended]
-    if not (left or _store_exists(project)):
+    if not left and project.tracking_uri == project.own_store and not (project.state / "mlflow.db").is_file():
         return 0
     try:
         store = connect(project)
@@ -175,7 +175,3 @@ def _end_dead_spools(project: Project) -> list[Spool]:
         spool.append("end", status="FAILED")
         ended.append(spool)
     return ended
-
-
-def _store_exists(project: Project) -> bool:
-    return project.tracking_uri != project.own_store or (project.state / "mlflow.db").is_file()

@@ -43,10 +43,6 @@ class Delivery:
         return self._state.run_id if self._state else None
 
     @property
-    def version(self) -> int | None:
-        return self._state.version if self._state else None
-
-    @property
     def store(self) -> Store:
         if self._store is None:
             self._store = connect(self.project)

@@ -79,16 +79,8 @@ class Spool:
         """Whether it can be read at all; one torn by a power cut is set aside at the next run (grape/pipeline/mend.py)."""
         try:
             meta = self.meta
-            kinds = {
-                "started_ms": int,
-                "stage": str,
-                "kind": str,
-                "params": dict,
-                "tags": dict,
-                "nonce": object,
-                "parent_run": object,
-            }
-            right = all(isinstance(meta[key], kind) for key, kind in kinds.items())
+            kinds = {"started_ms": int, "stage": str, "kind": str, "params": dict, "tags": dict}
+            right = all(isinstance(meta[key], kind) for key, kind in kinds.items()) and {"nonce", "parent_run"} <= meta.keys()
             return right and (self.folder / "events.jsonl").is_file()
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return False
