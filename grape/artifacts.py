@@ -212,10 +212,8 @@ def checked(rows: Iterable[tuple[str, Mapping[str, Any]]], kind: type[AnyRecord]
             name = record.id  # type: ignore[attr-defined]
             other, place = seen.setdefault(name, (record, where))
             if other != record:
-                raise GrapeError(
-                    f"the id {name!r} already stands at {place}, for another row", where=where,
-                    mend="give every row its own id, or leave the column out: ids are then made from the content",
-                )  # fmt: skip
+                mend = "give every row its own id, or leave the column out: ids are then made from the content"
+                raise GrapeError(f"the id {name!r} already stands at {place}, for another row", where=where, mend=mend)
         records.append(record)
     return records
 

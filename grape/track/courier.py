@@ -109,10 +109,8 @@ def sync(project: Project) -> list[str]:
     try:
         return [stage for spool in Spool.pending(project) if (stage := _delivered(project, spool))]
     except Unreachable as error:
-        raise GrapeError(
-            f"MLflow cannot be reached: {error}",
-            mend="start the server, or check MLFLOW_TRACKING_URI, then run `grape mlflow sync` again; nothing is lost",
-        ) from error
+        mend = "start the server, or check MLFLOW_TRACKING_URI, then run `grape mlflow sync` again; nothing is lost"
+        raise GrapeError(f"MLflow cannot be reached: {error}", mend=mend) from error
 
 
 def _delivered(project: Project, spool: Spool) -> str | None:
