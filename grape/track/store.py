@@ -59,13 +59,14 @@ class Store:
     @contextmanager
     def ambient(self) -> Iterator[None]:
         """For MLflow's functions that take no client and look at the process's environment."""
-        before = os.environ.pop("MLFLOW_TRACKING_URI", None)
+        before = os.environ.get("MLFLOW_TRACKING_URI")
         os.environ["MLFLOW_TRACKING_URI"] = self.uri
         try:
             yield
         finally:
-            del os.environ["MLFLOW_TRACKING_URI"]
-            if before is not None:
+            if before is None:
+                del os.environ["MLFLOW_TRACKING_URI"]
+            else:
                 os.environ["MLFLOW_TRACKING_URI"] = before
 
 
