@@ -45,10 +45,7 @@ class Server:
             self._process = execute.start(serve, 3, cwd=self._project.root, env=dvc.environment(self._project), stdout=log)
 
     def wait(self) -> str:
-        """
-        Raises:
-            GrapeError: it does not answer.
-        """
+        """Its address once it answers; GrapeError where it does not."""
         until, why = time.monotonic() + (START_SECONDS if self.own else 3), ""
         while time.monotonic() < until:
             if self._process and self._process.poll() is not None:

@@ -93,10 +93,7 @@ class Inquiry:
     root: Path
 
     def answer(self) -> str:
-        """
-        Raises:
-            GrapeError: dvc failed, with its own last words.
-        """
+        """What dvc printed; GrapeError where it failed, with its own last words."""
         out, err = self.process.communicate()
         if self.process.returncode and disk.says_full(err):
             raise disk.full(f"`dvc {' '.join(self.args)}`", self.root)

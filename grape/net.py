@@ -94,10 +94,7 @@ def prefect_api() -> str:
 
 
 def prefect_health(url: str) -> None:
-    """
-    Raises:
-        OSError: there is no Prefect server at this address.
-    """
+    """OSError where there is no Prefect server at this address."""
     try:
         with open_url(f"{url}/health", timeout=5) as answer:
             if answer.read(64).strip() != b"true":  # the pages of a server are at every other path

@@ -41,10 +41,7 @@ def show(project: Project, category: str | None) -> Iterator[str]:
 
 
 def named(rubrics: dict[str, Rubric], category: str) -> Rubric:
-    """
-    Raises:
-        GrapeError: no such category.
-    """
+    """The category's rubric; GrapeError where there is none."""
     if category not in rubrics:
         raise GrapeError(f"no rubric for the category {category!r}", where="rubrics/", mend=f"one of: {', '.join(rubrics)}")
     return rubrics[category]
