@@ -24,7 +24,6 @@ def compare(root: str = ".", algorithms: str = "all", seeds: str = "0,1,2", work
     project = Project.find(Path(root))
     sets = tuple(league.assignments(project, algorithms, seeds))
     result = run(project, Request(sets=sets, workers=workers, name="compare"), InFlow(), Screen(), Hooks())
-    failed = [name for name, outcome in result.outcomes.items() if not outcome.good]
-    if failed:
+    if failed := [name for name, outcome in result.outcomes.items() if not outcome.good]:
         return Failed(message=f"not done: {', '.join(failed)}")
     return Completed(message="\n".join(league.lines(league.read(project))))

@@ -22,7 +22,7 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from grape.pipeline import Hooks, Request, run
-from grape.pipeline.schedule import Work, schedule
+from grape.pipeline.schedule import Threads, Work, schedule
 from grape.pipeline.screen import Screen
 from grape.project import Project
 
@@ -44,25 +44,20 @@ def pipeline(root: str = ".", targets: Sequence[str] = (), workers: int | None =
     work = _work.get(None)
     if work is not None:
         _submit_all(work)
-        failed = [name for name, outcome in work.executor.outcomes.items() if not outcome.good]
+        outcomes = work.executor.outcomes
     else:
         request = Request(targets=tuple(targets), workers=workers)
-        result = run(Project.find(Path(root)), request, InFlow(), Screen(), Hooks())
-        failed = [name for name, outcome in result.outcomes.items() if not outcome.good]
-    if failed:
+        outcomes = run(Project.find(Path(root)), request, InFlow(), Screen(), Hooks()).outcomes
+    if failed := [name for name, outcome in outcomes.items() if not outcome.good]:
         return Failed(message=f"not done: {', '.join(failed)}")
     return Completed(message="all stages are up to date")
 
 
-class InFlow:
-    """The engine of a flow that a deployment started: its tasks."""
-
-    def prepare(self, project: Project) -> None: ...
+class InFlow(Threads):
+    """The engine of a flow that a deployment started: its tasks in place of threads."""
 
     def __call__(self, work: Work) -> None:
         _submit_all(work)
-
-    def close(self) -> None: ...
 
 
 def _submit_all(work: Work) -> None:
@@ -81,9 +76,7 @@ def run_prefect(work: Work, url: str) -> None:
     token = _work.set(work)
     try:
         with temporary_settings({PREFECT_API_URL: url}):
-            configured = pipeline.with_options(
-                flow_run_name=f"grape-{work.executor.nonce[:8]}", task_runner=ThreadPoolTaskRunner(max_workers=work.workers)
-            )
-            configured(work.root, return_state=True)
+            runner, name = ThreadPoolTaskRunner(max_workers=work.workers), f"grape-{work.executor.nonce[:8]}"
+            pipeline.with_options(flow_run_name=name, task_runner=runner)(work.root, return_state=True)
     finally:
         _work.reset(token)

@@ -12,7 +12,7 @@ import time
 
 from grape import dvc, net
 from grape.errors import GrapeError
-from grape.pipeline.guard import command as guarded
+from grape.pipeline import execute
 from grape.pipeline.schedule import Threads, Work
 from grape.project import Project
 
@@ -39,37 +39,13 @@ class Server:
         port = net.free_port()
         self.url = f"http://127.0.0.1:{port}/api"
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        serve = [
-            sys.executable,
-            "-m",
-            "prefect",
-            "server",
-            "start",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-            "--no-ui",
-            "--no-scheduler",
-            "--no-late-runs",
-            "--analytics-off",
-        ]
+        options = f"--host 127.0.0.1 --port {port} --no-ui --no-scheduler --no-late-runs --analytics-off"
+        serve = [sys.executable, *"-m prefect server start".split(), *options.split()]
         with self._log.open("w", encoding="utf-8") as log:
-            self._process = subprocess.Popen(
-                guarded(serve, grace=3),
-                cwd=self._project.root,
-                start_new_session=True,
-                env=dvc.environment(self._project),
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+            self._process = execute.start(serve, 3, cwd=self._project.root, env=dvc.environment(self._project), stdout=log)
 
     def wait(self) -> str:
-        """
-        Raises:
-            GrapeError: it does not answer.
-        """
+        """Its address once it answers; GrapeError where it does not."""
         until, why = time.monotonic() + (START_SECONDS if self.own else 3), ""
         while time.monotonic() < until:
             if self._process and self._process.poll() is not None:
@@ -81,22 +57,15 @@ class Server:
                 why = str(getattr(error, "reason", error))
                 time.sleep(0.1)
         if self.own:
-            raise GrapeError(
-                "Prefect's server did not start",
-                where=str(self._log.relative_to(self._project.root)),
-                mend="see that log, or run with `--engine dvc`, which does without Prefect",
-            )
-        raise GrapeError(
-            f"Prefect's server does not answer: {why}",
-            where=f"PREFECT_API_URL={self.url}",
-            mend="start it, unset the variable, or run with `--engine dvc`",
-        )
+            where = str(self._log.relative_to(self._project.root))
+            mend = "see that log, or run with `--engine dvc`, which does without Prefect"
+            raise GrapeError("Prefect's server did not start", where=where, mend=mend)
+        mend = "start it, unset the variable, or run with `--engine dvc`"
+        raise GrapeError(f"Prefect's server does not answer: {why}", where=f"PREFECT_API_URL={self.url}", mend=mend)
 
     def stop(self) -> None:
         if self._process:
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-            self._process.wait()
+            execute.stop(self._process)
             self._process = None
 
 

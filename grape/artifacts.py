@@ -95,10 +95,7 @@ def _compared(turn: Turn) -> dict[str, Any]:
 
 
 def _begins(turns: Sequence[Turn], what: str) -> None:
-    """
-    Raises:
-        ValueError: it is no prompt: the model would not be next to speak.
-    """
+    """ValueError where they are no prompt: the model would not be next to speak."""
     if turns[-1].role not in ("user", "tool"):
         raise ValueError(f"the last message of {what} must be the user's (or a tool's), it is the {turns[-1].role}'s")
 
@@ -112,11 +109,16 @@ class Document(Record):
     text: Spoken = Field(min_length=1)
 
 
-class Demonstration(Record):
-    """A conversation whose last turn is the assistant's."""
+class Identified(Record):
+    """What every row has that can be drawn: ids key the draws, categories name the rubrics."""
 
     id: Text = Field(min_length=1)
     category: Text = Field(min_length=1)
+
+
+class Demonstration(Identified):
+    """A conversation whose last turn is the assistant's."""
+
     messages: list[Turn] = Field(min_length=2)
 
     @model_validator(mode="after")
@@ -127,11 +129,9 @@ class Demonstration(Record):
         return self
 
 
-class PromptRow(Record):
+class PromptRow(Identified):
     """A prompt, with the reference answer verifiers compare with (null if there is none)."""
 
-    id: Text = Field(min_length=1)
-    category: Text = Field(min_length=1)
     prompt: list[Turn] = Field(min_length=1)
     answer: Text | None = None
 
@@ -144,11 +144,9 @@ class PromptRow(Record):
         return Prompt(self.id, self.category, tuple(turn.message() for turn in self.prompt), self.answer)
 
 
-class Judgement(Record):
+class Judgement(Identified):
     """A person's yes (1) or no (0) to a rubric item's question about a response."""
 
-    id: Text = Field(min_length=1)
-    category: Text = Field(min_length=1)
     item: str = Field(min_length=1)
     prompt: list[Turn] = Field(min_length=1)
     response: Spoken
@@ -160,11 +158,9 @@ class Judgement(Record):
         return self
 
 
-class Preference(Record):
+class Preference(Identified):
     """Which of two answers to a prompt was preferred, and who says so. An answer may go on over several turns."""
 
-    id: Text = Field(min_length=1)
-    category: Text = Field(min_length=1)
     prompt: list[Turn] = Field(min_length=1)
     chosen: list[Turn] = Field(min_length=1)
     rejected: list[Turn] = Field(min_length=1)
@@ -212,10 +208,8 @@ def checked(rows: Iterable[tuple[str, Mapping[str, Any]]], kind: type[AnyRecord]
             name = record.id  # type: ignore[attr-defined]
             other, place = seen.setdefault(name, (record, where))
             if other != record:
-                raise GrapeError(
-                    f"the id {name!r} already stands at {place}, for another row", where=where,
-                    mend="give every row its own id, or leave the column out: ids are then made from the content",
-                )  # fmt: skip
+                mend = "give every row its own id, or leave the column out: ids are then made from the content"
+                raise GrapeError(f"the id {name!r} already stands at {place}, for another row", where=where, mend=mend)
         records.append(record)
     return records
 

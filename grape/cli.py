@@ -98,13 +98,11 @@ def run(
 def _refuse(comparing: bool, dry_run: bool, compared: bool, sets: bool) -> None:
     """Options that do not go together; `compared`: what to compare was given."""
     if compared and not comparing:
-        raise GrapeError(
-            "--algorithms and --seeds belong to `grape run compare`", mend="use --set rl.algorithms=... and --set rl.seeds=... here"
-        )
+        mend = "use --set rl.algorithms=... and --set rl.seeds=... here"
+        raise GrapeError("--algorithms and --seeds belong to `grape run compare`", mend=mend)
     if dry_run and (sets or compared):
-        raise GrapeError(
-            "this would edit params.yaml, and --dry-run must not", where="--dry-run", mend="edit the file and use `grape plan`"
-        )
+        mend = "edit the file and use `grape plan`"
+        raise GrapeError("this would edit params.yaml, and --dry-run must not", where="--dry-run", mend=mend)
 
 
 def _tell(result: Result, table: dict[str, Any] | None, as_json: bool) -> None:
@@ -173,10 +171,12 @@ def ui(port: Annotated[int | None, typer.Option(min=1, max=65535, help="[default
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Look for what keeps grape from working, each with its mend. Exit code 1 when something is wrong."""
+    from dataclasses import asdict
+
     from grape.commands import doctor as checks
 
     found = checks.examine(project())
-    show_as([check.as_json() for check in found], [check.line() for check in found], as_json)
+    show_as([asdict(check) for check in found], [check.line() for check in found], as_json)
     raise typer.Exit(1 if any(check.wrong for check in found) else 0)
 
 
@@ -233,10 +233,10 @@ def try_(
 ) -> None:
     """Score a response item by item, with reasons."""
     here = entered()
-    from grape.commands import attempt
+    from grape.commands import rubrics
 
-    found = attempt.attempt(here, category, prompt, response, answer)
-    show_as(found, attempt.lines(found), as_json)
+    found = rubrics.attempt(here, category, prompt, response, answer)
+    show_as(found, rubrics.lines(found), as_json)
 
 
 def main() -> None:

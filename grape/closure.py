@@ -39,10 +39,7 @@ def inert(path: str) -> bool:
 
 
 def parsed(path: Path) -> ast.Module:
-    """
-    Raises:
-        GrapeError: the file cannot be read or is not Python.
-    """
+    """The file's syntax tree; GrapeError where it cannot be read or is not Python."""
     try:
         return ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError) as error:

@@ -13,21 +13,8 @@ from grape.errors import GrapeError
 MIN_FREE_MB = 500  # below this a run would fail halfway; GRAPE_MIN_FREE_MB overrides it
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # What the machine or somebody's hand does to a path. A file that is not there is not among them: that may be a defect of ours.
-_MACHINE = (
-    *_FULL,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.EISDIR,
-    errno.ENOTDIR,
-    errno.EIO,
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENAMETOOLONG,
-    errno.ELOOP,
-    errno.EEXIST,
-    errno.ENOTEMPTY,
-)
+_NAMES = "ENOSPC EDQUOT EACCES EPERM EROFS EISDIR ENOTDIR EIO EMFILE ENFILE ENAMETOOLONG ELOOP EEXIST ENOTEMPTY"
+_MACHINE = [getattr(errno, name) for name in _NAMES.split()]
 # safetensors, torch and sqlite have exceptions of their own for it.
 _WORDS = ("no space left on device", "os error 28", "storagefull", "database or disk is full", "disk quota exceeded")
 _TORCH = ("failed writing file", "iostream error", "unexpected pos")
@@ -73,11 +60,9 @@ def refusal(error: BaseException, folder: Path) -> GrapeError | None:
 
 
 def full(where: str, folder: Path) -> GrapeError:
-    return GrapeError(
-        f"the disk is full: {free_mb(folder):.1f} MB are free, a run wants {wanted_mb():.0f} MB",
-        where=where,
-        mend="make room (`dvc gc --workspace` drops old versions), then run the same command again",
-    )
+    what = f"the disk is full: {free_mb(folder):.1f} MB are free, a run wants {wanted_mb():.0f} MB"
+    mend = "make room (`dvc gc --workspace` drops old versions), then run the same command again"
+    return GrapeError(what, where=where, mend=mend)
 
 
 def _torch(error: BaseException, folder: Path) -> bool:

@@ -93,10 +93,7 @@ class Inquiry:
     root: Path
 
     def answer(self) -> str:
-        """
-        Raises:
-            GrapeError: dvc failed, with its own last words.
-        """
+        """What dvc printed; GrapeError where it failed, with its own last words."""
         out, err = self.process.communicate()
         if self.process.returncode and disk.says_full(err):
             raise disk.full(f"`dvc {' '.join(self.args)}`", self.root)
@@ -120,14 +117,8 @@ def environment(project: Project, extra: Mapping[str, str] | None = None) -> dic
     """What a dvc process gets: the project's variables, and this very Python first on the PATH (`cmd: python3 ...`)."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     # The terminal's encoding is ours to care for; between the processes it is UTF-8.
-    return {
-        **os.environ,
-        **project.environment(),
-        "PATH": path,
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONIOENCODING": "utf-8:replace",
-        **(extra or {}),
-    }
+    ours = {"PATH": path, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8:replace"}
+    return {**os.environ, **project.environment(), **ours, **(extra or {})}
 
 
 def command(*args: str) -> list[str]:
@@ -135,16 +126,8 @@ def command(*args: str) -> list[str]:
 
 
 def ask(project: Project, *args: str) -> Inquiry:
-    process = subprocess.Popen(
-        command(*args),
-        cwd=project.root,
-        env=environment(project),
-        encoding="utf-8",
-        errors="replace",
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    pipes: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
+    process = subprocess.Popen(command(*args), cwd=project.root, env=environment(project), errors="replace", **pipes)
     return Inquiry(process, args, project.root)
 
 
@@ -167,11 +150,8 @@ def stages(project: Project) -> dict[str, dict[str, Any]]:
     data = yamlfile.read(path)
     found = (data.get("stages") or {}) if isinstance(data, dict) else None
     if not isinstance(found, dict) or not all(isinstance(stage, dict) for stage in found.values()):
-        raise GrapeError(
-            "this is no pipeline of DVC: `stages` must be a mapping of stages",
-            where=path.name,
-            mend="restore it from git or from `grape init`",
-        )
+        what = "this is no pipeline of DVC: `stages` must be a mapping of stages"
+        raise GrapeError(what, where=path.name, mend="restore it from git or from `grape init`")
     return found
 
 

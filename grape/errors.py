@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,11 +21,14 @@ class GrapeError(Exception):
 
     def __init__(self, what: str, *, where: str | None = None, mend: str | None = None) -> None:
         self.what, self.where, self.mend = what, where, mend
-        super().__init__(self._message())
+        message = f"{where}: {what}" if where else what
+        super().__init__(f"{message}\n  -> {mend}" if mend else message)
 
-    def _message(self) -> str:
-        message = f"{self.where}: {self.what}" if self.where else self.what
-        return f"{message}\n  -> {self.mend}" if self.mend else message
+
+def nearest(name: object, known: Collection[str], otherwise: str) -> str:
+    """How to mend an unknown name: by the one it resembles, else by what `otherwise` says, with all there are in place of %s."""
+    near = difflib.get_close_matches(str(name), known, 1)
+    return f"did you mean {near[0]!r}?" if near else otherwise.replace("%s", ", ".join(known))
 
 
 def first_problem(error: ValidationError) -> tuple[str, str]:

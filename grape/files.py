@@ -126,11 +126,9 @@ def _decoded(path: Path, number: int, raw: bytes, mend: str | None) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise GrapeError(
-            f"not UTF-8 (byte 0x{raw[error.start]:02x} at place {error.start + 1} of the line)",
-            where=f"{path}:{number}",
-            mend=f"save it as UTF-8, e.g. `iconv -f latin1 -t utf-8 {path.name}`",
-        ) from error
+        what = f"not UTF-8 (byte 0x{raw[error.start]:02x} at place {error.start + 1} of the line)"
+        mend = f"save it as UTF-8, e.g. `iconv -f latin1 -t utf-8 {path.name}`"
+        raise GrapeError(what, where=f"{path}:{number}", mend=mend) from error
 
 
 def _object(path: Path, number: int, text: str, mend: str | None) -> Row:
@@ -143,11 +141,8 @@ def _object(path: Path, number: int, text: str, mend: str | None) -> Row:
     except RecursionError:
         raise GrapeError("nested too deeply", where=f"{path}:{number}", mend=mend or ONE_A_LINE) from None
     except UnicodeEncodeError:
-        raise GrapeError(
-            "half of a surrogate pair (\\ud800 to \\udfff on its own) is no character",
-            where=f"{path}:{number}",
-            mend="write the whole character, or leave it out",
-        ) from None
+        what = "half of a surrogate pair (\\ud800 to \\udfff on its own) is no character"
+        raise GrapeError(what, where=f"{path}:{number}", mend="write the whole character, or leave it out") from None
     except ValueError as error:
         # The decoder counts lines of its own text, which is this one line.
         what = getattr(error, "msg", str(error)) + (f" at place {error.pos + 1}" if hasattr(error, "pos") else "")

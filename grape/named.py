@@ -27,10 +27,8 @@ def write(project: Project, params: Any, paths: Collection[str]) -> None:
     Args:
         params: what params.yaml holds, not yet checked.
     """
-    for key in (key for key in KEYS if f"{FOLDER}/{key}" in paths):
-        path, text = project.root / FOLDER / key, card(project, params, key)
-        if not path.is_file() or path.read_bytes() != text.encode():
-            write_text(path, text)
+    for key in untrue(project, params, paths):
+        write_text(project.root / FOLDER / key, card(project, params, key))
 
 
 def untrue(project: Project, params: Any, paths: Collection[str]) -> list[str]:

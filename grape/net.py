@@ -17,12 +17,8 @@ from grape.errors import GrapeError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SHORTEST = 4  # characters; a shorter password would be found in half of all words
-_ADDRESSES = (
-    "MLFLOW_TRACKING_URI",
-    "MLFLOW_REGISTRY_URI",
-    "PREFECT_API_URL",
-    *(name for kind in ("HTTP", "HTTPS", "ALL", "FTP") for name in (f"{kind}_PROXY", f"{kind}_proxy".lower())),
-)
+_PROXIES = [name for kind in ("HTTP", "HTTPS", "ALL", "FTP") for name in (f"{kind}_PROXY", f"{kind}_PROXY".lower())]
+_ADDRESSES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "PREFECT_API_URL", *_PROXIES)
 _SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "HF_TOKEN")
 _USER = re.compile(r"([A-Za-z][\w+.-]*://)[^\s/@'\"]*:[^\s'\"]*@")
 
@@ -92,19 +88,13 @@ def prefect_api() -> str:
         return ""
     url = server("PREFECT_API_URL", given, "http://127.0.0.1:4200/api")
     if public(url) != url:
-        raise GrapeError(
-            "the address holds a user, a password or a query",
-            where=f"PREFECT_API_URL={public(url)}",
-            mend="put user:password into PREFECT_API_AUTH_STRING, or a key into PREFECT_API_KEY",
-        )
+        mend = "put user:password into PREFECT_API_AUTH_STRING, or a key into PREFECT_API_KEY"
+        raise GrapeError("the address holds a user, a password or a query", where=f"PREFECT_API_URL={public(url)}", mend=mend)
     return url
 
 
 def prefect_health(url: str) -> None:
-    """
-    Raises:
-        OSError: there is no Prefect server at this address.
-    """
+    """OSError where there is no Prefect server at this address."""
     try:
         with open_url(f"{url}/health", timeout=5) as answer:
             if answer.read(64).strip() != b"true":  # the pages of a server are at every other path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -11,11 +10,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from grape import settings, slot, yamlfile
-from grape.errors import GrapeError
+from grape.errors import GrapeError, nearest
 from grape.files import replacing
-from grape.schema import Optimisation, Params
-
-__all__ = ["Optimisation", "Params", "load", "set_values"]
+from grape.schema import Params
 
 
 def _line(tree: Any, location: tuple[Any, ...]) -> int:
@@ -47,16 +44,11 @@ def _refuse(error: ValidationError, path: Path, tree: Any, model: type[BaseModel
     name = ".".join(str(p) for p in (*prefix, *location))
     where = f"{path.name}:{_line(tree, (*prefix, *location))}"
     if first["type"] == "extra_forbidden":
-        known = _fields(model, location)
-        near = difflib.get_close_matches(str(location[-1]), known, 1)
-        mend = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+        mend = nearest(location[-1], _fields(model, location), "known here: %s")
         return GrapeError(f"unknown key {name}", where=where, mend=mend)
     if first["type"] == "missing":
-        return GrapeError(
-            f"{name} is missing",
-            where=where,
-            mend=f"add the key {location[-1]!r}; `grape init` writes a complete file to compare with",
-        )
+        mend = f"add the key {location[-1]!r}; `grape init` writes a complete file to compare with"
+        return GrapeError(f"{name} is missing", where=where, mend=mend)
     message = first["msg"].removeprefix("Value error, ")
     given = first.get("input")
     shown = f" (got {given!r})" if isinstance(given, (str, int, float, bool, list)) or given is None else ""
@@ -88,11 +80,9 @@ def _checked(text: str, path: Path, algorithms: Collection[str] | None = None) -
                 raise _refuse(error, path, tree, model, ("algorithms", name)) from error
     for name in params.rl.algorithms:
         if name not in params.algorithms:
-            raise GrapeError(
-                f"rl.algorithms names {name!r}, but `algorithms` has no entry for it, so DVC could not track its knobs",
-                where=f"{path.name}:{_line(tree, ('algorithms',))}",
-                mend=f"add `{name}: {{}}` under `algorithms` for its defaults",
-            )
+            what = f"rl.algorithms names {name!r}, but `algorithms` has no entry for it, so DVC could not track its knobs"
+            where, mend = f"{path.name}:{_line(tree, ('algorithms',))}", f"add `{name}: {{}}` under `algorithms` for its defaults"
+            raise GrapeError(what, where=where, mend=mend)
     return params
 
 

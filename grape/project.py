@@ -34,17 +34,11 @@ class Project:
             if all(file.is_file() for file in files):
                 return cls(folder)
             if all(file.exists() for file in files):
-                folders = ", ".join(file.name for file in files if not file.is_file())
-                raise GrapeError(
-                    "a folder stands where a file should",
-                    where=f"{folder}, {folders}",
-                    mend="move it away and restore the file from git or from `grape init`",
-                )
-        raise GrapeError(
-            "no grape project here: neither this folder nor one above it has params.yaml and dvc.yaml",
-            where=str(here),
-            mend="go to your project's folder, or make one with `grape init DIR`",
-        )
+                where = ", ".join([str(folder), *(file.name for file in files if not file.is_file())])
+                mend = "move it away and restore the file from git or from `grape init`"
+                raise GrapeError("a folder stands where a file should", where=where, mend=mend)
+        what = "no grape project here: neither this folder nor one above it has params.yaml and dvc.yaml"
+        raise GrapeError(what, where=str(here), mend="go to your project's folder, or make one with `grape init DIR`")
 
     @property
     def params(self) -> Path:

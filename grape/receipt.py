@@ -12,6 +12,8 @@ from typing import Any, TypedDict
 
 from grape.errors import GrapeError
 
+_MEND = "delete the file; the next run restores it from DVC's cache or runs the stage"
+
 
 class Receipt(TypedDict):
     """One run of one stage. Times are UTC in ISO 8601, `seconds` wall clock, `peak_memory_mb` resident MiB."""
@@ -48,15 +50,7 @@ def read(path: Path) -> Receipt | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise GrapeError(
-            f"this receipt cannot be read: {error}",
-            where=str(path),
-            mend="delete the file; the next run restores it from DVC's cache or runs the stage",
-        ) from error
+        raise GrapeError(f"this receipt cannot be read: {error}", where=str(path), mend=_MEND) from error
     if not isinstance(value, dict) or not Receipt.__required_keys__ <= value.keys():
-        raise GrapeError(
-            "this is not a receipt of a stage",
-            where=str(path),
-            mend="delete the file; the next run restores it from DVC's cache or runs the stage",
-        )
+        raise GrapeError("this is not a receipt of a stage", where=str(path), mend=_MEND)
     return Receipt(**value)  # type: ignore[typeddict-item]  # the keys were checked above

@@ -7,7 +7,6 @@ written here means the same to both.
 from __future__ import annotations
 
 import datetime
-import difflib
 import io
 import re
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from grape import yamlfile
-from grape.errors import GrapeError
+from grape.errors import GrapeError, nearest
 
 # Text that is the same word to every parser needs no quotes.
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*")
@@ -52,11 +51,8 @@ def apply(text: str, name: str, assignments: Sequence[str]) -> str:
     buffer = io.StringIO()
     _yaml().dump(tree, buffer)
     if yamlfile.parse(buffer.getvalue(), name) != wanted:
-        raise GrapeError(
-            f"{', '.join(assignments)}: this would change other keys too, which share the value by an anchor (&name)",
-            where=f"--set, {name}",
-            mend="write the value out in the file where *name stands, then set it",
-        )
+        what = f"{', '.join(assignments)}: this would change other keys too, which share the value by an anchor (&name)"
+        raise GrapeError(what, where=f"--set, {name}", mend="write the value out in the file where *name stands, then set it")
     return mark + buffer.getvalue().replace("\n", ends)
 
 
@@ -147,12 +143,7 @@ def _put(tree: Any, parts: list[str], plain: Any) -> None:
 def _inside(node: Any, part: str, parts: list[str]) -> Any:
     if not isinstance(node, dict) or part not in node:
         known = [str(key) for key in node] if isinstance(node, dict) else []
-        near = difflib.get_close_matches(part, known, 1)
-        raise GrapeError(
-            f"unknown key {'.'.join(parts)}",
-            where="--set",
-            mend=f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}",
-        )
+        raise GrapeError(f"unknown key {'.'.join(parts)}", where="--set", mend=nearest(part, known, "known here: %s"))
     return node[part]
 
 

@@ -9,7 +9,6 @@ Nothing here imports torch before an algorithm is asked for.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import sys
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from grape.closure import closure, files
-from grape.errors import GrapeError
+from grape.errors import GrapeError, nearest
 
 if TYPE_CHECKING:
     from grape.algorithms.base import Algorithm
@@ -54,12 +53,8 @@ def find(name: str, use: str | None = None, root: Path | None = None) -> Algorit
     if use is None:
         point = installed().get(name)
         if point is None:
-            known = [*ALGORITHMS, *installed()]
-            near = difflib.get_close_matches(name, known, 1)
-            raise GrapeError(
-                f"unknown algorithm {name!r}",
-                mend=f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}; yours needs `{USE}:`",
-            )
+            mend = nearest(name, [*ALGORITHMS, *installed()], f"known: %s; yours needs `{USE}:`")
+            raise GrapeError(f"unknown algorithm {name!r}", mend=mend)
         use = point.value
     return _imported(name, use, root)
 
@@ -75,17 +70,13 @@ def _imported(name: str, use: str, root: Path | None) -> Algorithm:
     try:
         found = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # a foreign module may raise anything while it is imported
-        raise GrapeError(
-            f"{use!r} cannot be imported: {type(error).__name__}: {error}",
-            mend="check the name, and that the package is installed or its file lies in the project",
-        ) from error
+        mend = "check the name, and that the package is installed or its file lies in the project"
+        raise GrapeError(f"{use!r} cannot be imported: {type(error).__name__}: {error}", mend=mend) from error
     if not isinstance(found, Algorithm):
         raise GrapeError(f"{use!r} is a {type(found).__name__}", mend="it must be a grape.algorithms.base.Algorithm")
     if found.data == "text" or not issubclass(found.params, SlotParams):
-        raise GrapeError(
-            f"{use!r} cannot be slotted into the rl stage",
-            mend="it must learn from rollouts (params: OnlineParams) or pairs (params: SlotParams)",
-        )
+        mend = "it must learn from rollouts (params: OnlineParams) or pairs (params: SlotParams)"
+        raise GrapeError(f"{use!r} cannot be slotted into the rl stage", mend=mend)
     return found
 
 

@@ -58,7 +58,5 @@ def at(tree: Any, key: str, default: Any = None) -> Any:
 
 
 def read(path: Path) -> Any:
-    """
-    Raises: as `text_of` and `parse` do.
-    """
+    """The file's value; raises as `text_of` and `parse` do."""
     return parse(text_of(path), path.name)

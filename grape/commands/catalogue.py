@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import sys
 from collections.abc import Iterator, Mapping
@@ -12,7 +11,7 @@ from typing import Any
 from grape import slot
 from grape.algorithms import ALGORITHMS, reward_model, sft
 from grape.algorithms.base import Algorithm
-from grape.errors import GrapeError
+from grape.errors import GrapeError, nearest
 from grape.params import load
 
 # They have stages of their own and cannot be slotted, but a page all the same.
@@ -38,13 +37,8 @@ def _page(algorithm: Algorithm) -> str:
 def _entry(name: str, algorithm: Algorithm) -> dict[str, Any]:
     fields = algorithm.params.model_fields
     knobs = [{"name": key, "default": field.default, "help": field.description or ""} for key, field in fields.items()]
-    return {
-        "name": name,
-        "what": _page(algorithm).split("\n")[0],
-        "data": algorithm.data,
-        "needs": sorted(algorithm.needs(algorithm.params())),
-        "knobs": knobs,
-    }
+    what, needs = _page(algorithm).split("\n")[0], sorted(algorithm.needs(algorithm.params()))
+    return {"name": name, "what": what, "data": algorithm.data, "needs": needs, "knobs": knobs}
 
 
 def lines(found: list[dict[str, Any]]) -> Iterator[str]:
@@ -71,8 +65,7 @@ def explain(name: str, root: Path | None = None) -> Iterator[str]:
     """
     pages = {**STAGES, **known(root)}
     if name not in pages:
-        near = difflib.get_close_matches(name, pages, 1)
-        raise GrapeError(f"unknown algorithm {name!r}", mend=f"did you mean {near[0]!r}?" if near else f"known: {', '.join(pages)}")
+        raise GrapeError(f"unknown algorithm {name!r}", mend=nearest(name, pages, "known: %s"))
     algorithm = pages[name]
     yield from _page(algorithm).split("\n")
     yield ""

@@ -28,11 +28,8 @@ def model_folder(project: Project, stage: str | None) -> Path:
     name = stage or best_policy(project)
     kind, _, policy = name.partition("@")
     if kind not in ("base", "sft", "critic", "rl") or (kind == "rl" and not policy):
-        raise GrapeError(
-            f"no stage {name!r} with a model to talk to",
-            where="grape chat",
-            mend="one of: base, sft, critic, rl@ALGORITHM-SEED (e.g. rl@grape-0)",
-        )
+        mend = "one of: base, sft, critic, rl@ALGORITHM-SEED (e.g. rl@grape-0)"
+        raise GrapeError(f"no stage {name!r} with a model to talk to", where="grape chat", mend=mend)
     folder = project.root / "models" / (f"policy/{policy}" if kind == "rl" else kind)
     if not (folder / "config.json").is_file():
         raise GrapeError(f"{name} has no model yet", where=str(folder), mend=f"run it: grape run {name}")

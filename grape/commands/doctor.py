@@ -7,16 +7,15 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
-from typing import Any
 
 from packaging.requirements import Requirement
 
 from grape import disk, dvc, net
 from grape.errors import GrapeError
 from grape.params import load
-from grape.pipeline import machine, mend, preflight
+from grape.pipeline import mend, preflight, schedule
 from grape.pipeline.execute import session
 from grape.project import Project
 from grape.sandbox.tiers import tier
@@ -34,27 +33,11 @@ class Check:
         text = f"{'wrong' if self.wrong else 'ok   '}  {self.name}: {self.found}"
         return f"{text}\n         -> {self.mend}" if self.mend else text
 
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def examine(project: Project) -> list[Check]:
     project.enter()
-    parts = (
-        _python,
-        _packages,
-        _repository,
-        _parameters,
-        _disk,
-        _lock_file,
-        _runs,
-        _path_locks,
-        _mlflow,
-        _spools,
-        _prefect,
-        _machine,
-        _sandbox,
-    )
+    ours = (_python, _packages, _repository, _parameters, _disk, _lock_file, _runs, _path_locks)
+    parts = (*ours, _mlflow, _spools, _prefect, _machine, _sandbox)
     return [check for part in parts for check in _safely(part, project)]
 
 
@@ -85,17 +68,12 @@ def _packages(project: Project) -> Iterator[Check]:
             continue
         if not need.specifier.contains(have, prereleases=True):
             wrong.append(f"{need.name} {have} (wanted {need.specifier})")
-    shown = ", ".join(
-        f"{name} {version(name)}"
-        for name in ("torch", "transformers", "dvc", "mlflow", "prefect")
-        if not any(w.startswith(f"{name} ") for w in wrong)
-    )
-    yield Check(
-        "packages",
-        bool(wrong),
-        "; ".join(wrong) or shown,
-        "pip install -r requirements.lock, or `make pipeline`, which keeps .venv right" if wrong else "",
-    )
+    if wrong:
+        mend = "pip install -r requirements.lock, or `make pipeline`, which keeps .venv right"
+        yield Check("packages", True, "; ".join(wrong), mend)
+    else:
+        shown = ("torch", "transformers", "dvc", "mlflow", "prefect")
+        yield Check("packages", False, ", ".join(f"{name} {version(name)}" for name in shown))
 
 
 def _repository(project: Project) -> Iterator[Check]:
@@ -163,14 +141,11 @@ def _runs(project: Project) -> Iterator[Check]:
 
 def _path_locks(project: Project) -> Iterator[Check]:
     state, holders = mend.read_path_locks(project)
-    found = {
-        "none": "none held",
-        "whole": f"held by dvc, pid {holders}" if holders else "none held",
-        "stale": "held by processes that are gone",
-        "broken": "its file is cut short",
-    }[state]
-    bad = state in ("stale", "broken")
-    yield Check("dvc path locks", bad, found, "`grape run` clears them" if bad else "")
+    bad = {"stale": "held by processes that are gone", "broken": "its file is cut short"}.get(state)
+    if bad:
+        yield Check("dvc path locks", True, bad, "`grape run` clears them")
+    else:
+        yield Check("dvc path locks", False, f"held by dvc, pid {holders}" if holders else "none held")
 
 
 def _mlflow(project: Project) -> Iterator[Check]:
@@ -200,24 +175,17 @@ def _prefect(project: Project) -> Iterator[Check]:
         net.prefect_health(url)
         yield Check("prefect", False, f"answers at {url}")
     except OSError as error:
-        yield Check(
-            "prefect", True, f"PREFECT_API_URL={url} does not answer: {error}", "start it, unset the variable, or use --engine dvc"
-        )
+        mend = "start it, unset the variable, or use --engine dvc"
+        yield Check("prefect", True, f"PREFECT_API_URL={url} does not answer: {error}", mend)
 
 
 def _machine(project: Project) -> Iterator[Check]:
-    yield Check(
-        "machine",
-        False,
-        f"{machine.cores()} cores, {'a GPU' if machine.has_gpu() else 'no CUDA GPU'}, "
-        f"{machine.default_workers()} stages side by side",
-    )
+    gpu = "a GPU" if schedule.has_gpu() else "no CUDA GPU"
+    yield Check("machine", False, f"{schedule.cores()} cores, {gpu}, {schedule.default_workers()} stages side by side")
 
 
 def _sandbox(project: Project) -> Iterator[Check]:
     """Only rubrics with a verifier that runs model-written code need it, so a machine without one is no fault."""
     found = tier().receipt()
-    if found["strong"]:
-        yield Check("sandbox", False, f"{found['tier']}, all canaries held")
-    else:
-        yield Check("sandbox", False, f"{found['tier']}: too weak for code that a model has written; python_tests is refused")
+    weak = ": too weak for code that a model has written; python_tests is refused"
+    yield Check("sandbox", False, f"{found['tier']}{', all canaries held' if found['strong'] else weak}")

@@ -17,20 +17,12 @@ from grape.errors import GrapeError
 from grape.params import edited
 from grape.project import Project
 
-COLUMNS = (
-    "algorithm",
-    "seeds",
-    "score",
-    "difference to SFT",
-    "proxy",
-    "wins",
-    "KL",
-    "length",
-    "entropy",
-    "seconds",
-    "tokens",
-    "MiB",
-)
+# The columns that show one number as it stands in metrics.json.
+NUMBERS = {
+    "proxy": "{proxy:.3f}", "wins": "{win_rate:.2f}", "KL": "{kl_sequence:.2f}", "length": "{length:.1f}",
+    "entropy": "{entropy:.2f}", "seconds": "{seconds:.0f}", "tokens": "{tokens:.0f}", "MiB": "{memory_mb:.0f}",
+}  # fmt: skip
+COLUMNS = ("algorithm", "seeds", "score", "difference to SFT", *NUMBERS)
 
 
 def assignments(project: Project, algorithms: str | None, seeds: str | None, sets: Sequence[str] = ()) -> list[str]:
@@ -78,22 +70,8 @@ def rows(metrics: dict[str, Any]) -> list[tuple[str, ...]]:
     for name, row in sorted(metrics["algorithms"].items(), key=lambda item: -item[1][judge]):
         low, high = row["difference_low"], row["difference_high"]
         interval = "" if low is None else f" [{low:+.3f}, {high:+.3f}]"
-        table.append(
-            (
-                name,
-                str(row["seeds"]),
-                f"{row[judge]:.3f}",
-                f"{row['difference']:+.3f}{interval}",
-                f"{row['proxy']:.3f}",
-                f"{row['win_rate']:.2f}",
-                f"{row['kl_sequence']:.2f}",
-                f"{row['length']:.1f}",
-                f"{row['entropy']:.2f}",
-                f"{row['seconds']:.0f}",
-                f"{row['tokens']:.0f}",
-                f"{row['memory_mb']:.0f}",
-            )
-        )
+        numbers = (number.format_map(row) for number in NUMBERS.values())
+        table.append((name, str(row["seeds"]), f"{row[judge]:.3f}", f"{row['difference']:+.3f}{interval}", *numbers))
     return table
 
 

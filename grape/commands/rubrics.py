@@ -1,12 +1,17 @@
-"""`grape rubric check|show`: the project's rubrics, looked at."""
+"""`grape rubric check|show|try`: the project's rubrics, looked at, and a response from the command line scored item by item."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
+
+import torch
 
 from grape.errors import GrapeError
+from grape.maths.advantage import weighted_reward
 from grape.project import Project
 from grape.reward.rubric import Rubric, load_rubrics
+from grape.types import Prompt, Response, Scores
 
 
 def check(project: Project) -> Iterator[str]:
@@ -36,10 +41,57 @@ def show(project: Project, category: str | None) -> Iterator[str]:
 
 
 def named(rubrics: dict[str, Rubric], category: str) -> Rubric:
-    """
-    Raises:
-        GrapeError: no such category.
-    """
+    """The category's rubric; GrapeError where there is none."""
     if category not in rubrics:
         raise GrapeError(f"no rubric for the category {category!r}", where="rubrics/", mend=f"one of: {', '.join(rubrics)}")
     return rubrics[category]
+
+
+def attempt(project: Project, category: str, prompt: str, response: str, answer: str | None) -> dict[str, Any]:
+    """One response scored item by item, with reasons. Critic and reward model take part where their stages have run.
+
+    Raises:
+        GrapeError: no such category.
+    """
+    rubric = named(load_rubrics(project.root / "rubrics"), category)
+    asked = Prompt("typed", category, ({"role": "user", "content": prompt},), answer)
+    scores = _scores(project, rubric, asked, response)
+    value, known = weighted_reward(scores.score, scores.valid, scores.weight, torch.zeros(1, dtype=torch.long))
+    items: dict[str, dict[str, Any]] = {}
+    for item in rubric.items:
+        reason = f"not asked: run the stage that makes the {item.kind}"
+        items[item.id] = {"score": None, "confidence": None, "reason": reason}
+    for k, name in enumerate(scores.items):
+        found = (scores.score, scores.confidence)
+        score, sure = (round(float(of[0, k]), 4) if bool(scores.valid[0, k]) else None for of in found)
+        items[name.partition("/")[2]] = {"score": score, "confidence": sure, "reason": scores.reasons[0][k]}
+    return {"category": category, "reward": round(float(value[0]), 4) if bool(known[0]) else None, "items": items}
+
+
+def _scores(project: Project, rubric: Rubric, prompt: Prompt, response: str) -> Scores:
+    """By the kinds of item whose judge is there."""
+    # Here, so that looking at rubrics does not wait for transformers.
+    from grape.params import load
+    from grape.reward.critics.judge import load_critic
+    from grape.reward.learned import LearnedReward
+    from grape.reward.source import RubricReward
+
+    critic, learned = project.root / "models" / "critic", project.root / "models" / "reward"
+    there = {"verify"} | ({"critic"} if critic.is_dir() else set()) | ({"reward_model"} if learned.is_dir() else set())
+    kinds = there & {item.kind for item in rubric.items}
+    template = load(project.params).model.template
+    reward_model = LearnedReward(learned, template=template) if "reward_model" in kinds else None
+    critics = load_critic(critic, project.root, template=template) if "critic" in kinds else None
+    judge = RubricReward({prompt.category: rubric}, critics, reward_model, frozenset(kinds))
+    turns = [*prompt.messages, {"role": "assistant", "content": response}]
+    ids = tuple(reward_model.chat.conversation(turns, prompt.id).row.response) if reward_model else ()
+    return judge([Response(prompt, 0, ids, response, True)])
+
+
+def lines(found: dict[str, Any]) -> Iterator[str]:
+    """For people."""
+    for name, item in found["items"].items():
+        score = "missing" if item["score"] is None else f"{item['score']:.2f}"
+        sure = "" if item["confidence"] is None else f"sure {item['confidence']:.2f}"
+        yield f"{name:<16} {score:>7}  {sure:<10} {item['reason']}".rstrip()
+    yield f"{'reward':<16} {'missing' if found['reward'] is None else format(found['reward'], '.2f'):>7}"

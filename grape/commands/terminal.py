@@ -22,13 +22,10 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except GrapeError as error:
-            typer.echo(f"grape: error: {error}", err=True)
-            raise typer.Exit(2) from error
-        except OSError as error:
+        except (GrapeError, OSError) as error:
             from grape import disk
 
-            refusal = disk.refusal(error, Path.cwd())
+            refusal = error if isinstance(error, GrapeError) else disk.refusal(error, Path.cwd())
             if refusal is None:
                 raise
             typer.echo(f"grape: error: {refusal}", err=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from grape import net
 from grape.dvc import environment
 from grape.errors import GrapeError
-from grape.pipeline.guard import command as guarded
+from grape.pipeline import execute
 from grape.project import Project
 from grape.track.store import checked_uri
 
@@ -31,32 +31,12 @@ def serve(project: Project, port: int | None, say: Callable[[str], None]) -> int
     port = _checked(port) if port else net.free_port()
     log = project.state / "logs" / "mlflow-ui.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-        "--artifacts-destination",
-        project.artifacts,
-    ]
+    options = f"--host 127.0.0.1 --port {port} --workers 1 --artifacts-destination".split()
+    command = [sys.executable, "-m", "mlflow", "server", *options, project.artifacts]
     # The store goes by the environment: a command, which may hold a database's password, is there for every user to see.
     env = environment(project, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_BACKEND_STORE_URI": uri})
     with log.open("w", encoding="utf-8") as file:
-        process = subprocess.Popen(
-            guarded(command, grace=5),
-            cwd=project.root,
-            env=env,
-            start_new_session=True,
-            stdin=subprocess.PIPE,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
+        process = execute.start(command, 5, cwd=project.root, env=env, stdout=file)
     try:
         say(f"MLflow is starting on http://127.0.0.1:{port}")
         _wait(process, port, log.relative_to(project.root).as_posix())
@@ -65,9 +45,7 @@ def serve(project: Project, port: int | None, say: Callable[[str], None]) -> int
     except KeyboardInterrupt:
         return 0
     finally:
-        assert process.stdin is not None
-        process.stdin.close()  # the guard ends the server and its workers
-        process.wait()
+        execute.stop(process)
         log.write_text(net.scrub(log.read_text(encoding="utf-8", errors="replace")), encoding="utf-8")
 
 
@@ -77,11 +55,8 @@ def _checked(port: int) -> int:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            raise GrapeError(
-                f"port {port} cannot be used: {error.strerror}",
-                where="--port",
-                mend="choose another, or leave --port out to get a free one",
-            ) from error
+            mend = "choose another, or leave --port out to get a free one"
+            raise GrapeError(f"port {port} cannot be used: {error.strerror}", where="--port", mend=mend) from error
     return port
 
 

@@ -1,18 +1,20 @@
-"""Two policies beside each other: each one's numbers, and the difference between them."""
+"""Two policies beside each other: each one's numbers, the difference between them, and their first answers for people to read."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from grape.evaluation.record import Category, Greedy, Judged, Side, WinRate
-from grape.evaluation.statistics import Bootstrap, item_statistics, overlaps, pass_at, prompt_means, wins
+from grape.evaluation.record import Category, Greedy, ItemScore, Judged, Sample, SampledAnswer, Side, WinRate
+from grape.evaluation.statistics import Bootstrap, item_statistics, number, overlaps, pass_at, prompt_means, wins
 from grape.types import Prompt, Response, Scores
 
 SOLVED = 0.999
+COLUMNS = ("policy", "category", "id", "prompt", "response", "gold", "proxy", "item", "score", "confidence", "reason")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,12 @@ def describe(prompts: Sequence[Prompt], answers: Answers, over: Bootstrap) -> Si
     names = np.array([p.category for p in prompts])
     best = answers.proxy if answers.gold is None else answers.gold
     lengths = torch.tensor([len(r.ids) for r in answers.responses])
+
+    def category(name: str) -> Category:
+        its = names == name
+        there = None if gold is None else over(gold[its], "gold", name)
+        return Category(n=int(its.sum()), gold=there, proxy=over(proxy[its], "proxy", name))
+
     return Side(
         gold=None if gold is None else over(gold, "gold"),
         proxy=over(proxy, "proxy"),
@@ -48,14 +56,7 @@ def describe(prompts: Sequence[Prompt], answers: Answers, over: Bootstrap) -> Si
         finished=round(float(np.mean([r.finished for r in answers.responses])), 6),
         entropy=answers.entropy,
         pass_at={str(k): round(pass_at(best >= SOLVED, k), 6) for k in sorted({1, best.shape[1]})},
-        categories={
-            c: Category(
-                n=int((names == c).sum()),
-                gold=None if gold is None else over(gold[names == c], "gold", c),
-                proxy=over(proxy[names == c], "proxy", c),
-            )
-            for c in sorted(set(names.tolist()))
-        },
+        categories={c: category(c) for c in sorted(set(names.tolist()))},
         items=item_statistics(answers.scores, lengths, len(prompts)),
         overlap=list(overlaps(answers.scores)),
     )
@@ -74,3 +75,33 @@ def win_rate(sft: Answers, own: Answers, over: Bootstrap) -> WinRate:
     if own.gold is not None and sft.gold is not None:
         return WinRate(**dict(over(wins(own.gold, sft.gold), "wins")), judge="gold")
     return WinRate(**dict(over(wins(own.proxy, sft.proxy), "wins")), judge="proxy")
+
+
+def samples(prompts: Sequence[Prompt], sft: Answers, own: Answers) -> list[Sample]:
+    """One of every prompt, in order."""
+    return [
+        Sample(id=x.id, category=x.category, prompt=x.conversation, answer=x.answer, sft=_first(sft, p), policy=_first(own, p))
+        for p, x in enumerate(prompts)
+    ]
+
+
+def _first(answers: Answers, prompt: int) -> SampledAnswer:
+    i = prompt * answers.proxy.shape[1]
+    response, scores = answers.responses[i], answers.scores
+    items = []
+    for k in (k for k in range(len(scores.items)) if scores.weight[i, k] > 0):
+        score = number(scores.score[i, k]) if scores.valid[i, k] else None
+        sure, reason = number(scores.confidence[i, k]), scores.reasons[i][k] if scores.reasons else ""
+        items.append(ItemScore(item=scores.items[k], score=score, confidence=sure, reason=reason))
+    raw = {"raw": response.raw} if response.raw else {}
+    gold = None if answers.gold is None else float(answers.gold[prompt, 0])
+    return SampledAnswer(text=response.text, **raw, gold=gold, proxy=number(answers.proxy[prompt, 0]), items=items)
+
+
+def table(found: Sequence[Sample], policy: str) -> Iterator[list[Any]]:
+    """Rows of COLUMNS, one per item of either policy."""
+    for sample in found:
+        for name, answer in (("sft", sample.sft), (policy, sample.policy)):
+            about = [name, sample.category, sample.id, sample.prompt, answer.text, answer.gold, answer.proxy]
+            for item in answer.items:
+                yield [*about, item.item, item.score, item.confidence, item.reason]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 
@@ -136,22 +136,12 @@ class Executor:
         extra = {NONCE: self.nonce, "OMP_NUM_THREADS": str(self.threads.get(stage, 1)), "SHELL": "/bin/sh"}
         if self.parent:
             extra[PARENT_RUN] = self.parent
-        command = guard.command(dvc.command("repro", "--single-item", stage), GRACE)
+        how = {"cwd": self.project.root, "env": dvc.environment(self.project, extra), "text": True, "errors": "replace"}
         with self._lock:
             if self._stopping:
                 return None
-            process = subprocess.Popen(
-                command,
-                cwd=self.project.root,
-                env=dvc.environment(self.project, extra),
-                text=True,
-                errors="replace",
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            self._guards[stage] = process
+            command = dvc.command("repro", "--single-item", stage)
+            self._guards[stage] = process = start(command, GRACE, stdout=subprocess.PIPE, **how)
         write_text(self._record(stage), json.dumps({"pid": process.pid, "nonce": self.nonce, "stage": stage}))
         return process
 
@@ -188,6 +178,19 @@ class Executor:
         except (KeyboardInterrupt, subprocess.TimeoutExpired):  # asked twice, or a process that cannot be ended
             for process in running:
                 kill_session(process.pid, self.nonce)
+
+
+def start(words: list[str], grace: float, **how: Any) -> subprocess.Popen[Any]:
+    """`words` under the guard, both outputs in one stream; `how` as Popen takes it."""
+    command = guard.command(words, grace)
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, **how)
+
+
+def stop(process: subprocess.Popen[Any]) -> None:
+    """Wait for the guard to end what `start` began, and all that this began."""
+    assert process.stdin is not None
+    process.stdin.close()
+    process.wait()
 
 
 def _file_name(stage: str) -> str:

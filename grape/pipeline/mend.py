@@ -93,8 +93,7 @@ def _path_locks(project: Project) -> tuple[Literal["none", "whole", "stale", "br
     try:
         locks = json.loads(path.read_text(encoding="utf-8"))
         write = {p: info for p, info in locks.get("write", {}).items() if _is_dvc(info)}
-        read = {p: [i for i in infos if _is_dvc(i)] for p, infos in locks.get("read", {}).items()}
-        read = {p: infos for p, infos in read.items() if infos}
+        read = {p: left for p, infos in locks.get("read", {}).items() if (left := [i for i in infos if _is_dvc(i)])}
     except (ValueError, AttributeError, KeyError, TypeError):
         return "broken", [], {}
     holders = sorted({int(i["pid"]) for i in [*write.values(), *(i for infos in read.values() for i in infos)]})
@@ -170,10 +169,8 @@ def lock_file(project: Project) -> list[str]:
         return [f"dvc.lock was damaged ({why}): restored from its last good copy"]
     aside = project.state / f"dvc.lock.damaged-{int(time.time())}"
     shutil.move(path, aside)
-    return [
-        f"dvc.lock was damaged ({why}) and there is no good copy: set aside as {aside.relative_to(project.root)}; "
-        "results already made are found in DVC's cache"
-    ]
+    place = f"set aside as {aside.relative_to(project.root)}; results already made are found in DVC's cache"
+    return [f"dvc.lock was damaged ({why}) and there is no good copy: {place}"]
 
 
 def keep_lock_file(project: Project) -> None:

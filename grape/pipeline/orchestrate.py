@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from grape import dvc
-from grape.pipeline import closing, machine, mend, plan, preflight
+from grape.pipeline import closing, mend, plan, preflight, schedule
 from grape.pipeline.execute import Executor, Outcome
 from grape.pipeline.hooks import Hooks
 from grape.pipeline.plan import Plan
@@ -48,17 +48,12 @@ class Result:
         return 0 if not codes else 2 if codes == {2} else 1
 
     def as_json(self) -> dict[str, Any]:
-        stages = {
-            name: {"status": o.status, "seconds": round(o.seconds, 2), "because": o.because} for name, o in self.outcomes.items()
-        }
-        return {
-            "up_to_date": self.plan is None,
-            "exit_code": self.exit_code,
-            "seconds": round(self.seconds, 2),
-            "plan": self.plan.as_json() if self.plan else [],
-            "stages": stages,
-            "changed_since": list(self.changed_since),
-        }
+        found = {"up_to_date": self.plan is None, "exit_code": self.exit_code, "seconds": round(self.seconds, 2)}
+        stages = {}
+        for name, outcome in self.outcomes.items():
+            stages[name] = {"status": outcome.status, "seconds": round(outcome.seconds, 2), "because": outcome.because}
+        steps = self.plan.as_json() if self.plan else []
+        return found | {"plan": steps, "stages": stages, "changed_since": list(self.changed_since)}
 
 
 def look(project: Project, request: Request, hooks: Hooks) -> Plan | None:
@@ -117,7 +112,7 @@ def run(project: Project, request: Request, engine: Engine, screen: Screen, hook
 
 
 def _execute(project: Project, drawn: Plan, request: Request, engine: Engine, screen: Screen, hooks: Hooks) -> dict[str, Outcome]:
-    workers = request.workers or machine.default_workers()
+    workers = request.workers or schedule.default_workers()
     screen.say("getting MLflow and the engine ready")
     hooks.refuse(project)
     engine.prepare(project)
@@ -130,7 +125,7 @@ def _execute(project: Project, drawn: Plan, request: Request, engine: Engine, sc
             mend.keep_lock_file(project)
             hooks.link(project, parent, outcome.stage)
 
-    executor = Executor(project, screen, machine.threads(drawn.graph, workers), nonce, after=after)
+    executor = Executor(project, screen, schedule.threads(drawn.graph, workers), nonce, after=after)
     todo = drawn.graph.only(drawn.todo)
     # MLflow's store and Prefect's server take seconds to open: what can run meanwhile does.
     executor.begin([stage for stage in todo.order() if not todo.needs[stage]][:workers])
@@ -169,10 +164,8 @@ def _changed_since(project: Project, request: Request, outcomes: dict[str, Outco
 
 def _tell(project: Project, result: Result, screen: Screen, hooks: Hooks) -> None:
     assert result.plan is not None
-    screen.say()
-    for line in closing.table(result.plan.graph, result.outcomes, hooks.receipts(project, result.plan.graph)):
-        screen.say(line)
-    for line in closing.failures(project, result.outcomes):
+    table = closing.table(result.plan.graph, result.outcomes, hooks.receipts(project, result.plan.graph))
+    for line in ("", *table, *closing.failures(project, result.outcomes)):
         screen.say(line)
     if result.changed_since:
         screen.say("\nnot up to date after all; was something edited while it ran? The next run takes it up:")

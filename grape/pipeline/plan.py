@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any, Literal
 
 from grape import dvc, yamlfile
@@ -49,10 +50,7 @@ class Plan:
             yield f"{step.stage:<{width}}  {_WORDS[step.action]}" + (f": {reasons}" if reasons else "")
 
     def as_json(self) -> list[dict[str, Any]]:
-        return [
-            {"stage": step.stage, "action": step.action, "reasons": list(step.reasons), "needs": list(self.graph.needs[step.stage])}
-            for step in self.steps
-        ]
+        return [asdict(step) | {"needs": self.graph.needs[step.stage]} for step in self.steps]
 
 
 def make(graph: Graph, status: Status, lock: Mapping[str, Any], params: Any, cached: Callable[[str], bool]) -> Plan:
@@ -91,11 +89,8 @@ def _changes(entries: list[Any]) -> dict[str, dict[str, Any]]:
     """{"deps": {path: what}, "outs": {path: what}, "other": {text: ""}}"""
     found: dict[str, dict[str, Any]] = {}
     for entry in entries:
-        if isinstance(entry, dict):
-            for key, value in entry.items():
-                found.setdefault(key.removeprefix("changed "), {}).update(value)
-        else:
-            found.setdefault("other", {})[str(entry)] = ""
+        for key, value in (entry if isinstance(entry, dict) else {"other": {str(entry): ""}}).items():
+            found.setdefault(key.removeprefix("changed "), {}).update(value)
     return found
 
 
@@ -162,11 +157,5 @@ def draw(project: Project, targets: list[str], status: Status) -> Plan:
     if targets:
         graph = graph.select(targets)
     lock = known(project)
-    cache: list[Any] = []  # asked for once, and only when an output is not as it was
-
-    def cached(md5: str) -> bool:
-        if not cache:
-            cache.append(dvc.cache_folder(project))
-        return dvc.cached(cache[0], md5)
-
-    return make(graph, status, lock, yamlfile.read(project.params), cached)
+    folder = cache(lambda: dvc.cache_folder(project))  # asked for once, and only when an output is not as it was
+    return make(graph, status, lock, yamlfile.read(project.params), lambda md5: dvc.cached(folder(), md5))

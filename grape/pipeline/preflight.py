@@ -31,11 +31,8 @@ def repository(project: Project, say: Say) -> None:
         why = found.stderr.strip().splitlines()
         if why and "not a git repository" not in why[0]:
             raise GrapeError(f"git refuses this folder: {why[0]}", where=str(project.root), mend="see git's message")
-        raise GrapeError(
-            "not a git repository",
-            where=str(project.root),
-            mend="`git init` here (no commit and no identity is needed), then run this again",
-        )
+        mend = "`git init` here (no commit and no identity is needed), then run this again"
+        raise GrapeError("not a git repository", where=str(project.root), mend=mend)
     if (project.root / ".dvc" / "config").is_dir():
         raise GrapeError("a folder stands where a file should", where=".dvc/config", mend="restore the file from git")
     if not (project.root / ".dvc" / "config").is_file():
@@ -48,11 +45,8 @@ def repository(project: Project, say: Say) -> None:
 def initialised(project: Project) -> None:
     """For commands that change nothing, not even to prepare the repository."""
     if not (project.root / ".dvc" / "config").is_file():
-        raise GrapeError(
-            "this project is not set up for DVC yet",
-            where=str(project.root),
-            mend="`grape run` does that (in a git repository), or `git init && dvc init`",
-        )
+        mend = "`grape run` does that (in a git repository), or `git init && dvc init`"
+        raise GrapeError("this project is not set up for DVC yet", where=str(project.root), mend=mend)
 
 
 def inputs(project: Project, status: dvc.Status) -> None:
@@ -66,11 +60,8 @@ def inputs(project: Project, status: dvc.Status) -> None:
         for changes in (entry.get("changed deps", {}) for entry in entries if isinstance(entry, dict)):
             for path, what in changes.items():
                 if what == "deleted" and not any(_overlap(path.split("/"), out) for out in made):
-                    raise GrapeError(
-                        f"{path} is missing",
-                        where=f"stage {stage}",
-                        mend="put it back, or mend the path in params.yaml or dvc.yaml",
-                    )
+                    mend = "put it back, or mend the path in params.yaml or dvc.yaml"
+                    raise GrapeError(f"{path} is missing", where=f"stage {stage}", mend=mend)
 
 
 def _overlap(path: list[str], out: list[str]) -> bool:
@@ -120,11 +111,9 @@ def version_text() -> str:
 def disk(project: Project) -> None:
     wanted, free = wanted_mb(), free_mb(project.root)
     if free < wanted:
-        raise GrapeError(
-            f"only {free:.0f} MB are free on this disk, {wanted:.0f} MB are wanted before a run",
-            where=str(project.root),
-            mend="make room (`dvc gc --workspace` drops old versions), or set GRAPE_MIN_FREE_MB",
-        )
+        what = f"only {free:.0f} MB are free on this disk, {wanted:.0f} MB are wanted before a run"
+        mend = "make room (`dvc gc --workspace` drops old versions), or set GRAPE_MIN_FREE_MB"
+        raise GrapeError(what, where=str(project.root), mend=mend)
 
 
 @contextmanager
@@ -141,25 +130,19 @@ def lock(project: Project, say: Say, wait: bool = True) -> Iterator[None]:
                 file.seek(0)
                 holder = file.read().strip() or "another process"
             if not wait:
-                raise GrapeError(
-                    f"a run is under way here: {holder}",
-                    where=str(project.root),
-                    mend="wait for its end, or leave out --no-wait to queue behind it",
-                )
+                mend = "wait for its end, or leave out --no-wait to queue behind it"
+                raise GrapeError(f"a run is under way here: {holder}", where=str(project.root), mend=mend)
             if not told:
                 say(f"a run is under way here: {holder}; waiting for its end (Ctrl-C to give up)")
                 told = True
             time.sleep(0.2)
-        file.seek(0)
-        file.truncate()
+        file.truncate(0)
         file.write(f"pid {os.getpid()}, since {time.strftime('%H:%M:%S')}")
         file.flush()
         try:
             yield
         finally:
-            file.seek(0)
-            file.truncate()
-            file.flush()
+            file.truncate(0)
 
 
 def mended(project: Project, say: Say, wait: bool = True) -> None:

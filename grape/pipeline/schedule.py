@@ -1,14 +1,17 @@
-"""The loop every engine shares: submit what is ready, wait for one to end, look again.
+"""The loop every engine shares: submit what is ready, wait for one to end, look again. And how stages share the machine.
 
-A failing stage keeps back only what needs it; everything else goes on.
+A failing stage keeps back only what needs it; everything else goes on. Facts of the machine never enter a stage's command or
+parameters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol
 
@@ -94,3 +97,31 @@ class Threads:
             schedule(work, lambda stage, _: pool.submit(work.executor.run, stage))
 
     def close(self) -> None: ...
+
+
+def cores() -> int:
+    """The processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def has_gpu() -> bool:
+    """A CUDA device, told without importing torch."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    return Path("/proc/driver/nvidia/version").exists()
+
+
+def default_workers() -> int:
+    """Two stages side by side where there are two cores; one where they would share a GPU's memory."""
+    return 1 if has_gpu() else min(2, cores())
+
+
+def threads(graph: Graph, workers: int) -> Mapping[str, int]:
+    """How many threads each stage computes with: all cores for a stage that nothing can run beside, else its share.
+
+    It depends on the graph alone, not on what happens to run at that moment: sums in another order give other last
+    bits, and a run must be repeatable on the same machine.
+    """
+    return {stage: max(1, cores() // min(workers, 1 + others)) for stage, others in graph.beside().items()}

@@ -8,15 +8,9 @@ from typing import TextIO
 
 # What DVC tells after every stage about git and remotes; it stays in the log.
 _NOISE = (
-    "Use `dvc push`",
-    "To track the changes with git",
-    "To enable auto staging",
-    "\tgit add",
-    "\tdvc config",
-    "Updating lock file",
-    "Generating lock file",
-    "Running stage",
-)
+    "Use `dvc push`", "To track the changes with git", "To enable auto staging", "\tgit add", "\tdvc config",
+    "Updating lock file", "Generating lock file", "Running stage",
+)  # fmt: skip
 
 
 class Screen:

@@ -25,9 +25,9 @@ def _dropped(inputs: ReportInputs) -> Iterator[tuple[str, str]]:
     """Stages that left out more than a tenth of their rows."""
     for stage, record in inputs.left.items():
         dropped = sum(count for name, count in record.items() if name.startswith("dropped/"))
-        if dropped > DROPPED * (dropped + record.get("rows/kept", 0.0)):
-            share = dropped / (dropped + record.get("rows/kept", 0.0))
-            yield stage, f"{share:.0%} of its rows were left out ({dropped:.0f}): see the table of rows left out."
+        rows = dropped + record.get("rows/kept", 0.0)
+        if dropped > DROPPED * rows:
+            yield stage, f"{dropped / rows:.0%} of its rows were left out ({dropped:.0f}): see the table of rows left out."
 
 
 def text(found: Sequence[tuple[str, str]]) -> str:

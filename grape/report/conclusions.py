@@ -59,16 +59,10 @@ def conclusion(inputs: ReportInputs, algorithm: str, level: float) -> Conclusion
     better = sum(difference.low > 0 for difference in differences)
     worse = sum(difference.high < 0 for difference in differences)
     outcome: Literal["beats", "mixed", "loses"] = "beats" if better == len(runs) else "loses" if worse == len(runs) else "mixed"
-    return Conclusion(
-        algorithm,
-        len(runs),
-        better,
-        worse,
-        fmean(run.sft.of(judge).mean for run in runs),
-        fmean(run.policy.of(judge).mean for run in runs),
-        over_seeds([d.mean for d in differences], level) or differences[0],
-        outcome,
-    )
+    sft = fmean(run.sft.of(judge).mean for run in runs)
+    policy = fmean(run.policy.of(judge).mean for run in runs)
+    difference = over_seeds([d.mean for d in differences], level) or differences[0]
+    return Conclusion(algorithm, len(runs), better, worse, sft, policy, difference, outcome)
 
 
 def candidates(inputs: ReportInputs) -> list[Candidate]:
@@ -79,25 +73,17 @@ def candidates(inputs: ReportInputs) -> list[Candidate]:
 
 def metrics(inputs: ReportInputs, level: float) -> dict[str, Any]:
     """Content of reports/metrics.json."""
-    return {
-        "judge": inputs.judge,
-        "sft": _sft(inputs),
-        "policies": {run.name: _policy(run) | asdict(inputs.cost(run.name)) for run in inputs.evaluations},
-        "algorithms": {
-            algorithm: _algorithm(inputs.of(algorithm), inputs.judge, level) | asdict(cost(inputs, algorithm))
-            for algorithm in inputs.algorithms
-        },
-    }
+    judge, names = inputs.judge, inputs.algorithms
+    policies = {run.name: _policy(run) | asdict(inputs.cost(run.name)) for run in inputs.evaluations}
+    algorithms = {name: _algorithm(inputs.of(name), judge, level) | asdict(cost(inputs, name)) for name in names}
+    return {"judge": judge, "sft": _sft(inputs), "policies": policies, "algorithms": algorithms}
 
 
 def cost(inputs: ReportInputs, algorithm: str) -> Cost:
     """Mean over seeds; of memory the largest."""
     costs = [inputs.cost(run.name) for run in inputs.of(algorithm)]
-    return Cost(
-        seconds=round(fmean(c.seconds for c in costs), 1),
-        tokens=round(fmean(c.tokens for c in costs)),
-        memory_mb=round(max(c.memory_mb for c in costs)),
-    )
+    seconds, tokens = round(fmean(c.seconds for c in costs), 1), round(fmean(c.tokens for c in costs))
+    return Cost(seconds, tokens, memory_mb=round(max(c.memory_mb for c in costs)))
 
 
 def headline(inputs: ReportInputs, level: float) -> dict[str, float]:
@@ -120,11 +106,8 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _interval(name: str, value: Interval | None) -> dict[str, float | None]:
-    return {
-        name: _round(value.mean if value else None),
-        f"{name}_low": _round(value.low if value else None),
-        f"{name}_high": _round(value.high if value else None),
-    }
+    places = {name: "mean", f"{name}_low": "low", f"{name}_high": "high"}
+    return {key: _round(getattr(value, place)) if value else None for key, place in places.items()}
 
 
 def _scores(scores: Judged) -> dict[str, float | None]:
@@ -136,9 +119,7 @@ def _side(side: Side) -> dict[str, Any]:
         **_scores(side),
         "greedy_gold": _round(side.greedy.gold),
         "greedy_proxy": _round(side.greedy.proxy),
-        "length": _round(side.length),
-        "finished": _round(side.finished),
-        "entropy": _round(side.entropy),
+        **{name: _round(getattr(side, name)) for name in ("length", "finished", "entropy")},
         "pass_at": {k: _round(value) for k, value in side.pass_at.items()},
         "categories": {name: {"n": category.n, **_scores(category)} for name, category in side.categories.items()},
     }
@@ -177,13 +158,7 @@ def _algorithm(runs: Sequence[Evaluation], judge: JudgeName, level: float) -> di
         values = [run.policy.of(name).mean for run in runs] if name in ("proxy", judge) else []
         numbers |= {**_interval(name, over_seeds(values, level)), name: _mean(values) if values else None}
     differences = [run.difference.of(judge).mean for run in runs]
-    return numbers | {
-        **_interval("difference", over_seeds(differences, level)),
-        "difference": _mean(differences),
-        "win_rate": _mean([run.win_rate.mean for run in runs]),
-        "kl_token": _mean([run.kl.token for run in runs]),
-        "kl_sequence": _mean([run.kl.sequence for run in runs]),
-        "length": _mean([run.policy.length for run in runs]),
-        "finished": _mean([run.policy.finished for run in runs]),
-        "entropy": _mean([run.policy.entropy for run in runs]),
-    }
+    numbers |= {**_interval("difference", over_seeds(differences, level)), "difference": _mean(differences)}
+    numbers |= {"win_rate": _mean([run.win_rate.mean for run in runs])}
+    numbers |= {f"kl_{per}": _mean([getattr(run.kl, per) for run in runs]) for per in ("token", "sequence")}
+    return numbers | {name: _mean([getattr(run.policy, name) for run in runs]) for name in ("length", "finished", "entropy")}

@@ -41,11 +41,8 @@ class ReportInputs:
     def cost(self, name: str) -> Cost:
         """What training policy `name` took."""
         records = self.rl[name]
-        return Cost(
-            seconds=sum(r.get("step_time", 0.0) for r in records),
-            tokens=sum(r.get("num_tokens", 0.0) for r in records),
-            memory_mb=max((r.get("memory/peak_mb", 0.0) for r in records), default=0.0),
-        )
+        seconds, tokens = (sum(r.get(metric, 0.0) for r in records) for metric in ("step_time", "num_tokens"))
+        return Cost(seconds, tokens, memory_mb=max((r.get("memory/peak_mb", 0.0) for r in records), default=0.0))
 
     @property
     def judge(self) -> JudgeName:
@@ -78,32 +75,22 @@ def read(root: Path, algorithms: Sequence[str], seeds: Sequence[int]) -> ReportI
     for e in evaluations:
         if any(e.dropped.values()):
             left[f"evaluate@{e.name}"] = {KEPT: float(e.prompts), **{f"dropped/{why}": float(n) for why, n in e.dropped.items()}}
-    return ReportInputs(
-        evaluations=evaluations,
-        samples={name: _samples(root, reports / "evaluate" / name / "samples.jsonl", f"evaluate@{name}") for name in names},
-        training={stage: [r for r in records if KEPT not in r] for stage, records in training.items()},
-        rl={name: [r for r in records if KEPT not in r] for name, records in rl.items()},
-        left=left,
-    )
+    samples = {name: _samples(root, reports / "evaluate" / name / "samples.jsonl", f"evaluate@{name}") for name in names}
+    steps = [{name: [r for r in found if KEPT not in r] for name, found in records.items()} for records in (training, rl)]
+    return ReportInputs(evaluations, samples, steps[0], steps[1], left)
 
 
 def _text(root: Path, path: Path, stage: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise GrapeError(
-            f"the report needs this file and it is not there; stage {stage} writes it",
-            where=str(path.relative_to(root)),
-            mend=f"run `grape run {stage}`, or `grape run pipeline`",
-        ) from error
+        what, mend = f"the report needs this file and it is not there; stage {stage} writes it", f"run `grape run {stage}`"
+        raise GrapeError(what, where=str(path.relative_to(root)), mend=f"{mend}, or `grape run pipeline`") from error
 
 
 def _bad(root: Path, path: Path, stage: str, problem: str) -> GrapeError:
-    return GrapeError(
-        f"this file is not what stage {stage} writes: {problem}",
-        where=str(path.relative_to(root)),
-        mend=f"delete the file and run `grape run {stage}`",
-    )
+    what, mend = f"this file is not what stage {stage} writes: {problem}", f"delete the file and run `grape run {stage}`"
+    return GrapeError(what, where=str(path.relative_to(root)), mend=mend)
 
 
 def _evaluation(root: Path, path: Path, stage: str) -> Evaluation:

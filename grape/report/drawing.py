@@ -17,30 +17,13 @@ from grape.report.data import TrainingRecord
 COLOURS = ("#0080c6", "#e69f00", "#00a878", "#cc79a7", "#d55e00", "#9467bd", "#56b4e9", "#b09f00")
 GREY = "#8b9099"
 WIDTH = 9.9  # inches, of every figure that fills the page
-STYLE: dict[str, Any] = {
-    "figure.dpi": 160,
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.22,
-    "grid.linewidth": 0.6,
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": GREY,
-    "axes.titlecolor": GREY,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "text.color": GREY,
-    "grid.color": GREY,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "figure.constrained_layout.use": True,
-    "savefig.transparent": True,
-    "axes.axisbelow": True,
-}
+_GREY = "axes.edgecolor axes.labelcolor axes.titlecolor xtick.color ytick.color text.color grid.color".split()
+STYLE: dict[str, Any] = dict.fromkeys(_GREY, GREY) | {
+    "figure.dpi": 160, "figure.constrained_layout.use": True, "savefig.transparent": True, "font.size": 9,
+    "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
+    "grid.alpha": 0.22, "grid.linewidth": 0.6, "legend.frameon": False, "legend.fontsize": 8,
+}  # fmt: skip
 
 
 def png(figure: Figure) -> bytes:

@@ -95,9 +95,8 @@ def _finding(name: str, flag: Flag, measure: str, places: list[tuple[str, float]
     ordered = sorted((number for _, number in places), key=abs)
     number = ordered[0] if flag == "unsure" else ordered[-1]
     threshold = 0.0 if measure == "spread" else float(getattr(limits, flag))
-    return Finding(
-        category, item, flag, measure, number, threshold, tuple(place for place, _ in places), _advice(flag, measure, number)
-    )
+    where = tuple(place for place, _ in places)
+    return Finding(category, item, flag, measure, number, threshold, where, _advice(flag, measure, number))
 
 
 def _advice(flag: Flag, measure: str, number: float) -> str:

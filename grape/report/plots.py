@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from statistics import fmean
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from grape.evaluation.record import Interval, JudgeName, Side
+from grape.evaluation.record import Evaluation, Interval, JudgeName, Side
 from grape.report import evolution
 from grape.report.data import ReportInputs, TrainingRecord
 from grape.report.drawing import COLOURS, GREY, STYLE, WIDTH, curve, grid, mean_curve, panels, png
@@ -32,22 +33,20 @@ TITLES = {
 }
 
 
+POINT: dict[str, Any] = {"fmt": "o", "markersize": 5, "capsize": 2.5}
+
+
 def draw(inputs: ReportInputs) -> dict[str, bytes]:
     """Every figure that has data, by name."""
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(inputs.algorithms)}
-    rewards = {
-        key: f"Reward: {key.removeprefix('reward/')}"
-        for records in inputs.rl.values()
-        for record in records
-        for key in record
-        if key.startswith("reward/")
-    }
+    measured = {key for records in inputs.rl.values() for record in records for key in record}
+    rewards = {key: f"Reward: {key.removeprefix('reward/')}" for key in sorted(measured) if key.startswith("reward/")}
     figures: dict[str, Callable[[], Figure | None]] = {
         "scores": lambda: scores(inputs, colours),
         "categories": lambda: categories(inputs, colours),
         "overoptimisation": lambda: overoptimisation(inputs, colours),
         "learning": lambda: learning(inputs, colours, TITLES),
-        "rewards": lambda: learning(inputs, colours, dict(sorted(rewards.items()))),
+        "rewards": lambda: learning(inputs, colours, rewards),
         "divergence": lambda: divergence(inputs, colours),
         "training": lambda: training(inputs.training),
     }
@@ -69,9 +68,7 @@ def scores(inputs: ReportInputs, colours: dict[str, str]) -> Figure:
         axis.axvline(sft.mean, color=GREY, linewidth=1.2, linestyle="--")
         for row, run in enumerate(runs):
             value = run.policy.of(judge)
-            axis.errorbar(
-                value.mean, row, xerr=_reach(value), fmt="o", color=colours[run.algorithm], markersize=5, capsize=2.5, linewidth=1.6
-            )
+            axis.errorbar(value.mean, row, xerr=_reach(value), color=colours[run.algorithm], linewidth=1.6, **POINT)
         axis.set_title(f"{judge.capitalize()} score on held-out prompts (dashed: SFT)")
         axis.set_ylim(len(runs) - 0.4, -0.6)
         axis.grid(axis="y", visible=False)
@@ -82,6 +79,12 @@ def scores(inputs: ReportInputs, colours: dict[str, str]) -> Figure:
 def _reach(value: Interval) -> list[list[float]]:
     """How far the interval reaches below and above its mean, as errorbar takes it."""
     return [[value.mean - value.low], [value.high - value.mean]]
+
+
+def _labelled(inputs: ReportInputs, run: Evaluation, colours: dict[str, str]) -> dict[str, Any]:
+    """The colour of a policy's point, and the name that stands in the legend once for each algorithm."""
+    first = run is inputs.of(run.algorithm)[0]
+    return {"color": colours[run.algorithm], "label": run.algorithm if first else None}
 
 
 def categories(inputs: ReportInputs, colours: dict[str, str]) -> Figure:
@@ -99,9 +102,8 @@ def categories(inputs: ReportInputs, colours: dict[str, str]) -> Figure:
             axis.bar(x, fmean(v.mean for v in values), width * 0.9, color=colour, alpha=0.4, label=label if position == 0 else None)
             for seed, value in enumerate(values):
                 shift = width * 0.9 * ((seed + 1) / (len(values) + 1) - 0.5)
-                axis.errorbar(
-                    x + shift, value.mean, yerr=_reach(value), fmt=".", color=colour, markersize=5, capsize=2, linewidth=1.2
-                )
+                how = POINT | {"fmt": ".", "capsize": 2, "color": colour}
+                axis.errorbar(x + shift, value.mean, yerr=_reach(value), linewidth=1.2, **how)
     axis.set_xticks(range(len(names)), names)
     axis.grid(axis="x", visible=False)
     axis.set_ylim(bottom=0)
@@ -118,36 +120,20 @@ def overoptimisation(inputs: ReportInputs, colours: dict[str, str]) -> Figure | 
     bounds = [[0.0], [0.0]]
     for run in inputs.evaluations:
         x, y = (run.difference.of(judge) for judge in ("proxy", "gold"))
-        axis.errorbar(
-            x.mean,
-            y.mean,
-            xerr=_reach(x),
-            yerr=_reach(y),
-            fmt="o",
-            color=colours[run.algorithm],
-            markersize=5,
-            capsize=2.5,
-            linewidth=1.2,
-            label=run.algorithm if run is inputs.of(run.algorithm)[0] else None,
-        )
+        how = POINT | _labelled(inputs, run, colours)
+        axis.errorbar(x.mean, y.mean, xerr=_reach(x), yerr=_reach(y), linewidth=1.2, **how)
         bounds[0] += [x.low, x.high]
         bounds[1] += [y.low, y.high]
     margins = [0.06 + 0.05 * (max(values) - min(values)) for values in bounds]
     (left, right), (bottom, top) = ((min(v) - m, max(v) + m) for v, m in zip(bounds, margins, strict=True))
     axis.fill_between([0, right], bottom, 0, color=COLOURS[4], alpha=0.16, linewidth=0)
-    axis.annotate(
-        "proxy up, gold down", (right, bottom), (-6, 5), textcoords="offset points", ha="right", weight="bold", color=COLOURS[4]
-    )
+    how = {"textcoords": "offset points", "ha": "right", "weight": "bold", "color": COLOURS[4]}
+    axis.annotate("proxy up, gold down", (right, bottom), (-6, 5), **how)
     axis.axline((0, 0), slope=1, color=GREY, linewidth=1, linestyle="--")
     axis.axhline(0, color=GREY, linewidth=0.8)
     axis.axvline(0, color=GREY, linewidth=0.8)
-    axis.set(
-        xlim=(left, right),
-        ylim=(bottom, top),
-        xlabel="proxy: difference to SFT",
-        ylabel="gold: difference to SFT",
-        title="Gain in proxy against gain in gold, held out (dashed: equal)",
-    )
+    axis.set(xlim=(left, right), ylim=(bottom, top), xlabel="proxy: difference to SFT", ylabel="gold: difference to SFT")
+    axis.set_title("Gain in proxy against gain in gold, held out (dashed: equal)")
     axis.legend(loc="upper left")
     return figure
 
@@ -179,16 +165,7 @@ def divergence(inputs: ReportInputs, colours: dict[str, str]) -> Figure:
     left.axhline(inputs.evaluations[0].sft.of(judge).mean, color=GREY, linestyle="--", linewidth=1.2, label="SFT")
     for run in inputs.evaluations:
         value = run.policy.of(judge)
-        left.errorbar(
-            run.kl.sequence,
-            value.mean,
-            yerr=_reach(value),
-            fmt="o",
-            color=colours[run.algorithm],
-            markersize=5,
-            capsize=2.5,
-            label=run.algorithm if run is inputs.of(run.algorithm)[0] else None,
-        )
+        left.errorbar(run.kl.sequence, value.mean, yerr=_reach(value), **POINT | _labelled(inputs, run, colours))
     left.set_xlim(0, 1.08 * max(run.kl.sequence for run in inputs.evaluations) or 1)
     left.set(xlabel="KL to SFT (nats per response)", title=f"{judge.capitalize()} score against KL, held out")
     left.legend(loc="best")

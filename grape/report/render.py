@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -57,22 +58,10 @@ def markdown(values: dict[str, Any]) -> str:
 
 
 def _environment(autoescape: bool) -> Environment:
-    environment = Environment(
-        loader=PackageLoader("grape.report"),
-        autoescape=autoescape,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {
-        "number": number,
-        "signed": signed,
-        "share": share,
-        "interval": interval,
-        "signed_interval": signed_interval,
-        "cell": cell,
-    }
+    blocks: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    environment = Environment(loader=PackageLoader("grape.report"), autoescape=autoescape, undefined=StrictUndefined, **blocks)
+    filters: tuple[Callable[..., str], ...] = (number, signed, share, interval, signed_interval, cell)
+    environment.filters |= {function.__name__: function for function in filters}
     return environment
 
 

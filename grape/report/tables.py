@@ -30,31 +30,17 @@ def league(inputs: ReportInputs, champion: str | None) -> list[Row]:
     """SFT, then every policy, the best first."""
     judge = inputs.judge
     order = sorted(inputs.evaluations, key=lambda run: (-run.policy.of(judge).mean, run.name))
-    rows = [
-        {
-            **_side(run.name, run.policy, judge),
-            "champion": run.name == champion,
-            "difference": run.difference.of(judge),
-            "win_rate": run.win_rate,
-            "kl": run.kl.sequence,
-        }
-        for run in order
-    ]
+    rows = []
+    for run in order:
+        against = {"difference": run.difference.of(judge), "win_rate": run.win_rate, "kl": run.kl.sequence}
+        rows.append({**_side(run.name, run.policy, judge), "champion": run.name == champion, **against})
     sft = {**_side("SFT", inputs.evaluations[0].sft, judge), "champion": False, "difference": None, "win_rate": None, "kl": None}
     return [*rows, sft]
 
 
 def _side(name: str, side: Side, judge: JudgeName) -> Row:
-    return {
-        "name": name,
-        "score": side.of(judge),
-        "proxy": side.proxy,
-        "greedy": side.greedy.of(judge),
-        "length": side.length,
-        "finished": side.finished,
-        "entropy": side.entropy,
-        "pass_at": side.pass_at,
-    }
+    same = {key: getattr(side, key) for key in ("proxy", "length", "finished", "entropy", "pass_at")}
+    return {"name": name, "score": side.of(judge), "greedy": side.greedy.of(judge), **same}
 
 
 def algorithms(inputs: ReportInputs, level: float) -> list[Row]:
@@ -62,20 +48,13 @@ def algorithms(inputs: ReportInputs, level: float) -> list[Row]:
     rows = []
     for name in inputs.algorithms:
         runs = inputs.of(name)
-        rows.append(
-            {
-                "name": name,
-                "conclusion": conclusion(inputs, name, level),
-                "difference": _spread([run.difference.of(inputs.judge).mean for run in runs], level),
-                "score": _spread([run.policy.of(inputs.judge).mean for run in runs], level),
-                "proxy": _spread([run.policy.proxy.mean for run in runs], level),
-                "win_rate": _spread([run.win_rate.mean for run in runs], level),
-                "kl": fmean(run.kl.sequence for run in runs),
-                "length": fmean(run.policy.length for run in runs),
-                "entropy": fmean(run.policy.entropy for run in runs),
-                "cost": cost(inputs, name),
-            }
-        )
+        row = {"name": name, "conclusion": conclusion(inputs, name, level), "cost": cost(inputs, name)}
+        row["difference"] = _spread([run.difference.of(inputs.judge).mean for run in runs], level)
+        row["score"] = _spread([run.policy.of(inputs.judge).mean for run in runs], level)
+        row["proxy"] = _spread([run.policy.proxy.mean for run in runs], level)
+        row["win_rate"] = _spread([run.win_rate.mean for run in runs], level)
+        row["kl"] = fmean(run.kl.sequence for run in runs)
+        rows.append(row | {key: fmean(getattr(run.policy, key) for run in runs) for key in ("length", "entropy")})
     return sorted(rows, key=lambda row: -row["conclusion"].policy)
 
 
@@ -107,43 +86,32 @@ def title(rows: Sequence[Row]) -> str:
 
 def categories(inputs: ReportInputs) -> list[Row]:
     """Score per category: SFT, then each algorithm's mean over seeds."""
-    judge, first = inputs.judge, inputs.evaluations[0]
-    return [
-        {
-            "name": name,
-            "n": category.n,
-            "sft": category.of(judge),
-            "algorithms": [
-                fmean(run.policy.categories[name].of(judge).mean for run in inputs.of(algorithm)) for algorithm in inputs.algorithms
-            ],
-        }
-        for name, category in first.sft.categories.items()
-    ]
+    judge, rows = inputs.judge, []
+    groups = [[run.policy for run in inputs.of(algorithm)] for algorithm in inputs.algorithms]
+    for name, category in inputs.evaluations[0].sft.categories.items():
+        means = [fmean(policy.categories[name].of(judge).mean for policy in policies) for policies in groups]
+        rows.append({"name": name, "n": category.n, "sft": category.of(judge), "algorithms": means})
+    return rows
 
 
 def items(inputs: ReportInputs) -> list[Row]:
     """Every rubric item before and after, each algorithm averaged over its seeds."""
     rows = []
+    groups = [[run.policy.items for run in inputs.of(algorithm)] for algorithm in inputs.algorithms]
     for name, before in inputs.evaluations[0].sft.items.items():
         category, _, item = name.rpartition("/")
-        after = [
-            _average([run.policy.items[name] for run in inputs.of(algorithm) if name in run.policy.items])
-            for algorithm in inputs.algorithms
-        ]
+        after = [_average([found[name] for found in group if name in found]) for group in groups]
         rows.append({"category": category, "item": item, "sft": before, "algorithms": after})
     return rows
 
 
 def _average(values: Sequence[ItemStatistics]) -> ItemStatistics | None:
     """Number by number, the mean over those that have it."""
-    known = {
-        name: [number for value in values if (number := getattr(value, name)) is not None] for name in ItemStatistics.model_fields
-    }
-    return (
-        ItemStatistics.model_validate({name: fmean(numbers) if numbers else None for name, numbers in known.items()})
-        if values
-        else None
-    )
+    known: dict[str, list[float]] = {name: [] for name in ItemStatistics.model_fields}
+    for name, number in (pair for value in values for pair in value):
+        known[name] += [] if number is None else [number]
+    means = {name: fmean(numbers) if numbers else None for name, numbers in known.items()}
+    return ItemStatistics.model_validate(means) if values else None
 
 
 def samples(inputs: ReportInputs, count: int, best: str | None) -> list[tuple[str, list[Example]]]:
@@ -159,29 +127,28 @@ def samples(inputs: ReportInputs, count: int, best: str | None) -> list[tuple[st
 
 def _pick(rows: Sequence[Sample], count: int, judge: JudgeName) -> list[Example]:
     """Per category a third each of the largest gains, the largest losses and the middle; ties in order of id."""
-    picked = []
+    picked: list[tuple[str, Sample]] = []
+    gains, losses = -(-count // 3), count // 3
+    middle = count - gains - losses
     for category in dict.fromkeys(row.category for row in rows):
         ranked = sorted((row for row in rows if row.category == category), key=lambda row: (-_gain(row, judge), row.id))
-        gains, losses = -(-count // 3), count // 3
-        middle = count - gains - losses
         if len(ranked) <= count:
-            picked += [_example(row, "", judge) for row in ranked]
+            picked += [("", row) for row in ranked]
             continue
         rest = ranked[gains : len(ranked) - losses]
         start = (len(rest) - middle) // 2
-        picked += [_example(row, "largest gain", judge) for row in ranked[:gains]]
-        picked += [_example(row, "typical", judge) for row in rest[start : start + middle]]
-        picked += [_example(row, "smallest gain or loss", judge) for row in ranked[len(ranked) - losses :]]
-    return picked
+        picked += [("largest gain", row) for row in ranked[:gains]]
+        picked += [("typical", row) for row in rest[start : start + middle]]
+        picked += [("smallest gain or loss", row) for row in ranked[len(ranked) - losses :]]
+    return [
+        Example(label, row.category, _prompt(row.prompt), row.answer, _shown(row.sft, judge), _shown(row.policy, judge))
+        for label, row in picked
+    ]
 
 
 def _gain(row: Sample, judge: JudgeName) -> float:
     before, after = row.sft.of(judge), row.policy.of(judge)
     return 0.0 if before is None or after is None else after - before
-
-
-def _example(row: Sample, label: str, judge: JudgeName) -> Example:
-    return Example(label, row.category, _prompt(row.prompt), row.answer, _shown(row.sft, judge), _shown(row.policy, judge))
 
 
 def _shown(answer: SampledAnswer, judge: JudgeName) -> Row:

@@ -14,8 +14,7 @@ import torch
 from grape.artifacts import read_prompts
 from grape.errors import GrapeError
 from grape.evaluation.record import KL, Evaluation, Greedy, Sample
-from grape.evaluation.samples import COLUMNS, samples, table
-from grape.evaluation.sides import Answers, describe, difference, win_rate
+from grape.evaluation.sides import COLUMNS, Answers, describe, difference, samples, table, win_rate
 from grape.evaluation.statistics import Bootstrap, prompt_groups
 from grape.files import write_json, write_lines, write_text
 from grape.models.chat import Chat

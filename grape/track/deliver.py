@@ -11,7 +11,7 @@ import itertools
 import json
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,10 +43,6 @@ class Delivery:
         return self._state.run_id if self._state else None
 
     @property
-    def version(self) -> int | None:
-        return self._state.version if self._state else None
-
-    @property
     def store(self) -> Store:
         if self._store is None:
             self._store = connect(self.project)
@@ -69,10 +65,7 @@ class Delivery:
     def _pump(self) -> None:
         state = self._begin()
         for kind, group in itertools.groupby(self.spool.events(state.offset), key=lambda pair: pair[0]["kind"]):
-            size = BATCH if kind == "metrics" else 1
-            events = list(group)
-            for start in range(0, len(events), size):
-                chunk = events[start : start + size]
+            for chunk in _chunks(list(group), BATCH if kind == "metrics" else 1):
                 self._guarded(kind, [event for event, _ in chunk])
                 assert self._state is not None
                 self._state = replace(self._state, offset=chunk[-1][1])
@@ -102,106 +95,89 @@ class Delivery:
         except (Unreachable, GrapeError):
             raise
         except Exception as error:  # boundary: whatever MLflow raises must not reach training
-            raise Unreachable(f"{public(self.project.tracking_uri)}: {scrub(str(error))}") from error
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: Exception) -> Unreachable:
+        return Unreachable(f"{public(self.project.tracking_uri)}: {scrub(str(error))}")
 
     def _guarded(self, kind: str, events: list[Event]) -> None:
         """Apply events; one that a store in good health refuses is dropped with a warning, not tried for ever."""
         try:
-            getattr(self, f"_{kind}")(events)
+            getattr(self, f"_{kind}")(*events)
         except Exception as error:  # boundary: whatever MLflow raises must not reach training
             if not answers(self.store):
-                raise Unreachable(f"{public(self.project.tracking_uri)}: {scrub(str(error))}") from error
+                raise self._unreachable(error) from error
             logger.warning("%s: MLflow refused %s: %s", self.spool.meta["stage"], kind, scrub(str(error)))
             self._refused.append(kind)
 
     def _find_or_create(self) -> str:
-        meta, client, experiment = self.spool.meta, self.store.client, self.store.experiment_id
-        found = client.search_runs([experiment], f"tags.`grape.spool` = '{self.spool.name}'", max_results=1)
-        if found:
-            return str(found[0].info.run_id)
-        tags = {**meta["tags"], "grape.spool": self.spool.name}
-        parent = meta["parent_run"] or self._parent(meta["nonce"], meta["kind"])
-        if parent:
-            tags["mlflow.parentRunId"] = parent
-        run_id = str(client.create_run(experiment, start_time=meta["started_ms"], tags=tags, run_name=meta["stage"]).info.run_id)
-        self._parameters(run_id, flatten(meta["params"]))
-        return run_id
-
-    def _parent(self, nonce: str | None, kind: str) -> str | None:
-        """The pipeline run that started this stage, when it could not be named because MLflow was away."""
-        if nonce is None or kind == "pipeline":
-            return None
-        found = self.store.client.search_runs(
-            [self.store.experiment_id], f"tags.`grape.nonce` = '{nonce}' AND tags.`grape.kind` = 'pipeline'", max_results=1
-        )
-        return str(found[0].info.run_id) if found else None
-
-    def _parameters(self, run_id: str, params: dict[str, str]) -> None:
         from mlflow.entities import Param
 
-        items = [Param(key, value) for key, value in params.items()]
-        for start in range(0, len(items), PARAMS):
-            self.store.client.log_batch(run_id, params=items[start : start + PARAMS])
+        meta, client = self.spool.meta, self.store.client
+        if found := self._tagged(f"tags.`grape.spool` = '{self.spool.name}'"):
+            return found
+        tags, parent = {**meta["tags"], "grape.spool": self.spool.name}, meta["parent_run"]
+        if not parent and meta["nonce"] is not None and meta["kind"] != "pipeline":  # MLflow was away when the parent began
+            parent = self._tagged(f"tags.`grape.nonce` = '{meta['nonce']}' AND tags.`grape.kind` = 'pipeline'")
+        if parent:
+            tags["mlflow.parentRunId"] = parent
+        made = client.create_run(self.store.experiment_id, start_time=meta["started_ms"], tags=tags, run_name=meta["stage"])
+        for params in _chunks([Param(key, value) for key, value in flatten(meta["params"]).items()], PARAMS):
+            client.log_batch(made.info.run_id, params=params)
+        return str(made.info.run_id)
 
-    # One method per kind of event.
+    def _tagged(self, wanted: str) -> str | None:
+        """The run with these tags, if there is one."""
+        found = self.store.client.search_runs([self.store.experiment_id], wanted, max_results=1)
+        return str(found[0].info.run_id) if found else None
 
-    def _metrics(self, events: list[Event]) -> None:
+    # One method per kind of event; only metrics come several at a time.
+
+    def _metrics(self, *events: Event) -> None:
         from mlflow.entities import Metric
 
-        metrics = [
-            Metric(metric_key(name), value, event["ms"], event["step"])
-            for event in events
-            for name, value in event["values"].items()
-        ]
-        for start in range(0, len(metrics), BATCH):
-            self.store.client.log_batch(self.run_id, metrics=metrics[start : start + BATCH])
+        values = ((event, name, value) for event in events for name, value in event["values"].items())
+        metrics = [Metric(metric_key(name), value, event["ms"], event["step"]) for event, name, value in values]
+        for chunk in _chunks(metrics, BATCH):
+            self.store.client.log_batch(self.run_id, metrics=chunk)
 
-    def _headline(self, events: list[Event]) -> None:
-        self._metrics([{**event, "step": 0} for event in events])
+    def _headline(self, event: Event) -> None:
+        self._metrics({**event, "step": 0})
 
-    def _tags(self, events: list[Event]) -> None:
-        for event in events:
-            for name, value in event["values"].items():
-                self.store.client.set_tag(self.run_id, metric_key(name), value)
+    def _tags(self, event: Event) -> None:
+        for name, value in event["values"].items():
+            self.store.client.set_tag(self.run_id, metric_key(name), value)
 
-    def _dataset(self, events: list[Event]) -> None:
+    def _dataset(self, event: Event) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        inputs = [
-            DatasetInput(
-                Dataset(
-                    name=event["path"],
-                    digest=event["digest"],
-                    source_type="dvc",
-                    source=json.dumps({"path": event["path"], "md5": event["digest"]}),
-                ),
-                tags=[InputTag("mlflow.data.context", event["context"])],
-            )
-            for event in events
-        ]
-        self.store.client.log_inputs(self.run_id, datasets=inputs)
+        path, md5 = event["path"], event["digest"]
+        dataset = Dataset(name=path, digest=md5, source_type="dvc", source=json.dumps({"path": path, "md5": md5}))
+        used = DatasetInput(dataset, tags=[InputTag("mlflow.data.context", event["context"])])
+        self.store.client.log_inputs(self.run_id, datasets=[used])
 
-    def _artifact(self, events: list[Event]) -> None:
-        for event in events:
-            self.store.client.log_artifact(self.run_id, str(self.spool.folder / "files" / event["file"]), event["folder"])
+    def _artifact(self, event: Event) -> None:
+        self.store.client.log_artifact(self.run_id, str(self.spool.folder / "files" / event["file"]), event["folder"])
 
-    def _model(self, events: list[Event]) -> None:
-        for event in events:
-            version = registry.log_model(self.store, self.project, str(self.run_id), event)
-            if version is not None and self._state is not None:
-                self._state = replace(self._state, version=version)
+    def _model(self, event: Event) -> None:
+        version = registry.log_model(self.store, self.project, str(self.run_id), event)
+        if version is not None and self._state is not None:
+            self._state = replace(self._state, version=version)
 
-    def _champion(self, events: list[Event]) -> None:
-        for event in events:
-            registry.move_champion(self.store, self.project, str(self.run_id), event)
+    def _champion(self, event: Event) -> None:
+        registry.move_champion(self.store, self.project, str(self.run_id), event)
 
-    def _end(self, events: list[Event]) -> None:
+    def _end(self, event: Event) -> None:
         client = self.store.client
         if self._refused:
             client.set_tag(self.run_id, "grape.refused", ", ".join(sorted(set(self._refused))))
-        if text := events[-1].get("text"):  # what stopped the stage, for the run's artifacts
+        if text := event.get("text"):  # what stopped the stage, for the run's artifacts
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "error.txt"
                 path.write_text(text, encoding="utf-8")
                 client.log_artifact(self.run_id, str(path))
-        client.set_terminated(self.run_id, events[-1]["status"], events[-1]["ms"])
+        client.set_terminated(self.run_id, event["status"], event["ms"])
+
+
+def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
+    return (items[start : start + size] for start in range(0, len(items), size))

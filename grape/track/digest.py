@@ -30,12 +30,10 @@ def files(project: Project | None, folder: Path) -> list[Path]:
     found = [file for file in folder.rglob("*") if file.is_file()]
     if project is None or not folder.is_relative_to(project.root):
         return found
-    ignored = GitIgnoreSpec.from_lines(_patterns(project.root / ".dvcignore"))
+    patterns = project.root / ".dvcignore"
+    lines = patterns.read_text(encoding="utf-8", errors="replace").splitlines() if patterns.is_file() else []
+    ignored = GitIgnoreSpec.from_lines(lines)
     return [file for file in found if not ignored.match_file(file.relative_to(project.root).as_posix())]
-
-
-def _patterns(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
 
 
 def computed(path: Path, project: Project | None = None) -> str:

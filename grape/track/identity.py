@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import re
 import resource
 import socket
@@ -19,29 +18,21 @@ import psutil
 
 from grape.project import Project
 
-PACKAGES = (
-    "accelerate",
-    "datasets",
-    "dvc",
-    "mlflow",
-    "numpy",
-    "peft",
-    "prefect",
-    "safetensors",
-    "tokenizers",
-    "torch",
-    "transformers",
-)
+PACKAGES = "grape accelerate datasets dvc mlflow numpy peft prefect safetensors tokenizers torch transformers".split()
 
 
 def process() -> dict[str, str]:
     """Tags that tell this process from any other, also from one that gets the same pid later."""
-    pid = os.getpid()
-    return {
-        "grape.host": socket.gethostname(),
-        "grape.pid": str(pid),
-        "grape.process_start": f"{psutil.Process(pid).create_time():.2f}",
-    }
+    own = psutil.Process()
+    return {"grape.host": socket.gethostname(), "grape.pid": str(own.pid), "grape.process_start": f"{own.create_time():.2f}"}
+
+
+def tags(kind: str, source: str, nonce: str | None, commit: str | None, dirty: bool | None) -> dict[str, str]:
+    """What the runs of stages and of pipelines both say of themselves; `source`: the command."""
+    found = {"grape.kind": kind, "mlflow.source.name": source, "mlflow.source.type": "LOCAL", **process()}
+    if commit:
+        found |= {"grape.git_revision": commit + ("+changes" if dirty else ""), "mlflow.source.git.commit": commit}
+    return found | ({"grape.nonce": nonce} if nonce else {})
 
 
 def is_dead(tags: Mapping[str, str]) -> bool:
@@ -66,15 +57,9 @@ def revision(project: Project) -> tuple[str | None, bool | None]:
 
 
 def _git(project: Project, *command: str) -> str | None:
+    env = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     try:
-        done = subprocess.run(
-            ["git", *command],
-            cwd=project.root,
-            capture_output=True,
-            text=True,
-            timeout=20,
-            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
-        )
+        done = subprocess.run(["git", *command], cwd=project.root, capture_output=True, text=True, timeout=20, env=env)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
@@ -104,16 +89,12 @@ def metric_key(name: str) -> str:
 
 def versions() -> dict[str, str]:
     found = {}
-    for package in ("grape", *PACKAGES):
+    for package in PACKAGES:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def python() -> str:
-    return platform.python_version()
 
 
 def peak_memory_mb() -> float:

@@ -24,21 +24,9 @@ class _Parent:
     """A spool and its delivery in this thread, which gives up at the first failure until the end."""
 
     def __init__(self, project: Project, nonce: str, plan: Mapping[str, Any], name: str) -> None:
-        revision, dirty = identity.revision(project)
-        tags = {
-            "grape.kind": "pipeline",
-            "grape.nonce": nonce,
-            "mlflow.source.name": f"grape run {name}",
-            "mlflow.source.type": "LOCAL",
-            **identity.process(),
-        }
-        if revision:
-            tags["grape.git_revision"] = revision + ("+changes" if dirty else "")
-            tags["mlflow.source.git.commit"] = revision
-        self.nonce = nonce
-        self.spool = Spool.create(
-            project, name, {"kind": "pipeline", "params": {"plan": plan}, "nonce": nonce, "parent_run": None, "tags": tags}
-        )
+        tags = identity.tags("pipeline", f"grape run {name}", nonce, *identity.revision(project))
+        meta = {"kind": "pipeline", "params": {"plan": plan}, "nonce": nonce, "parent_run": None, "tags": tags}
+        self.nonce, self.spool = nonce, Spool.create(project, name, meta)
         self.spool.lock()
         self.delivery = Delivery(project, self.spool)
         self.courier = Courier(project)
@@ -117,12 +105,10 @@ def close_parent(project: Project, parent_id: str | None, status: str, summary: 
 
 
 def _note(summary: str, parent: _Parent) -> str:
-    rows = [
-        f"| {row['stage']} | {'ran' if row['ran'] else 'cached'} | {row['seconds']} | {_link(row, parent)} |"
-        for row in parent.stages
-    ]
-    table = ["| stage | | seconds | run |", "|---|---|---|---|", *rows] if rows else []
-    return "\n".join([summary, "", *table])
+    lines = [summary, "", *(["| stage | | seconds | run |", "|---|---|---|---|"] if parent.stages else [])]
+    for row in parent.stages:
+        lines.append(f"| {row['stage']} | {'ran' if row['ran'] else 'cached'} | {row['seconds']} | {_link(row, parent)} |")
+    return "\n".join(lines)
 
 
 def _link(row: Mapping[str, Any], parent: _Parent) -> str:

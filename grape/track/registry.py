@@ -44,13 +44,8 @@ def best(candidates: Iterable[Candidate]) -> Candidate | None:
 
 def model_event(project: Project, path: str, name: str, register: str | None) -> dict[str, Any]:
     """What the spool keeps of a model: not its bytes, but which bytes they were."""
-    return {
-        "path": path,
-        "name": name,
-        "register": register,
-        "digest": digest.computed(project.root / path),
-        "bytes": digest.size(project.root / path),
-    }
+    place = project.root / path
+    return {"path": path, "name": name, "register": register, "digest": digest.computed(place), "bytes": digest.size(place)}
 
 
 def log_model(store: Store, project: Project, run_id: str, event: Event) -> int | None:
@@ -113,14 +108,8 @@ def _weights(store: Store, path: Path, event: Event, run_id: str, task: str, tag
     pins = [f"{name}=={metadata.version(name)}" for name in ("torch", "transformers")]
     # log_model alone would file the model under whatever experiment this process calls active
     logged = store.client.create_logged_model(store.experiment_id, event["name"], source_run_id=run_id, tags=tags)
-    mlflow.transformers.log_model(
-        {"model": model, "tokenizer": tokenizer},
-        name=event["name"],
-        task=task,
-        pip_requirements=pins,
-        run_id=run_id,
-        model_id=logged.model_id,
-    )
+    how = {"name": event["name"], "task": task, "pip_requirements": pins, "run_id": run_id, "model_id": logged.model_id}
+    mlflow.transformers.log_model({"model": model, "tokenizer": tokenizer}, **how)
     return str(logged.model_id)
 
 
@@ -147,10 +136,8 @@ def _register(store: Store, event: Event, run_id: str, model_id: str, tags: dict
         client.get_registered_model(name)
     except MlflowException:
         client.create_registered_model(name, description="Policies trained by grape; see the tag grape.path.")
-    created = client.create_model_version(
-        name, source=f"models:/{model_id}", run_id=run_id, tags=tags, model_id=model_id, await_creation_for=30
-    )
-    return int(created.version)
+    what = {"source": f"models:/{model_id}", "run_id": run_id, "tags": tags, "model_id": model_id}
+    return int(client.create_model_version(name, await_creation_for=30, **what).version)
 
 
 def find_version(store: Store, name: str, md5: str, run_id: str | None = None) -> int | None:

@@ -68,23 +68,9 @@ class StageRun:
         return self
 
     def _tags(self, parent: str | None) -> dict[str, str]:
-        tags = {
-            "grape.stage": self.stage,
-            "grape.kind": "stage",
-            "grape.seed": str(self.seed),
-            "grape.params_hash": identity.params_hash(self.params),
-            "mlflow.source.name": f"python -m grape.stages {self.stage}",
-            "mlflow.source.type": "LOCAL",
-            **identity.process(),
-        }
-        if self._revision:
-            tags["grape.git_revision"] = self._revision + ("+changes" if self._dirty else "")
-            tags["mlflow.source.git.commit"] = self._revision
-        if self._nonce:
-            tags["grape.nonce"] = self._nonce
-        if not parent and not self._nonce:
-            tags["grape.trigger"] = "dvc"
-        return tags
+        tags = identity.tags("stage", f"python -m grape.stages {self.stage}", self._nonce, self._revision, self._dirty)
+        tags |= {"grape.stage": self.stage, "grape.seed": str(self.seed), "grape.params_hash": identity.params_hash(self.params)}
+        return tags if parent or self._nonce else {**tags, "grape.trigger": "dvc"}
 
     def track(self, step: int, metrics: Mapping[str, float]) -> None:
         """Metrics of one step. NaN and infinities are kept as they are."""
@@ -156,7 +142,7 @@ class StageRun:
             seed=self.seed,
             datasets=self._datasets,
             versions=identity.versions(),
-            python=identity.python(),
+            python=platform.python_version(),
             platform=platform.platform(),
             headline=self._headline,
             facts=self._facts,

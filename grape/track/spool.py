@@ -80,11 +80,8 @@ class Spool:
         try:
             meta = self.meta
             kinds = {"started_ms": int, "stage": str, "kind": str, "params": dict, "tags": dict}
-            return (
-                all(isinstance(meta[key], kind) for key, kind in kinds.items())
-                and {"nonce", "parent_run"} <= meta.keys()
-                and (self.folder / "events.jsonl").is_file()
-            )
+            right = all(isinstance(meta[key], kind) for key, kind in kinds.items()) and {"nonce", "parent_run"} <= meta.keys()
+            return right and (self.folder / "events.jsonl").is_file()
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return False
 

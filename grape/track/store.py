@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -32,15 +33,17 @@ if TYPE_CHECKING:
 EXPERIMENT = "grape"
 DATABASES = ("postgresql", "mysql", "sqlite", "mssql")  # MLflow's
 PROBE_SECONDS = 2.0
+QUIET = (
+    "MLFLOW_HTTP_REQUEST_TIMEOUT=10 MLFLOW_HTTP_REQUEST_MAX_RETRIES=1 MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR=1 "
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR=false MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT=true "
+    "GIT_PYTHON_REFRESH=quiet"
+).split()
 AWAY = "MLflow cannot be reached; the %s goes on and keeps its records in .grape/runs, `grape mlflow sync` delivers them later (%s)"
 # Path columns of MLflow's sqlite schema that hold absolute locations.
 LOCATIONS = (
-    ("experiments", "artifact_location"),
-    ("runs", "artifact_uri"),
-    ("logged_models", "artifact_location"),
-    ("model_versions", "source"),
-    ("model_versions", "storage_location"),
-)
+    "experiments.artifact_location runs.artifact_uri logged_models.artifact_location "
+    "model_versions.source model_versions.storage_location"
+).split()
 
 
 class Unreachable(Exception):
@@ -99,12 +102,8 @@ def checked_uri(project: Project) -> str:
     if scheme in ("http", "https"):
         server("MLFLOW_TRACKING_URI", uri, "http://127.0.0.1:5000")
     elif what := _no_database(uri, scheme):
-        raise GrapeError(
-            what,
-            where=f"MLFLOW_TRACKING_URI={public(uri)}",
-            mend="unset MLFLOW_TRACKING_URI to use the project's own store, or name a server (http://...) "
-            "or a database (sqlite:////absolute/path.db)",
-        )
+        mend = "unset MLFLOW_TRACKING_URI to use the project's own store, or name a server (http://...) or a database "
+        raise GrapeError(what, where=f"MLFLOW_TRACKING_URI={public(uri)}", mend=f"{mend}(sqlite:////absolute/path.db)")
     return uri
 
 
@@ -149,11 +148,9 @@ def _probe(uri: str) -> None:
     host = parts.hostname or "localhost"
     if parts.scheme in getproxies() and not proxy_bypass(host) and not is_loopback(uri):
         return  # only the proxy can tell
-    connection: HTTPConnection
+    connection = HTTPConnection(host, parts.port, timeout=PROBE_SECONDS)
     if parts.scheme == "https":  # nothing is sent that an impostor may not see, so certificates are MLflow's matter
         connection = HTTPSConnection(host, parts.port, timeout=PROBE_SECONDS, context=ssl._create_unverified_context())
-    else:
-        connection = HTTPConnection(host, parts.port, timeout=PROBE_SECONDS)
     try:
         connection.request("HEAD", "/health")
         connection.getresponse().read()
@@ -165,13 +162,8 @@ def _probe(uri: str) -> None:
 
 def _calm() -> None:
     """Short time-outs unless the user set them, and no log lines of MLflow between the stage's own."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    for setting in QUIET:
+        os.environ.setdefault(*setting.split("="))
     logging.getLogger("alembic").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"mlflow(\.|$)")
     warnings.filterwarnings("ignore", message=r".*Any type hint is inferred as AnyType")  # said of MLflow's own code
@@ -183,7 +175,7 @@ def _open(project: Project, uri: str) -> Store:
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     own, artifacts = uri == project.own_store, project.artifacts
     if own:
-        _relocate(project, artifacts)
+        _relocate(project.state / "mlflow.db", artifacts)
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
@@ -193,9 +185,8 @@ def _open(project: Project, uri: str) -> Store:
     return Store(uri, client, experiment.experiment_id)
 
 
-def _relocate(project: Project, artifacts: str) -> None:
+def _relocate(database: Path, artifacts: str) -> None:
     """MLflow stores absolute locations: a project that was moved or copied would read, or write, the old folder's."""
-    database = project.state / "mlflow.db"
     if not database.is_file():
         return
     connection = sqlite3.connect(database, timeout=10)
@@ -207,11 +198,9 @@ def _relocate(project: Project, artifacts: str) -> None:
             row = connection.execute("SELECT artifact_location FROM experiments WHERE name = ?", (EXPERIMENT,)).fetchone()
             if row is None or row[0] is None or row[0] == artifacts:
                 return
-            for table, column in LOCATIONS:
+            for table, column in (place.split(".") for place in LOCATIONS):
                 if table in present:
-                    connection.execute(
-                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {column} = ? OR {column} LIKE ? || '/%'",
-                        (artifacts, len(row[0]) + 1, row[0], row[0]),
-                    )
+                    move = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {column} = ? OR {column} LIKE ? || '/%'"
+                    connection.execute(move, (artifacts, len(row[0]) + 1, row[0], row[0]))
     finally:
         connection.close()

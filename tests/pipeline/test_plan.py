@@ -8,7 +8,7 @@ import pytest
 
 from grape.dvc import Graph
 from grape.errors import GrapeError
-from grape.pipeline import closing, machine, plan
+from grape.pipeline import closing, plan, schedule
 
 DOT = """strict digraph {
 "prepare";
@@ -60,10 +60,10 @@ def test_the_graph_is_read_selected_and_ordered() -> None:
 
 
 def test_threads_depend_on_the_graph_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "cores", lambda: 8)
+    monkeypatch.setattr(schedule, "cores", lambda: 8)
     assert GRAPH.beside() == {"prepare": 0, "sft": 0, "rl@grpo-0": 1, "rl@grpo-1": 1, "report": 0}
-    assert machine.threads(GRAPH, 4) == {"prepare": 8, "sft": 8, "rl@grpo-0": 4, "rl@grpo-1": 4, "report": 8}
-    assert set(machine.threads(GRAPH, 1).values()) == {8}
+    assert schedule.threads(GRAPH, 4) == {"prepare": 8, "sft": 8, "rl@grpo-0": 4, "rl@grpo-1": 4, "report": 8}
+    assert set(schedule.threads(GRAPH, 1).values()) == {8}
 
 
 def test_nothing_changed() -> None:

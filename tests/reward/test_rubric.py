@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from grape.commands import attempt, rubrics
+from grape.commands import rubrics
 from grape.errors import GrapeError
 from grape.project import Project
 from grape.reward.rubric import load_rubric, load_rubrics
@@ -269,11 +269,11 @@ def test_a_typed_response_is_scored_item_by_item(project_dir: Path) -> None:
     project = Project(project_dir)
     assert list(rubrics.check(project))[0].startswith("arithmetic: version 1, ")
     assert any("contains" in line and "25%" in line for line in rubrics.show(project, "courtesy"))
-    found = attempt.attempt(project, "courtesy", "Ask Anna for salt.", "Anna, the salt?", "Anna; salt")
+    found = rubrics.attempt(project, "courtesy", "Ask Anna for salt.", "Anna, the salt?", "Anna; salt")
     assert found["items"]["names_person"] == {"score": 1.0, "confidence": 1.0, "reason": ""}
     assert found["items"]["polite"]["score"] is None and "run the stage" in found["items"]["polite"]["reason"]
     assert found["reward"] == 1.0
-    lines = list(attempt.lines(found))
+    lines = list(rubrics.lines(found))
     assert lines[0].split() == ["names_person", "1.00", "sure", "1.00"] and lines[-1].split() == ["reward", "1.00"]
     with pytest.raises(GrapeError, match="no rubric for the category 'x'"):
-        attempt.attempt(project, "x", "", "", None)
+        rubrics.attempt(project, "x", "", "", None)

@@ -13,8 +13,7 @@ import torch
 
 from grape.evaluation import statistics
 from grape.evaluation.record import KL, Evaluation, Greedy, Sample
-from grape.evaluation.samples import samples
-from grape.evaluation.sides import Answers, describe, difference, win_rate
+from grape.evaluation.sides import Answers, describe, difference, samples, win_rate
 from grape.stages import evaluate
 from grape.types import Response, Scores
 from tests import tiny
