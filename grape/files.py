@@ -113,10 +113,33 @@ def read_lines(path: Path, mend: str | None = None) -> Iterator[tuple[int, Row]]
         raise GrapeError(f"cannot be read: {error.strerror or error}", where=str(path), mend=mend) from error
 
 
-def _text_begins(path: Path, first: bytes) -> bytes:
+def read_text(path: Path, mend: str | None = None) -> str:
+    """The whole of a text file, line ends as they are.
+
+    Raises:
+        GrapeError: with file and line: it cannot be read, or is no UTF-8 text.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise GrapeError(f"cannot be read: {error.strerror or error}", where=str(path), mend=mend) from error
+    lines[0] = _text_begins(path, lines[0], "text")
+    return "\n".join(_decoded(path, number, raw, mend) for number, raw in enumerate(lines, 1))
+
+
+def read_json(path: Path, mend: str = "mend that file") -> Any:
+    """The value of a JSON file, as strictly as `read_lines` has it.
+
+    Raises:
+        GrapeError: with file and line.
+    """
+    return _value(path, None, read_text(path, mend), mend)
+
+
+def _text_begins(path: Path, first: bytes, wanted: str = "JSON lines") -> bytes:
     for magic, what in MAGIC.items():
         if first.startswith(magic):
-            raise GrapeError(f"this is {what}, not JSON lines", where=str(path), mend=ONE_A_LINE)
+            raise GrapeError(f"this is {what}, not {wanted}", where=str(path), mend=ONE_A_LINE)
     return first.removeprefix(BOM)
 
 
@@ -132,21 +155,30 @@ def _decoded(path: Path, number: int, raw: bytes, mend: str | None) -> str:
 
 
 def _object(path: Path, number: int, text: str, mend: str | None) -> Row:
+    value = _value(path, number, text, mend or ONE_A_LINE)
+    if not isinstance(value, dict):
+        what = f"not a JSON object: a {type(value).__name__}, not an object {{...}}"
+        raise GrapeError(what, where=f"{path}:{number}", mend=mend or ONE_A_LINE)
+    return value
+
+
+def _value(path: Path, number: int | None, text: str, mend: str) -> Any:
+    """A JSON value. number: the line of the file that it stands in; None: it is the whole file."""
+    where, kind = f"{path}:{number or 1}", "a JSON object" if number else "JSON"
     try:
         value = json.loads(text, object_pairs_hook=_unrepeated, parse_constant=_no_number, parse_float=_finite)
-        if not isinstance(value, dict):
-            raise ValueError(f"a {type(value).__name__}, not an object {{...}}")
         if "\\ud" in text or "\\uD" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError:
-        raise GrapeError("nested too deeply", where=f"{path}:{number}", mend=mend or ONE_A_LINE) from None
+        raise GrapeError("nested too deeply", where=where, mend=mend) from None
     except UnicodeEncodeError:
         what = "half of a surrogate pair (\\ud800 to \\udfff on its own) is no character"
-        raise GrapeError(what, where=f"{path}:{number}", mend="write the whole character, or leave it out") from None
+        raise GrapeError(what, where=where, mend="write the whole character, or leave it out") from None
+    except json.JSONDecodeError as error:
+        where = where if number else f"{path}:{error.lineno}"
+        raise GrapeError(f"not {kind}: {error.msg} at place {error.colno}", where=where, mend=mend) from error
     except ValueError as error:
-        # The decoder counts lines of its own text, which is this one line.
-        what = getattr(error, "msg", str(error)) + (f" at place {error.pos + 1}" if hasattr(error, "pos") else "")
-        raise GrapeError(f"not a JSON object: {what}", where=f"{path}:{number}", mend=mend or ONE_A_LINE) from error
+        raise GrapeError(f"not {kind}: {error}", where=where, mend=mend) from error
     return value
 
 

@@ -1,4 +1,4 @@
-"""Files that params.yaml names by a key whose value may also be no file (`scratch`, `rubric`, a hub id).
+"""Files that params.yaml names by a key whose value may also be no file (`scratch`, a hub id).
 
 DVC's graph cannot depend on such a value, so it depends on a card: `inputs/KEY` holds the md5 of what the key names. Before each
 run or plan grape writes the cards anew; a stage that finds its card untrue refuses.
@@ -18,7 +18,7 @@ from grape.project import Project
 from grape.track import digest
 
 FOLDER = "inputs"
-KEYS = ("model.base", "critic.judge.model", "preferences.source")
+KEYS = ("model.base", "critic.judge.model")
 
 
 def write(project: Project, params: Any, paths: Collection[str]) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from grape import slot
 from grape.algorithms.base import AnyAlgorithm, SlotParams
+from grape.data.tables import Hub
 from grape.models.template import Template
 from grape.reward.critics.judge import Judge
 
@@ -37,8 +38,15 @@ class Model(Section):
         return self
 
 
+Table = Literal["corpus", "sft", "prompts", "heldout", "judgements", "preferences"]
+
+
 class Prepare(Section):
     source: str = Field(min_length=1)
+    files: dict[Table, Annotated[str, Field(min_length=1)] | Hub]
+    columns: dict[Table, dict[str, str]]
+    category: str | None = Field(min_length=1)
+    rows: dict[Table, Annotated[int, Field(ge=1)]]
     documents: int = Field(ge=1)
     demonstrations: int = Field(ge=1)
     prompts: int = Field(ge=1)
@@ -66,7 +74,7 @@ class CriticSection(Optimisation):
 
 
 class Preferences(Section):
-    source: str = Field(min_length=1)
+    source: Literal["rubric", "critic", "people"]
     prompts: int = Field(ge=1)
     samples: int = Field(ge=2)
     temperature: float = Field(gt=0)

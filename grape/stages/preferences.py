@@ -1,5 +1,5 @@
 """preferences: collect pairs. Sample from the SFT policy, score by rubric or critic, and pair the best with the worst answer;
-or import pairs that people have labelled. Every pair says where its label comes from."""
+or take the pairs that people have labelled. Every pair says where its label comes from."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
-from grape.artifacts import Preference, PromptRow, Turn, read_prompts, read_rows, write_rows
+from grape.artifacts import Preference, Turn, read_prompts, read_rows, write_rows
 from grape.errors import GrapeError
 from grape.files import write_lines
-from grape.leakage import holds, turns_of
 from grape.models.encode import fitting_prompts
 from grape.models.load import device, load_language_model
 from grape.randomness import generator, permutation
@@ -24,18 +23,16 @@ from grape.types import Response
 
 
 def run(stage: Stage) -> None:
-    stage.datasets("data/prompts", "rubrics")
-    params = stage.params.preferences
     counts: dict[str, float] = {}
-    if params.source.endswith(".jsonl"):
-        rows, counts = imported(stage)
+    if stage.params.preferences.source == "people":
+        stage.datasets("data/labelled")
+        rows = read_rows(stage.path("data/labelled/train.jsonl"), Preference, mend="run it again: grape run prepare")
     else:
+        stage.datasets("data/prompts", "rubrics")
         rows, counts = collected(stage)
     if not rows:
         raise GrapeError(
-            "not one pair was found: every group of responses is a tie"
-            if not counts.get("dropped/leakage")
-            else "every pair holds a held-out question",
+            "not one pair was found: every group of responses is a tie",
             where="stage preferences",
             mend="raise preferences.samples or preferences.prompts, or lower preferences.margin",
         )
@@ -43,21 +40,6 @@ def run(stage: Stage) -> None:
     left = {**stage.left, **{k: v for k, v in counts.items() if k.startswith("dropped/")}}
     write_lines(stage.path("reports/train/preferences.jsonl"), [{"step": 0, **left}])
     stage.run.headline({"pairs": float(len(rows)), **counts})
-
-
-def imported(stage: Stage) -> tuple[list[Preference], dict[str, float]]:
-    """Pairs labelled by people, checked row by row, without those that hold a held-out question."""
-    path = stage.project.root / stage.params.preferences.source
-    records = read_rows(path, Preference, mend=f"every line has the columns {', '.join(Preference.model_fields)}")
-    prompts = [
-        read_rows(stage.path(f"data/prompts/{name}.jsonl"), PromptRow, mend="run it again: grape run prepare")
-        for name in ("heldout", "train")
-    ]
-    leaks = holds(*prompts)
-    kept = [record for record in records if not leaks(turns_of(record))]
-    if len(kept) < len(records):
-        print(f"{stage.name}: {len(records) - len(kept)} pairs left out: they hold a held-out question", flush=True)
-    return kept, {"dropped/leakage": float(len(records) - len(kept))}
 
 
 def collected(stage: Stage) -> tuple[list[Preference], dict[str, float]]:
@@ -94,13 +76,7 @@ def collected(stage: Stage) -> tuple[list[Preference], dict[str, float]]:
 
 def _judge(stage: Stage) -> RubricReward:
     params, model = stage.params.preferences, stage.params.model
-    kinds = {"rubric": {"verify", "critic"}, "critic": {"critic"}}.get(params.source)
-    if kinds is None:
-        raise GrapeError(
-            f"preferences.source: {params.source!r} is neither rubric nor critic nor a .jsonl file",
-            where="params.yaml",
-            mend="see the key's comment",
-        )
+    kinds = {"critic"} if params.source == "critic" else {"verify", "critic"}
     rubrics, folder = load_rubrics(stage.path("rubrics")), stage.path("models/critic")
     critic = load_critic(folder, stage.project.root, model.dtype, model.micro_batch_tokens, model.template)
     return RubricReward(rubrics, critic, kinds=frozenset(kinds))

@@ -1,7 +1,7 @@
 """prepare: build or import the datasets, check every row, split without leakage.
 
-Writes data/corpus, data/sft, data/prompts (train, heldout) and data/judgements as JSON lines in the field's formats. What is
-written is what was validated; every row left out is counted by reason.
+Writes data/corpus, data/sft, data/prompts (train, heldout), data/judgements and data/labelled (pairs) as JSON lines in the field's
+formats. What is written is what was validated; every row left out is counted by reason.
 """
 
 from __future__ import annotations
@@ -10,17 +10,20 @@ import hashlib
 import json
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grape.artifacts import Demonstration, Document, Judgement, PromptRow, Record, checked, write_rows
+from grape.artifacts import Demonstration, Document, Judgement, Preference, PromptRow, Record, checked, write_rows
+from grape.data.shapes import SHAPES, Placed, converted
+from grape.data.tables import Hub, find, from_hub, read
 from grape.errors import GrapeError
-from grape.files import read_lines, write_lines
+from grape.files import write_lines
 from grape.leakage import holds, said, turns_of
+from grape.randomness import permutation
 from grape.stages.modules import load_module
 from grape.stages.stage import Stage
-from grape.stages.usable import Places, check
+from grape.stages.usable import Places, check, required
 
 Tables = dict[str, list[Any]]
 DATASETS: dict[str, tuple[str, type[Record]]] = {
@@ -29,15 +32,10 @@ DATASETS: dict[str, tuple[str, type[Record]]] = {
     "train": ("data/prompts/train.jsonl", PromptRow),
     "heldout": ("data/prompts/heldout.jsonl", PromptRow),
     "judgements": ("data/judgements/train.jsonl", Judgement),
+    "preferences": ("data/labelled/train.jsonl", Preference),
 }
-OPTIONAL = frozenset({"corpus", "heldout", "judgements"})
-FILES = {
-    "corpus": "corpus.jsonl",
-    "sft": "sft.jsonl",
-    "train": "prompts.jsonl",
-    "heldout": "heldout.jsonl",
-    "judgements": "judgements.jsonl",
-}
+# What a table is called in the user's folder and in params.yaml.
+NAMES: dict[str, Any] = {name: name for name in DATASETS} | {"train": "prompts"}
 
 
 def run(stage: Stage) -> None:
@@ -54,7 +52,7 @@ def run(stage: Stage) -> None:
     write_lines(stage.path("reports/train/prepare.jsonl"), [{"step": 0, "rows/kept": kept, **counts}])
     for reason, count in dropped.items():
         if count:
-            print(f"prepare: {count} rows left out: {REASONS[reason]}", flush=True)
+            _say(f"{count} rows left out: {REASONS[reason]}")
     stage.run.headline(rows | counts | {name: count for name, count in long.items() if count})
 
 
@@ -98,7 +96,7 @@ def _validated(placed: Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]]) ->
 
 
 def imported(folder: Path, stage: Stage) -> tuple[Tables, Places]:
-    """The datasets in a directory of JSON-lines files, and where each row stands.
+    """The datasets in a directory of files, and where each row stands.
 
     Raises:
         GrapeError: no such directory, a required file is missing, or a row is wrong (file and line).
@@ -109,14 +107,44 @@ def imported(folder: Path, stage: Stage) -> tuple[Tables, Places]:
             where="params.yaml, prepare.source",
             mend="give a world's .py file or a directory with sft.jsonl and prompts.jsonl",
         )
-    placed = {}
-    for name, file in FILES.items():
-        path, kind = folder / file, DATASETS[name][1]
-        if not path.is_file() and name not in OPTIONAL:
-            columns = ", ".join(kind.model_fields)
-            raise GrapeError("this file is missing", where=str(path), mend=f'add it: {columns} (README, "Your own data")')
-        placed[name] = [(f"{path}:{number}", row) for number, row in read_lines(path)] if path.is_file() else []
-    return _validated(placed)
+    return _validated({name: list(_rows(folder, stage, name)) for name in NAMES})
+
+
+def _rows(folder: Path, stage: Stage, table: str) -> Iterator[Placed]:
+    """The rows of a table in grape's columns, at most as many as `prepare.rows` says."""
+    name, params = NAMES[table], stage.params.prepare
+    source = params.files.get(name)
+    if isinstance(source, Hub):
+        rows = from_hub(source)
+    else:
+        path = _named(folder, source, name) if source else find(folder, name)
+        if path is None and table in required(stage):
+            columns, where = ", ".join(DATASETS[table][1].model_fields), folder / f"{name}.jsonl"
+            raise GrapeError("this file is missing", where=str(where), mend=f'add it: {columns} (README, "Your own data")')
+        rows = iter(()) if path is None else read(path)
+    shape = name if name in SHAPES else "prompts"
+    known = converted(rows, shape, params.columns.get(name, {}), params.category, _say)
+    limit = params.rows.get(name)
+    if limit is None:
+        return known
+    found = list(known)
+    chosen = sorted(permutation(len(found), stage.params.seed, "prepare", name)[:limit].tolist())
+    return (found[i] for i in chosen)
+
+
+def _named(folder: Path, file: str, name: str) -> Path:
+    """A file of `prepare.files`; it lies in the folder, which is what DVC compares."""
+    path, where = folder / file, f"params.yaml, prepare.files.{name}"
+    if not path.resolve().is_relative_to(folder.resolve()):
+        what = f"{file} lies outside of prepare.source, so that a change of it would not be noticed"
+        raise GrapeError(what, where=where, mend="move it there, or set prepare.source to a folder that holds all files")
+    if not path.exists():
+        raise GrapeError(f"no such file: {path}", where=where, mend="it is looked for in prepare.source")
+    return path
+
+
+def _say(text: str) -> None:
+    print(f"prepare: {text}", flush=True)
 
 
 def content(record: Demonstration | PromptRow) -> str:
@@ -150,7 +178,7 @@ def without_leakage(tables: Mapping[str, list[Any]]) -> tuple[Tables, Counter[st
     """Every training table without the rows that hold a held-out question, prompts once each; and how many went, by reason."""
     leaks = holds(tables["heldout"], tables["train"])
     kept, dropped = dict(tables), Counter({"leakage": 0, "duplicate": 0})
-    for name in ("sft", "train", "judgements"):
+    for name in ("sft", "train", "judgements", "preferences"):
         kept[name] = [row for row in tables[name] if not leaks(turns_of(row))]
         dropped["leakage"] += len(tables[name]) - len(kept[name])
     for name in ("train", "heldout"):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from grape.artifacts import Preference, read_rows
 from grape.errors import GrapeError
 from grape.models.chat import Chat
 from grape.models.encode import encode_documents, encode_turns, fitting_prompts
@@ -27,6 +26,13 @@ Tables = Mapping[str, Sequence[Any]]
 Places = dict[tuple[str, str], str]  # (table, id) -> where the row stands in the source
 
 
+def required(stage: Stage) -> set[str]:
+    """The tables without which a stage could not run."""
+    params = stage.params
+    needed = {"train": True, "sft": params.sft.steps > 0, "preferences": params.preferences.source == "people"}
+    return {name for name, is_needed in needed.items() if is_needed}
+
+
 def check(stage: Stage, tables: Tables, places: Places) -> dict[str, float]:
     """
     Returns:
@@ -35,15 +41,17 @@ def check(stage: Stage, tables: Tables, places: Places) -> dict[str, float]:
     Raises:
         GrapeError: a row that some stage would refuse, with the place where it stands in the source.
     """
-    for name, what in (("train", "training prompt"), ("sft", "demonstration")):
-        if not tables[name] and (name == "train" or stage.params.sft.steps):
-            mend = "add rows; those that hold a held-out question do not count"
-            raise GrapeError(
-                f"no {what} is left",
-                where=f"prepare.source, {name}",
-                mend=mend + (", or set sft.steps: 0" if name == "sft" else ""),
-            )
-    _refuse_files(stage)
+    mend = "add rows; those that hold a held-out question do not count"
+    for name, what, other in (
+        ("train", "training prompt", ""),
+        ("sft", "demonstration", ", or set sft.steps: 0"),
+        ("preferences", "pair", ", or set preferences.source: rubric"),
+    ):
+        if not tables[name] and name in required(stage):
+            raise GrapeError(f"no {what} is left", where=f"prepare.source, {name}", mend=mend + other)
+    gold = stage.path(f"{stage.params.prepare.source}/gold.py")
+    if gold.is_file():
+        load_module(gold)
     prompts = {name: [row.value() for row in tables[name]] for name in ("train", "heldout")}
     _scorable(stage, prompts, places)
     long = _long(stage, tables, prompts, Chat(_tokenizer(stage, tables), stage.params.model.template), places)
@@ -61,15 +69,6 @@ def check(stage: Stage, tables: Tables, places: Places) -> dict[str, float]:
     return {f"too_long/{name}": float(count) for name, (count, _) in long.items()}
 
 
-def _refuse_files(stage: Stage) -> None:
-    """Refuse what later stages read beside the tables: pairs that people have labelled, the gold judge."""
-    source, gold = stage.params.preferences.source, stage.path(f"{stage.params.prepare.source}/gold.py")
-    if source.endswith(".jsonl"):
-        read_rows(stage.project.root / source, Preference, mend=f"every line has the columns {', '.join(Preference.model_fields)}")
-    if gold.is_file():
-        load_module(gold)
-
-
 def _at(places: Places, table: str) -> Callable[[Any], str]:
     """Where a row of the table stands. Held-out prompts may have been set aside from the training ones."""
     return lambda row: places.get((table, row.id)) or places.get(("train", row.id)) or f"{table}, {row.id}"
@@ -78,7 +77,7 @@ def _at(places: Places, table: str) -> Callable[[Any], str]:
 def _scorable(stage: Stage, prompts: Mapping[str, list[Prompt]], places: Places) -> None:
     """Refuse what the rubrics cannot score, where anything is scored by them."""
     params = stage.params
-    if params.rl.reward != "rubric" and params.preferences.source.endswith(".jsonl"):
+    if params.rl.reward != "rubric" and params.preferences.source == "people":
         return
     rubrics = load_rubrics(stage.path("rubrics"))
     verifiers = RubricReward(rubrics, kinds=frozenset({"verify"}))

@@ -65,7 +65,7 @@ WRONG_LINES: list[tuple[str, bytes, str]] = [
     ("sft.jsonl", line(category=1.5, messages=[U, A]), "column category"),
     ("sft.jsonl", line(id=True, category="sums", messages=[U, A]), "column id"),
     ("sft.jsonl", line(id=2.0, category="sums", messages=[U, A]), "column id"),
-    ("prompts.jsonl", line(category="sums", prompt="What?", answer="4"), "column prompt"),
+    ("prompts.jsonl", line(category="sums", prompt=4, answer="4"), "neither text nor turns"),
     ("prompts.jsonl", line(category="sums", prompt=[], answer="4"), "column prompt"),
     ("prompts.jsonl", asks(U, answer=0.1), "write it as text"), ("prompts.jsonl", asks(U, answer=["4"]), "column answer"),
     ("prompts.jsonl", asks(U, answer=True), "column answer"),
@@ -272,17 +272,17 @@ def test_letters_composed_otherwise_are_the_same_question(project: Project) -> N
 
 
 @pytest.mark.parametrize(("name", "data", "words"), [
-    ("pairs.jsonl", None, "cannot be read"), ("pairs.jsonl", b"not json\n", "not a JSON object"),
-    ("pairs.jsonl", line(category="sums", prompt=[U], chosen=[A], rejected=[A | {"content": "4 "}]), "are the same"),
-    ("pairs.jsonl", line(category="sums", prompt=[U], chosen=[A], rejected=[A | {"content": "5"}], chosen_score=1,
+    ("mine/pairs.jsonl", None, "no such file"), ("mine/pairs.jsonl", b"not json\n", "not a JSON object"),
+    ("mine/pairs.jsonl", line(category="sums", prompt=[U], chosen=[A], rejected=[A | {"content": "4 "}]), "are the same"),
+    ("mine/pairs.jsonl", line(category="sums", prompt=[U], chosen=[A], rejected=[A | {"content": "5"}], chosen_score=1,
                          rejected_score=5), "lower score"),
     ("mine/gold.py", b"def gold(:\n", "gold.py"), ("mine/gold.py", b"import nothing_there\n", "gold.py"),
 ])  # fmt: skip
 def test_what_later_stages_read_is_looked_at_before(project: Project, name: str, data: bytes | None, words: str) -> None:
     if data is not None:
         (project.root / name).write_bytes(data)
-    if name == "pairs.jsonl":
-        params_file.set_values(project.params, ["preferences.source=pairs.jsonl"])
+    if name == "mine/pairs.jsonl":
+        params_file.set_values(project.params, ["prepare.files={preferences: pairs.jsonl}", "preferences.source=people"])
     with pytest.raises(GrapeError, match=words):
         run(project)
     assert not (project.root / "data").exists()
@@ -293,3 +293,35 @@ def test_a_world_that_ends_the_process_is_refused(project: Project) -> None:
     params_file.set_values(project.params, ["prepare.source=w.py"])
     with pytest.raises(GrapeError, match="SystemExit"):
         run(project)
+
+
+@pytest.mark.parametrize(("files", "words"), [
+    ("{prompts: ../prompts.jsonl}", "lies outside of prepare.source"), ("{prompts: /etc/hosts}", "lies outside"),
+    ("{prompts: none.jsonl}", "prepare.files.prompts"), ("{sft: README.md}", "no such format"),
+])  # fmt: skip
+def test_a_file_that_cannot_be_a_table_is_refused(project: Project, files: str, words: str) -> None:
+    (project.root / "mine/README.md").write_text("My data")
+    (project.root / "prompts.jsonl").write_bytes(FILES["prompts.jsonl"])
+    params_file.set_values(project.params, [f"prepare.files={files}"])
+    with pytest.raises(GrapeError, match=words):
+        run(project)
+    assert not (project.root / "data").exists()
+
+
+def test_gsm8k_as_it_comes(project: Project) -> None:
+    """Rows of question and answer, for SFT and as prompts, a part of them, without a line of code."""
+    rows = [
+        {"question": f"What is {n} + 1?", "answer": f"It is {n} + 1 = <<{n}+1={n + 1}>>{n + 1}.\n#### {n + 1}"} for n in range(20)
+    ]
+    for name in ("sft.jsonl", "prompts.jsonl"):
+        (project.root / "mine" / name).unlink()
+    (project.root / "mine/gsm8k.json").write_text(json.dumps(rows))
+    files = "{sft: gsm8k.json, prompts: gsm8k.json}"
+    params_file.set_values(
+        project.params, [f"prepare.files={files}", "prepare.category=sums", "prepare.rows={prompts: 8}", "prepare.heldout=2"]
+    )
+    run(project)
+    demonstrations, prompts = written(project, "sft/train.jsonl"), written(project, TRAIN)
+    assert len(prompts) == 8
+    assert all(row["prompt"][0]["content"] == f"What is {int(row['answer']) - 1} + 1?" for row in prompts)
+    assert [row["messages"][1]["content"] for row in demonstrations] == [row["answer"] for row in rows]

@@ -1,0 +1,182 @@
+"""The shapes in which people keep rows, recognised by their columns and turned into the columns of `grape.artifacts`.
+
+    messages                         conversations of role and content (OpenAI, TRL)
+    conversations                    of from and value (ShareGPT)
+    instruction, input?, output      Alpaca; also `response` for output
+    prompt, completion               texts or turns (TRL); also `response`
+    question, answer                 GSM8K
+    prompt?, chosen, rejected        pairs; the prompt may stand in both answers
+    text                             documents
+
+An answer that stands behind a prompt is its reference for verifiers; of one whose last line is `#### 72`, that is `72`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from grape.errors import GrapeError
+
+Row = Mapping[str, Any]
+Placed = tuple[str, Row]  # where a row stands, and what it says
+ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "tool_response": "tool",
+}
+MARK = re.compile(r"^####[ \t]*([^\n]*?)\s*\Z", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A form of rows: the columns it is known by, and how a row becomes grape's own columns (ValueError: it cannot)."""
+
+    columns: tuple[str, ...]
+    convert: Callable[[Row], dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        return ", ".join(self.columns)
+
+
+def _shared(given: Mapping[str, Any]) -> dict[str, Any]:
+    """A turn of from and value, as role and content."""
+    rest = {key: value for key, value in given.items() if key not in ("from", "value")}
+    return {"role": ROLES.get(str(given["from"]), given["from"]), "content": given["value"], **rest}
+
+
+def turns(given: Any, role: str) -> list[dict[str, Any]]:
+    """A conversation, all of role and content or all of from and value, or a text as a turn of `role`."""
+    if isinstance(given, str):
+        return [{"role": role, "content": given}]
+    if not isinstance(given, Sequence):
+        raise ValueError(f"neither text nor turns but a {type(given).__name__}")
+    for one in given:
+        if not isinstance(one, Mapping):
+            raise ValueError(f"a turn is a {type(one).__name__}, not an object")
+    shared = all(one.keys() >= {"from", "value"} for one in given)
+    return [_shared(one) if shared else dict(one) for one in given]
+
+
+def reference(text: Any) -> Any:
+    """What stands behind `####` in the last line, as in GSM8K; the whole where there is none."""
+    found = MARK.search(text) if isinstance(text, str) else None
+    return found[1] if found else text
+
+
+def _instruction(row: Row) -> str:
+    """Alpaca's task: the input, where there is one, stands below the instruction."""
+    return "\n\n".join(part for part in (row["instruction"], row.get("input")) if part)
+
+
+def _split(messages: list[dict[str, Any]]) -> dict[str, Any]:
+    """A conversation as a prompt, and as its reference what the assistant said last, where it did."""
+    if messages and messages[-1].get("role") == "assistant":
+        return {"prompt": messages[:-1], "answer": reference(messages[-1].get("content"))}
+    return {"prompt": messages}
+
+
+def _apart(row: Row) -> dict[str, Any]:
+    """chosen and rejected without what both begin with, which is the prompt or stands in it."""
+    chosen, rejected = (turns(row[name], "assistant") for name in ("chosen", "rejected"))
+    prompt = turns(row["prompt"], "user") if row.get("prompt") is not None else []
+    same = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), min(len(chosen), len(rejected)))
+    # Answers begin with the assistant: what both say before is the prompt, or said again.
+    same = next((i for i in range(min(same, len(chosen) - 1, len(rejected) - 1), -1, -1) if chosen[i]["role"] == "assistant"), 0)
+    if prompt and chosen[:same] not in ([], prompt):
+        raise ValueError("chosen and rejected begin with turns that are not those of prompt")
+    return {"prompt": prompt or chosen[:same], "chosen": chosen[same:], "rejected": rejected[same:]}
+
+
+def _behind(task: Callable[[Row], Any], answer: str) -> Callable[[Row], dict[str, Any]]:
+    """A task and an answer to it as a conversation."""
+    return lambda row: {"messages": [*turns(task(row), "user"), *turns(row[answer], "assistant")]}
+
+
+def _asked(task: Callable[[Row], Any], answer: str) -> Callable[[Row], dict[str, Any]]:
+    """A task as a prompt, its answer as the reference."""
+
+    def convert(row: Row) -> dict[str, Any]:
+        given = row.get("answer", row.get(answer))
+        said = given[-1].get("content") if isinstance(given, list) and given and isinstance(given[-1], Mapping) else given
+        return {"prompt": turns(task(row), "user"), "answer": reference(said)}
+
+    return convert
+
+
+def _talk(name: str) -> Callable[[Row], dict[str, Any]]:
+    return lambda row: {"messages": turns(row[name], "user")}
+
+
+def _questioned(name: str) -> Callable[[Row], dict[str, Any]]:
+    return lambda row: _split(turns(row[name], "user"))
+
+
+def _of(name: str) -> Callable[[Row], Any]:
+    return lambda row: row[name]
+
+
+# Of every table, in the order in which they are looked for.
+SHAPES: dict[str, list[Shape]] = {
+    "corpus": [Shape(("text",), lambda row: {"text": row["text"]})],
+    "sft": [
+        *(Shape((name,), _talk(name)) for name in ("messages", "conversations")),
+        *(Shape(("instruction", answer), _behind(_instruction, answer)) for answer in ("output", "response")),
+        *(Shape(("prompt", answer), _behind(_of("prompt"), answer)) for answer in ("completion", "response")),
+        Shape(("question", "answer"), _behind(_of("question"), "answer")),
+    ],
+    "prompts": [
+        *(Shape(("prompt", answer), _asked(_of("prompt"), answer)) for answer in ("completion", "response")),
+        Shape(("prompt",), _asked(_of("prompt"), "answer")),
+        *(Shape((name,), _questioned(name)) for name in ("messages", "conversations")),
+        *(Shape(("instruction", answer), _asked(_instruction, answer)) for answer in ("output", "response")),
+        Shape(("question",), _asked(_of("question"), "answer")),
+    ],
+    "preferences": [Shape(("chosen", "rejected"), _apart)],
+    "judgements": [Shape(("prompt", "response", "label"), lambda row: {"prompt": turns(row["prompt"], "user")})],
+}
+
+
+def recognised(table: str, columns: Iterable[str]) -> Shape | None:
+    """The first shape of the table that these columns have."""
+    there = set(columns)
+    return next((shape for shape in SHAPES[table] if there.issuperset(shape.columns)), None)
+
+
+def converted(
+    rows: Iterable[Placed], table: str, columns: Mapping[str, str], category: str | None, say: Callable[[str], None]
+) -> Iterator[Placed]:
+    """Rows of one source with the columns of their table. The first row says which shape all have.
+
+    Args:
+        columns: the table's names -> those of the rows. category: of rows that have none.
+
+    Raises:
+        GrapeError: no shape is known of these columns, or a row is of another shape.
+    """
+    shape: Shape | None = None
+    for where, given in rows:
+        row = {ours: given[theirs] for ours, theirs in columns.items() if theirs in given} | {
+            name: value for name, value in given.items() if name not in columns.values()
+        }
+        if shape is None:
+            shape = recognised(table, row)
+            if shape is None:
+                known = "; or ".join(one.name for one in SHAPES[table])
+                what = f"no shape of rows is known with the columns {', '.join(row)}"
+                raise GrapeError(what, where=where, mend=f"name them in prepare.columns.{table}: {known}")
+            say(f"{where.partition(':')[0].partition(', row')[0]}: rows of {shape.name}")
+        if missing := [name for name in shape.columns if name not in row]:
+            what = f"column {missing[0]} is missing, which the rows before have"
+            raise GrapeError(what, where=where, mend="give all rows of a file the same columns")
+        try:
+            made = {**row, **shape.convert(row)}
+        except (ValueError, KeyError, TypeError) as error:
+            raise GrapeError(f"rows of {shape.name}: {error}", where=where, mend="mend the row") from error
+        yield where, made if made.get("category") is not None or category is None else {**made, "category": category}

@@ -1,0 +1,159 @@
+"""Files of rows, whatever their format: JSON Lines, JSON, CSV, Parquet, a folder that `datasets` saved, a data set of the hub."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from grape.data.shapes import Placed
+from grape.errors import GrapeError
+from grape.files import read_json, read_lines, read_text
+
+ONE = "keep one of them"
+
+
+class Hub(BaseModel):
+    """A data set of the Hugging Face hub. A commit is the same data for ever; a branch could change without being noticed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    hub: str = Field(min_length=1)
+    config: str | None = None
+    split: str = "train"
+    revision: str = Field(pattern="^[0-9a-f]{40}$")
+
+
+def find(folder: Path, stem: str) -> Path | None:
+    """The file of a table in a folder, by its name without the suffix; None: there is none.
+
+    Raises:
+        GrapeError: there are two.
+    """
+    found = [path for suffix in READERS if (path := folder / f"{stem}{suffix}").is_file()]
+    found += [folder / stem] if (folder / stem).is_dir() else []
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise GrapeError(f"two files of one table: {names}", where=str(folder), mend=ONE)
+    return found[0] if found else None
+
+
+def read(path: Path) -> Iterator[Placed]:
+    """(place, row) of every row.
+
+    Raises:
+        GrapeError: it cannot be read, or is none of the formats.
+    """
+    reader = _saved if path.is_dir() else READERS.get(path.suffix.lower())
+    if reader is None:
+        formats = ", ".join(READERS)
+        raise GrapeError(f"no such format: {path.name}", where=str(path), mend=f"one of {formats}, or a folder that datasets saved")
+    return reader(path)
+
+
+def _lines(path: Path) -> Iterator[Placed]:
+    return ((f"{path}:{number}", row) for number, row in read_lines(path))
+
+
+def _json(path: Path) -> Iterator[Placed]:
+    """A list of objects, as it stands or as the only list of an object."""
+    value = read_json(path)
+    if isinstance(value, dict) and [list] == [type(v) for v in value.values()]:
+        value = next(iter(value.values()))
+    if not isinstance(value, list):
+        raise GrapeError(f"a {type(value).__name__}, not a list of rows", where=str(path), mend="write [{...}, {...}]")
+    yield from _numbered(path, value)
+
+
+def _csv(path: Path) -> Iterator[Placed]:
+    """Every cell is text, as it stands; an empty one is no value."""
+    rows = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+    try:
+        for row in rows:
+            where = f"{path}:{rows.line_num}"
+            if None in row or None in row.values():
+                raise GrapeError(
+                    "the row has not as many cells as the first one has names", where=where, mend="quote cells with commas"
+                )
+            yield where, {name: cell for name, cell in row.items() if cell != ""}
+    except csv.Error as error:
+        raise GrapeError(
+            f"not CSV: {error}", where=f"{path}:{rows.line_num}", mend="close quotes; double those within a cell"
+        ) from error
+
+
+def _parquet(path: Path) -> Iterator[Placed]:
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            number = 0
+            for batch in file.iter_batches():
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}, row {number}", _plain(row)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise GrapeError(f"cannot be read as Parquet: {_first(error)}", where=str(path), mend="write the file anew") from error
+
+
+def _saved(path: Path) -> Iterator[Placed]:
+    import datasets
+
+    try:
+        found = datasets.load_from_disk(str(path))
+    except Exception as error:  # datasets raises its own kinds for what it did not save
+        raise GrapeError(f"datasets did not save this: {_first(error)}", where=str(path), mend="use save_to_disk") from error
+    if isinstance(found, datasets.DatasetDict):
+        if len(found) != 1:
+            raise GrapeError(f"it has the splits {', '.join(found)}", where=str(path), mend="save the one that is meant")
+        found = next(iter(found.values()))
+    yield from _numbered(path, found)
+
+
+def from_hub(source: Hub) -> Iterator[Placed]:
+    """The rows of a split. What was downloaded once is not asked for again.
+
+    Raises:
+        GrapeError: the hub does not have it, or cannot be reached.
+    """
+    import datasets
+
+    try:
+        found = datasets.load_dataset(source.hub, source.config, split=source.split, revision=source.revision)
+    except Exception as error:  # datasets, its readers and the hub's client each raise their own kinds
+        raise GrapeError(
+            f"the data set cannot be had: {type(error).__name__}: {_first(error)}",
+            where=f"params.yaml, prepare.files, {source.hub}",
+            mend="check its name, config, split and revision, and the way to the hub",
+        ) from error
+    yield from _numbered(source.hub, found)
+
+
+def _numbered(path: object, rows: Any) -> Iterator[Placed]:
+    for number, row in enumerate(rows, 1):
+        where = f"{path}, row {number}"
+        if not isinstance(row, Mapping):
+            raise GrapeError(f"a {type(row).__name__}, not a row of columns", where=where, mend="write objects {...}")
+        yield where, _plain(row)
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Without nulls: tables write them where a row has no such column, and in turns where a key is another turn's."""
+    return {key: _without_nulls(value) for key, value in row.items() if value is not None}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return _plain(value)
+    return [_without_nulls(one) for one in value] if isinstance(value, list) else value
+
+
+def _first(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+READERS: dict[str, Callable[[Path], Iterator[Placed]]] = {".jsonl": _lines, ".json": _json, ".csv": _csv, ".parquet": _parquet}

@@ -1,0 +1,124 @@
+"""Rows of every usual shape become the columns of the table they are for, or are refused with their place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from grape.artifacts import Demonstration, Preference, PromptRow, Record, checked
+from grape.data.shapes import converted
+from grape.errors import GrapeError
+
+USER, ANSWER = {"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "So it is 4.\n#### 4"}
+SYSTEM = {"role": "system", "content": "Be brief."}
+SHARE = [
+    {"from": "system", "value": "Be brief."},
+    {"from": "human", "value": "2 + 2?"},
+    {"from": "gpt", "value": ANSWER["content"]},
+]
+ALPACA = {"instruction": "Add.", "input": "2, 2", "output": "4"}
+ADDED = {"role": "user", "content": "Add.\n\n2, 2"}
+KINDS: dict[str, type[Record]] = {"sft": Demonstration, "prompts": PromptRow, "preferences": Preference}
+
+
+def records(table: str, *rows: dict[str, Any], columns: dict[str, str] | None = None, said: list[str] | None = None) -> list[Any]:
+    placed = [(f"file.jsonl:{n}", row) for n, row in enumerate(rows, 1)]
+    say = (said if said is not None else []).append
+    return checked(converted(placed, table, columns or {}, "any", say), KINDS[table])
+
+
+def messages(turns: list[Any]) -> list[dict[str, Any]]:
+    return [turn.message() for turn in turns]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"messages": [SYSTEM, USER, ANSWER]}, [SYSTEM, USER, ANSWER]),
+        ({"conversations": SHARE}, [SYSTEM, USER, ANSWER]),
+        ({"conversations": [USER, ANSWER]}, [USER, ANSWER]),
+        (ALPACA, [ADDED, {"role": "assistant", "content": "4"}]),
+        ({"instruction": "Add.", "input": "", "response": "4"}, [{"role": "user", "content": "Add."}, {**ANSWER, "content": "4"}]),
+        ({"prompt": "2 + 2?", "completion": ANSWER["content"]}, [USER, ANSWER]),
+        ({"prompt": [SYSTEM, USER], "completion": [ANSWER]}, [SYSTEM, USER, ANSWER]),
+        ({"question": "2 + 2?", "answer": ANSWER["content"]}, [USER, ANSWER]),
+    ],
+)
+def test_demonstrations(row: dict[str, Any], expected: list[dict[str, Any]]) -> None:
+    (record,) = records("sft", row)
+    assert messages(record.messages) == expected and record.category == "any"
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "answer"),
+    [
+        ({"prompt": [USER], "answer": "4"}, [USER], "4"),
+        ({"prompt": "2 + 2?"}, [USER], None),
+        ({"prompt": "2 + 2?", "answer": None}, [USER], None),
+        ({"question": "2 + 2?", "answer": ANSWER["content"]}, [USER], "4"),
+        ({"question": "2 + 2?", "answer": "4"}, [USER], "4"),
+        ({"prompt": "2 + 2?", "completion": "4"}, [USER], "4"),
+        ({"prompt": "2 + 2?", "completion": [{**ANSWER, "content": "4"}]}, [USER], "4"),
+        ({"messages": [SYSTEM, USER]}, [SYSTEM, USER], None),
+        ({"messages": [USER, ANSWER]}, [USER], "4"),
+        ({"conversations": SHARE}, [SYSTEM, USER], "4"),
+        ({"prompt": [USER], "answer": "#### Steps\nAdd."}, [USER], "#### Steps\nAdd."),
+        (ALPACA, [ADDED], "4"),
+    ],
+)
+def test_prompts(row: dict[str, Any], prompt: list[dict[str, Any]], answer: str | None) -> None:
+    (record,) = records("prompts", row)
+    assert messages(record.prompt) == prompt and record.answer == answer
+
+
+GOOD, BAD = {"role": "assistant", "content": "4"}, {"role": "assistant", "content": "5"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "2 + 2?", "chosen": "4", "rejected": "5"},
+        {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]},
+        {"prompt": [USER], "chosen": [USER, GOOD], "rejected": [USER, BAD]},
+        {"prompt": "2 + 2?", "chosen": [USER, GOOD], "rejected": [USER, BAD]},
+        {"chosen": [USER, GOOD], "rejected": [USER, BAD]},
+    ],
+)
+def test_pairs_with_the_prompt_beside_or_inside(row: dict[str, Any]) -> None:
+    (record,) = records("preferences", row)
+    assert [messages(turns) for turns in (record.prompt, record.chosen, record.rejected)] == [[USER], [GOOD], [BAD]]
+
+
+def test_answers_that_begin_alike_keep_what_they_say() -> None:
+    (record,) = records("preferences", {"chosen": [USER, GOOD, USER, GOOD], "rejected": [USER, GOOD, USER, BAD]})
+    assert messages(record.prompt) == [USER, GOOD, USER] and messages(record.chosen) == [GOOD]
+
+
+def test_columns_of_other_names_are_named() -> None:
+    (record,) = records("sft", {"query": "2 + 2?", "reply": "4"}, columns={"prompt": "query", "completion": "reply"})
+    assert messages(record.messages) == [USER, GOOD]
+
+
+def test_the_shape_is_said_once_and_a_category_of_a_row_wins() -> None:
+    said: list[str] = []
+    first, second = records("prompts", {"question": "1?"}, {"question": "2?", "category": "own"}, said=said)
+    assert said == ["file.jsonl: rows of question"] and (first.category, second.category) == ("any", "own")
+
+
+@pytest.mark.parametrize(
+    ("table", "rows", "message"),
+    [
+        ("sft", [{"query": "a", "reply": "b"}], r"file.jsonl:1: no shape of rows is known with the columns query, reply"),
+        ("sft", [ALPACA, {"instruction": "a"}], r"file.jsonl:2: column output is missing, which the rows before have"),
+        ("sft", [{"messages": 3}], r"file.jsonl:1: rows of messages: neither text nor turns but a int"),
+        ("sft", [{"conversations": [{"from": "someone", "value": "a"}, ANSWER]}], "role"),
+        ("sft", [{"messages": ["a", "b"]}], "a turn is a str, not an object"),
+        ("prompts", [{"messages": []}], "prompt"),
+        ("preferences", [{"prompt": [SYSTEM, USER], "chosen": [USER, GOOD], "rejected": [USER, BAD]}], "not those of prompt"),
+        ("preferences", [{"prompt": "2?", "chosen": "4", "rejected": "4"}], "the same"),
+    ],
+)
+def test_what_has_no_shape_or_another_is_refused(table: str, rows: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(GrapeError, match=message):
+        records(table, *rows)

@@ -1,0 +1,126 @@
+"""Files of every format give the same rows, each with its place; what cannot be read is refused with the file and the line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from grape.data.tables import Hub, find, from_hub, read
+from grape.errors import GrapeError
+
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+ROWS = [{"prompt": "1 + 1?", "answer": "2"}, {"prompt": 'Say "é, ü"\nand U+2028: \u2028.'}]
+
+
+def write(folder: Path, kind: str) -> Path:
+    import csv
+
+    import pyarrow
+    import pyarrow.parquet
+    from datasets import Dataset
+
+    path = folder / f"prompts{kind}"
+    if kind == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    elif kind == ".json":
+        path.write_text(json.dumps(ROWS))
+    elif kind == ".csv":
+        with path.open("w", encoding="utf-8", newline="") as file:
+            table = csv.DictWriter(file, ["prompt", "answer"])
+            table.writeheader()
+            table.writerows(ROWS)
+    elif kind == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+    else:
+        Dataset.from_list(ROWS).save_to_disk(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv", ".parquet", ""])
+def test_every_format_gives_the_same_rows(tmp_path: Path, kind: str) -> None:
+    path = write(tmp_path, kind)
+    assert find(tmp_path, "prompts") == path and find(tmp_path, "sft") is None
+    found = list(read(path))
+    assert [row for _, row in found] == ROWS
+    assert all(str(path) in where for where, _ in found) and len({where for where, _ in found}) == 2
+
+
+def test_nulls_of_tables_are_columns_that_are_not_there(tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "user", "content": "a", "name": None}], "x": None}, {"messages": [], "x": 1}]
+    path = tmp_path / "sft.json"
+    path.write_text(json.dumps(rows))
+    assert [row for _, row in read(path)] == [{"messages": [{"role": "user", "content": "a"}]}, {"messages": [], "x": 1}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", b'{"rows": 3}', r"a.json: a dict, not a list of rows"),
+        ("a.json", b'[{"a": 1},\n {"a": NaN}]', r"a.json:1: not JSON: NaN is no JSON"),
+        ("a.json", b'[{"a": 1},\n {"a": }]', r"a.json:2: not JSON: Expecting value"),
+        ("a.json", b'[{"a": 1}, 3]', r"a.json, row 2: a int, not a row of columns"),
+        ("a.json", b"[{}]\n\xff", r"a.json:2: not UTF-8"),
+        ("a.csv", b"a,b\n1\n", r"a.csv:2: the row has not as many cells"),
+        ("a.csv", b"a,b\n1,2,3\n", r"a.csv:2: the row has not as many cells"),
+        ("a.csv", b'a,b\n1,"2\n', r"a.csv:1: not CSV"),
+        ("a.csv", b"a\n\xe9\n", r"a.csv:2: not UTF-8"),
+        ("a.parquet", b"PAR1 and nothing", r"a.parquet: cannot be read as Parquet"),
+        ("a.xlsx", b"PK", r"no such format: a.xlsx"),
+        ("a.jsonl", b"PAR1 and nothing", r"a.jsonl: this is a Parquet file"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_with_its_place(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(GrapeError, match=message):
+        list(read(tmp_path / name))
+
+
+def test_two_files_of_one_table_are_refused(tmp_path: Path) -> None:
+    for kind in (".csv", ".json"):
+        write(tmp_path, kind)
+    with pytest.raises(GrapeError, match=r"two files of one table: prompts.json, prompts.csv"):
+        find(tmp_path, "prompts")
+
+
+def test_a_folder_that_datasets_did_not_save_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "sft").mkdir()
+    with pytest.raises(GrapeError, match="datasets did not save this"):
+        list(read(tmp_path / "sft"))
+
+
+def test_the_hub_is_asked_for_the_very_split_and_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked: list[Any] = []
+
+    def load(*names: Any, **how: Any) -> Any:
+        asked.append((names, how))
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    rows = list(from_hub(Hub(hub="org/name", config="main", split="train[:2]", revision=COMMIT)))
+    assert asked == [(("org/name", "main"), {"split": "train[:2]", "revision": COMMIT})]
+    assert rows[0] == ("org/name, row 1", ROWS[0])
+
+
+@pytest.mark.parametrize("revision", [None, "main", "v1.0", COMMIT[:12], COMMIT.upper()])
+def test_what_a_branch_holds_could_change_unnoticed(revision: str | None) -> None:
+    with pytest.raises(ValidationError, match="revision"):
+        Hub.model_validate({"hub": "org/name", "revision": revision})
+
+
+def test_a_hub_that_does_not_answer_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def load(*_: Any, **__: Any) -> Any:
+        raise ConnectionError("no way to the hub\nand more")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(
+        GrapeError, match=r"params.yaml, prepare.files, org/name: .*ConnectionError: no way to the hub$|no way to the hub"
+    ):
+        list(from_hub(Hub(hub="org/name", revision=COMMIT)))
