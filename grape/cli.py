@@ -31,6 +31,8 @@ mlflow_app = typer.Typer(no_args_is_help=True, help="MLflow's records of this pr
 app.add_typer(mlflow_app, name="mlflow")
 rubric_app = typer.Typer(no_args_is_help=True, help="The rubrics: check them, show them, try them on a response.")
 app.add_typer(rubric_app, name="rubric")
+data_app = typer.Typer(no_args_is_help=True, help="The data, as the model will see them.")
+app.add_typer(data_app, name="data")
 
 
 class EngineName(StrEnum):
@@ -237,6 +239,24 @@ def try_(
 
     found = rubrics.attempt(here, category, prompt, response, answer)
     show_as(found, rubrics.lines(found), as_json)
+
+
+@data_app.callback()
+def _data() -> None: ...
+
+
+@data_app.command()
+def preview(
+    stage: Annotated[str, typer.Option(help="base, sft, critic, reward, rl or evaluate.")] = "sft",
+    rows: Annotated[int, typer.Option(min=0, help="How many to show.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Show what a stage's rows become: tokens, which of them are learned, lengths, what is left out."""
+    here = entered()
+    from grape.commands import data
+
+    found = data.preview(here, stage, rows)
+    show_as(found, data.lines(found), as_json)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
     messages                         conversations of role and content (OpenAI, TRL)
     conversations                    of from and value (ShareGPT)
     instruction, input?, output      Alpaca; also `response` for output
+    instruction, instances           Self-Instruct: a row for each instance, of input and output
     prompt, completion               texts or turns (TRL); also `response`
     question, answer                 GSM8K
     prompt?, chosen, rejected        pairs; the prompt may stand in both answers
@@ -133,10 +134,10 @@ SHAPES: dict[str, list[Shape]] = {
     ],
     "prompts": [
         *(Shape(("prompt", answer), _asked(_of("prompt"), answer)) for answer in ("completion", "response")),
-        Shape(("prompt",), _asked(_of("prompt"), "answer")),
+        *(Shape(("prompt", *answer), _asked(_of("prompt"), "answer")) for answer in (("answer",), ())),
         *(Shape((name,), _questioned(name)) for name in ("messages", "conversations")),
         *(Shape(("instruction", answer), _asked(_instruction, answer)) for answer in ("output", "response")),
-        Shape(("question",), _asked(_of("question"), "answer")),
+        *(Shape(("question", *answer), _asked(_of("question"), "answer")) for answer in (("answer",), ())),
     ],
     "preferences": [Shape(("chosen", "rejected"), _apart)],
     "judgements": [Shape(("prompt", "response", "label"), lambda row: {"prompt": turns(row["prompt"], "user")})],
@@ -147,6 +148,22 @@ def recognised(table: str, columns: Iterable[str]) -> Shape | None:
     """The first shape of the table that these columns have."""
     there = set(columns)
     return next((shape for shape in SHAPES[table] if there.issuperset(shape.columns)), None)
+
+
+def _each(rows: Iterable[Placed], columns: Mapping[str, str]) -> Iterator[Placed]:
+    """Rows with our names in place of theirs, `columns`; of one with several instances, each."""
+    for where, given in rows:
+        row = {ours: given[theirs] for ours, theirs in columns.items() if theirs in given} | {
+            name: value for name, value in given.items() if name not in columns.values()
+        }
+        instances = row.get("instances")
+        if "instruction" not in row or not isinstance(instances, list) or not all(isinstance(i, Mapping) for i in instances):
+            yield where, row
+            continue
+        del row["instances"]
+        for number, instance in enumerate(instances, 1):
+            own = {"id": f"{row['id']}-{number}"} if "id" in row and len(instances) > 1 else {}
+            yield where, {**row, **own, **instance}
 
 
 def converted(
@@ -161,10 +178,7 @@ def converted(
         GrapeError: no shape is known of these columns, or a row is of another shape.
     """
     shape: Shape | None = None
-    for where, given in rows:
-        row = {ours: given[theirs] for ours, theirs in columns.items() if theirs in given} | {
-            name: value for name, value in given.items() if name not in columns.values()
-        }
+    for where, row in _each(rows, columns):
         if shape is None:
             shape = recognised(table, row)
             if shape is None:

@@ -7,8 +7,10 @@ Nothing is taken out here: the stage that would learn from a row leaves it out, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from grape.artifacts import Document
 from grape.errors import GrapeError
 from grape.models.chat import Chat
 from grape.models.encode import encode_documents, encode_turns, fitting_prompts
@@ -21,6 +23,9 @@ from grape.stages.lessons import lesson, question
 from grape.stages.modules import load_module
 from grape.stages.stage import Stage
 from grape.types import Prompt
+
+if TYPE_CHECKING:
+    from grape.schema import Model
 
 Tables = Mapping[str, Sequence[Any]]
 Places = dict[tuple[str, str], str]  # (table, id) -> where the row stands in the source
@@ -54,7 +59,8 @@ def check(stage: Stage, tables: Tables, places: Places) -> dict[str, float]:
         load_module(gold)
     prompts = {name: [row.value() for row in tables[name]] for name in ("train", "heldout")}
     _scorable(stage, prompts, places)
-    long = _long(stage, tables, prompts, Chat(_tokenizer(stage, tables), stage.params.model.template), places)
+    tokenizer = base_tokenizer(stage.params.model, stage.project.root, tables["corpus"])
+    long = _long(stage, tables, prompts, Chat(tokenizer, stage.params.model.template), places)
     refuse = stage.params.model.too_long == "refuse"
     for name, (count, longest) in long.items():
         if count and (refuse or count == len(tables[name])):
@@ -85,18 +91,17 @@ def _scorable(stage: Stage, prompts: Mapping[str, list[Prompt]], places: Places)
         verifiers.check(rows, _at(places, name), usable=rubrics)
 
 
-def _tokenizer(stage: Stage, tables: Tables) -> Tokenizer:
+def base_tokenizer(model: Model, root: Path, corpus: Sequence[Document]) -> Tokenizer:
     """As the base stage will have it."""
-    params = stage.params.model
-    if params.base != "scratch":
-        return load_tokenizer(place(params.base, stage.project.root), params.revision)
-    if not tables["corpus"]:
+    if model.base != "scratch":
+        return load_tokenizer(place(model.base, root), model.revision)
+    if not corpus:
         raise GrapeError(
             "there is no corpus to train a model from scratch on",
             where="params.yaml, model.base",
             mend="add corpus.jsonl to prepare.source, or set model.base to a pre-trained model",
         )
-    return character_tokenizer([row.text for row in tables["corpus"]])
+    return character_tokenizer([row.text for row in corpus])
 
 
 def _long(

@@ -72,6 +72,18 @@ def test_prompts(row: dict[str, Any], prompt: list[dict[str, Any]], answer: str 
     assert messages(record.prompt) == prompt and record.answer == answer
 
 
+def test_self_instruct_has_a_row_for_each_instance() -> None:
+    several = [{"input": "", "output": "4"}, {"input": "2, 2", "output": "5"}]
+    first, second, third = records(
+        "sft",
+        {"id": "a", "instruction": "Add.", "instances": several},
+        {"id": "b", "instruction": "Add.", "instances": several[1:]},
+    )
+    assert [record.id for record in (first, second, third)] == ["a-1", "a-2", "b"]
+    assert messages(first.messages) == [{"role": "user", "content": "Add."}, {"role": "assistant", "content": "4"}]
+    assert messages(second.messages) == [ADDED, {"role": "assistant", "content": "5"}] == messages(third.messages)
+
+
 GOOD, BAD = {"role": "assistant", "content": "4"}, {"role": "assistant", "content": "5"}
 
 
