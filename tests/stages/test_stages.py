@@ -282,6 +282,19 @@ def trained(project: Project, _trained: Path) -> Project:
     return project
 
 
+def test_without_steps_the_sft_model_is_the_base_model(trained: Project) -> None:
+    """And no demonstration is looked for: an instruct model goes straight to RL."""
+    params_file.set_values(trained.params, ["sft.steps=0"])
+    shutil.rmtree(trained.root / "data/sft")
+    run(trained, "sft")
+    base, sft = trained.root / "models/base", trained.root / "models/sft"
+    names = sorted(path.name for path in base.iterdir())
+    assert names == sorted(path.name for path in sft.iterdir()) and "model.safetensors" in names
+    assert all((base / name).read_bytes() == (sft / name).read_bytes() for name in names)
+    run(trained, "rl", "grpo", 0)
+    assert headline(trained, "rl@grpo-0")["reward"] >= 0
+
+
 @pytest.mark.parametrize(
     ("algorithm", "change", "metric"),
     [
