@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -28,13 +28,16 @@ def _line(tree: Any, location: tuple[Any, ...]) -> int:
 
 
 def _fields(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
-    """Names allowed beside the last part of `location`."""
+    """Names allowed beside the last part of `location`, which may go through a mapping of names to models."""
+    kind: Any = model
     for part in location[:-1]:
-        field = model.model_fields.get(part)
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-            return []
-        model = field.annotation
-    return list(model.model_fields)
+        field = kind.model_fields.get(part) if _is_model(kind) else None
+        kind = field.annotation if field else get_args(kind)[-1] if get_origin(kind) is dict else None
+    return list(kind.model_fields) if _is_model(kind) else []
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _refuse(error: ValidationError, path: Path, tree: Any, model: type[BaseModel], prefix: tuple[Any, ...] = ()) -> GrapeError:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from grape import slot
 from grape.algorithms.base import AnyAlgorithm, SlotParams
-from grape.data.tables import Hub
+from grape.data.tables import Source
 from grape.models.template import Template
 from grape.reward.critics.judge import Judge
 
@@ -43,7 +43,7 @@ Table = Literal["corpus", "sft", "prompts", "heldout", "judgements", "preference
 
 class Prepare(Section):
     source: str = Field(min_length=1)
-    files: dict[Table, Annotated[str, Field(min_length=1)] | Hub]
+    files: dict[Table, Source]
     columns: dict[Table, dict[str, str]]
     category: str | None = Field(min_length=1)
     rows: dict[Table, Annotated[int, Field(ge=1)]]

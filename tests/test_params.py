@@ -33,6 +33,10 @@ from grape.errors import GrapeError
         ("rl=3", "dictionary"),
         ("rl.steps=[", "cannot read"),
         ("nothing=1", "unknown key"),
+        ("prepare.files={prompts: {hub: a/b, splitt: test}}", "did you mean 'split'"),
+        ("prepare.files={prompts: {hub: a/b}}", "needs its revision"),
+        ("prepare.rows={promts: 3}", "promts"),
+        ("prepare.rows={prompts: 0}", "greater than or equal to 1"),
     ],
 )
 def test_a_mistake_is_refused_and_changes_nothing(project_dir: Path, assignment: str, message: str) -> None:

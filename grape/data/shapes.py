@@ -134,10 +134,10 @@ SHAPES: dict[str, list[Shape]] = {
     ],
     "prompts": [
         *(Shape(("prompt", answer), _asked(_of("prompt"), answer)) for answer in ("completion", "response")),
-        *(Shape(("prompt", *answer), _asked(_of("prompt"), "answer")) for answer in (("answer",), ())),
+        Shape(("prompt",), _asked(_of("prompt"), "answer")),
         *(Shape((name,), _questioned(name)) for name in ("messages", "conversations")),
         *(Shape(("instruction", answer), _asked(_instruction, answer)) for answer in ("output", "response")),
-        *(Shape(("question", *answer), _asked(_of("question"), "answer")) for answer in (("answer",), ())),
+        Shape(("question",), _asked(_of("question"), "answer")),
     ],
     "preferences": [Shape(("chosen", "rejected"), _apart)],
     "judgements": [Shape(("prompt", "response", "label"), lambda row: {"prompt": turns(row["prompt"], "user")})],
@@ -152,10 +152,11 @@ def recognised(table: str, columns: Iterable[str]) -> Shape | None:
 
 def _each(rows: Iterable[Placed], columns: Mapping[str, str]) -> Iterator[Placed]:
     """Rows with our names in place of theirs, `columns`; of one with several instances, each."""
+    unseen, where = set(columns.values()), ""
     for where, given in rows:
-        row = {ours: given[theirs] for ours, theirs in columns.items() if theirs in given} | {
-            name: value for name, value in given.items() if name not in columns.values()
-        }
+        unseen -= given.keys()
+        kept = {name: value for name, value in given.items() if name not in columns.values()}
+        row = kept | {ours: given[theirs] for ours, theirs in columns.items() if theirs in given}
         instances = row.get("instances")
         if "instruction" not in row or not isinstance(instances, list) or not all(isinstance(i, Mapping) for i in instances):
             yield where, row
@@ -164,6 +165,9 @@ def _each(rows: Iterable[Placed], columns: Mapping[str, str]) -> Iterator[Placed
         for number, instance in enumerate(instances, 1):
             own = {"id": f"{row['id']}-{number}"} if "id" in row and len(instances) > 1 else {}
             yield where, {**row, **own, **instance}
+    if unseen and where:
+        file = where.partition(":")[0].partition(", row")[0]
+        raise GrapeError(f"no row has the column {min(unseen)}", where=file, mend="mend prepare.columns in params.yaml")
 
 
 def converted(
@@ -185,7 +189,10 @@ def converted(
                 known = "; or ".join(one.name for one in SHAPES[table])
                 what = f"no shape of rows is known with the columns {', '.join(row)}"
                 raise GrapeError(what, where=where, mend=f"name them in prepare.columns.{table}: {known}")
-            say(f"{where.partition(':')[0].partition(', row')[0]}: rows of {shape.name}")
+            say(
+                f"{where.partition(':')[0].partition(', row')[0]}: rows of {shape.name}"
+                + ", answer" * ("answer" in row and "answer" not in shape.columns)
+            )
         if missing := [name for name in shape.columns if name not in row]:
             what = f"column {missing[0]} is missing, which the rows before have"
             raise GrapeError(what, where=where, mend="give all rows of a file the same columns")

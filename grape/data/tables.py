@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from grape.data.shapes import Placed
 from grape.errors import GrapeError
@@ -17,14 +17,30 @@ from grape.files import read_json, read_lines, read_text
 ONE = "keep one of them"
 
 
-class Hub(BaseModel):
-    """A data set of the Hugging Face hub. A commit is the same data for ever; a branch could change without being noticed."""
+class Source(BaseModel):
+    """Where a table is: a file, which may be written without its key, or a data set of the Hugging Face hub."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-    hub: str = Field(min_length=1)
+    file: str = ""
+    hub: str = ""
     config: str | None = None
     split: str = "train"
-    revision: str = Field(pattern="^[0-9a-f]{40}$")
+    revision: str | None = Field(None, pattern="^[0-9a-f]{40}$")  # a branch could change without being noticed
+
+    @model_validator(mode="before")
+    @classmethod
+    def _file(cls, given: object) -> object:
+        return {"file": given} if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Source:
+        if bool(self.file) == bool(self.hub):
+            raise ValueError("name a file of prepare.source, or hub: ID")
+        if self.hub and self.revision is None:
+            raise ValueError("a data set of the hub needs its revision, a commit of 40 digits: it is the same data for ever")
+        if self.file and self.model_fields_set != {"file"}:
+            raise ValueError("config, split and revision are those of a data set of the hub")
+        return self
 
 
 def find(folder: Path, stem: str) -> Path | None:
@@ -114,7 +130,7 @@ def _saved(path: Path) -> Iterator[Placed]:
     yield from _numbered(path, found)
 
 
-def from_hub(source: Hub) -> Iterator[Placed]:
+def from_hub(source: Source) -> Iterator[Placed]:
     """The rows of a split. What was downloaded once is not asked for again.
 
     Raises:

@@ -16,7 +16,7 @@ from typing import Any
 
 from grape.artifacts import Demonstration, Document, Judgement, Preference, PromptRow, Record, checked, write_rows
 from grape.data.shapes import SHAPES, Placed, converted
-from grape.data.tables import Hub, find, from_hub, read
+from grape.data.tables import find, from_hub, read
 from grape.errors import GrapeError
 from grape.files import write_lines
 from grape.leakage import holds, said, turns_of
@@ -114,10 +114,10 @@ def _rows(folder: Path, stage: Stage, table: str) -> Iterator[Placed]:
     """The rows of a table in grape's columns, at most as many as `prepare.rows` says."""
     name, params = NAMES[table], stage.params.prepare
     source = params.files.get(name)
-    if isinstance(source, Hub):
+    if source and source.hub:
         rows = from_hub(source)
     else:
-        path = _named(folder, source, name) if source else find(folder, name)
+        path = _named(folder, source.file, name) if source else find(folder, name)
         if path is None and table in required(stage):
             columns, where = ", ".join(DATASETS[table][1].model_fields), folder / f"{name}.jsonl"
             raise GrapeError("this file is missing", where=str(where), mend=f'add it: {columns} (README, "Your own data")')

@@ -72,6 +72,17 @@ def test_prompts(row: dict[str, Any], prompt: list[dict[str, Any]], answer: str 
     assert messages(record.prompt) == prompt and record.answer == answer
 
 
+def test_a_column_that_is_named_takes_the_place_of_one_so_called() -> None:
+    (record,) = records("prompts", {"prompt": "no", "task": "2 + 2?", "answer": "4"}, columns={"prompt": "task"})
+    assert messages(record.prompt) == [USER] and record.answer == "4"
+
+
+def test_a_column_that_no_row_has_is_refused() -> None:
+    with pytest.raises(GrapeError, match="no row has the column solution") as caught:
+        records("prompts", {"prompt": "2 + 2?"}, {"prompt": "3 + 2?"}, columns={"answer": "solution"})
+    assert "file.jsonl" in str(caught.value) and "prepare.columns" in str(caught.value)
+
+
 def test_self_instruct_has_a_row_for_each_instance() -> None:
     several = [{"input": "", "output": "4"}, {"input": "2, 2", "output": "5"}]
     first, second, third = records(

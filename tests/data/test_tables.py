@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from grape.data.tables import Hub, find, from_hub, read
+from grape.data.tables import Source, find, from_hub, read
 from grape.errors import GrapeError
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
@@ -102,15 +102,31 @@ def test_the_hub_is_asked_for_the_very_split_and_revision(monkeypatch: pytest.Mo
         return datasets.Dataset.from_list(ROWS)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    rows = list(from_hub(Hub(hub="org/name", config="main", split="train[:2]", revision=COMMIT)))
+    rows = list(from_hub(Source(hub="org/name", config="main", split="train[:2]", revision=COMMIT)))
     assert asked == [(("org/name", "main"), {"split": "train[:2]", "revision": COMMIT})]
     assert rows[0] == ("org/name, row 1", ROWS[0])
 
 
-@pytest.mark.parametrize("revision", [None, "main", "v1.0", COMMIT[:12], COMMIT.upper()])
-def test_what_a_branch_holds_could_change_unnoticed(revision: str | None) -> None:
-    with pytest.raises(ValidationError, match="revision"):
-        Hub.model_validate({"hub": "org/name", "revision": revision})
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        *(({"hub": "org/name", "revision": branch}, "revision") for branch in (None, "main", "v1.0", COMMIT[:12], COMMIT.upper())),
+        ({"hub": "org/name"}, "revision"),
+        ({"hub": "org/name", "revision": COMMIT, "splits": "test"}, "splits"),
+        ({"hub": "org/name", "revision": COMMIT, "file": "a.csv"}, "name a file"),
+        ({"file": "a.csv", "split": "test"}, "those of a data set of the hub"),
+        ("", "name a file"),
+        ({}, "name a file"),
+        (3, "dictionary"),
+    ],
+)
+def test_a_source_is_one_place_that_stays_the_same(given: object, words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        Source.model_validate(given)
+
+
+def test_a_file_needs_no_key() -> None:
+    assert Source.model_validate("a.csv") == Source(file="a.csv")
 
 
 def test_a_hub_that_does_not_answer_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,4 +139,4 @@ def test_a_hub_that_does_not_answer_is_one_message(monkeypatch: pytest.MonkeyPat
     with pytest.raises(
         GrapeError, match=r"params.yaml, prepare.files, org/name: .*ConnectionError: no way to the hub$|no way to the hub"
     ):
-        list(from_hub(Hub(hub="org/name", revision=COMMIT)))
+        list(from_hub(Source(hub="org/name", revision=COMMIT)))
