@@ -8,7 +8,7 @@ from itertools import groupby
 from statistics import quantiles
 from typing import Any
 
-from grape.artifacts import Demonstration, Document, Judgement, Preference, PromptRow, Record, read_rows
+from grape.artifacts import Document, Preference, Record, read_rows
 from grape.errors import GrapeError
 from grape.models.chat import Chat
 from grape.models.encode import Row, Rows, encode_documents, encode_pairs, encode_turns
@@ -16,18 +16,19 @@ from grape.params import Params, load
 from grape.project import Project
 from grape.reward.rubric import load_rubrics
 from grape.stages.lessons import lesson, question
+from grape.stages.prepare import DATASETS
 from grape.stages.usable import base_tokenizer
 
 BARS = 8  # of the histogram
 WIDTH = 40  # characters of its longest bar
 # Of each stage: the file it reads, and its records.
 FILES: dict[str, tuple[str, type[Record]]] = {
-    "base": ("data/corpus/train.jsonl", Document),
-    "sft": ("data/sft/train.jsonl", Demonstration),
-    "critic": ("data/judgements/train.jsonl", Judgement),
+    "base": DATASETS["corpus"],
+    "sft": DATASETS["sft"],
+    "critic": DATASETS["judgements"],
     "reward": ("data/preferences/train.jsonl", Preference),
-    "rl": ("data/prompts/train.jsonl", PromptRow),
-    "evaluate": ("data/prompts/heldout.jsonl", PromptRow),
+    "rl": DATASETS["train"],
+    "evaluate": DATASETS["heldout"],
 }
 MEND = "run it first: grape run prepare"
 

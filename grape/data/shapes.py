@@ -31,6 +31,7 @@ ROLES = {
     "bard": "assistant",
     "tool_response": "tool",
 }
+TURNS = re.compile(r"""\s*\[\s*\{\s*["'](?:role|content|from|value)["']\s*:""")
 MARK = re.compile(r"^####[ \t]*([^\n]*?)\s*\Z", re.MULTILINE)
 
 
@@ -53,11 +54,20 @@ def _shared(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def turns(given: Any, role: str) -> list[dict[str, Any]]:
-    """A conversation, all of role and content or all of from and value, or a text as a turn of `role`."""
-    if isinstance(given, str):
-        return [{"role": role, "content": given}]
-    if not isinstance(given, Sequence):
+    """A conversation, or a text as a turn of `role`."""
+    if not isinstance(given, str | Sequence):
         raise ValueError(f"neither text nor turns but a {type(given).__name__}")
+    if not isinstance(given, str):
+        return conversation(given)
+    if TURNS.match(given):
+        raise ValueError("turns written as a text, as in a cell of CSV: give them as JSON or Parquet")
+    return [{"role": role, "content": given}]
+
+
+def conversation(given: Any) -> list[dict[str, Any]]:
+    """Turns, all of role and content or all of from and value."""
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise ValueError(f"not a list of turns but a {type(given).__name__}")
     for one in given:
         if not isinstance(one, Mapping):
             raise ValueError(f"a turn is a {type(one).__name__}, not an object")
@@ -112,11 +122,11 @@ def _asked(task: Callable[[Row], Any], answer: str) -> Callable[[Row], dict[str,
 
 
 def _talk(name: str) -> Callable[[Row], dict[str, Any]]:
-    return lambda row: {"messages": turns(row[name], "user")}
+    return lambda row: {"messages": conversation(row[name])}
 
 
 def _questioned(name: str) -> Callable[[Row], dict[str, Any]]:
-    return lambda row: _split(turns(row[name], "user"))
+    return lambda row: _split(conversation(row[name]))
 
 
 def _of(name: str) -> Callable[[Row], Any]:
@@ -150,9 +160,14 @@ def recognised(table: str, columns: Iterable[str]) -> Shape | None:
     return next((shape for shape in SHAPES[table] if there.issuperset(shape.columns)), None)
 
 
-def _each(rows: Iterable[Placed], columns: Mapping[str, str]) -> Iterator[Placed]:
+def names(table: str) -> set[str]:
+    """The columns of all shapes of a table."""
+    return {name for shape in SHAPES[table] for name in shape.columns} | {"input", "instances"}
+
+
+def _each(rows: Iterable[Placed], columns: Mapping[str, str], source: str) -> Iterator[Placed]:
     """Rows with our names in place of theirs, `columns`; of one with several instances, each."""
-    unseen, where = set(columns.values()), ""
+    unseen = set(columns.values())
     for where, given in rows:
         unseen -= given.keys()
         kept = {name: value for name, value in given.items() if name not in columns.values()}
@@ -161,38 +176,38 @@ def _each(rows: Iterable[Placed], columns: Mapping[str, str]) -> Iterator[Placed
         if "instruction" not in row or not isinstance(instances, list) or not all(isinstance(i, Mapping) for i in instances):
             yield where, row
             continue
+        if not instances:
+            raise GrapeError("its list of instances is empty", where=where, mend="mend the row, or leave it out")
         del row["instances"]
         for number, instance in enumerate(instances, 1):
             own = {"id": f"{row['id']}-{number}"} if "id" in row and len(instances) > 1 else {}
             yield where, {**row, **own, **instance}
-    if unseen and where:
-        file = where.partition(":")[0].partition(", row")[0]
-        raise GrapeError(f"no row has the column {min(unseen)}", where=file, mend="mend prepare.columns in params.yaml")
+    if unseen:
+        what = f"no row has the column {min(unseen)}"
+        raise GrapeError(what, where=source, mend="mend prepare.columns in params.yaml")
 
 
 def converted(
-    rows: Iterable[Placed], table: str, columns: Mapping[str, str], category: str | None, say: Callable[[str], None]
+    rows: Iterable[Placed], table: str, source: str, columns: Mapping[str, str], category: str | None, say: Callable[[str], None]
 ) -> Iterator[Placed]:
     """Rows of one source with the columns of their table. The first row says which shape all have.
 
     Args:
-        columns: the table's names -> those of the rows. category: of rows that have none.
+        source: what the rows are from, for messages. columns: the table's names -> those of the rows.
+        category: of rows that have none.
 
     Raises:
         GrapeError: no shape is known of these columns, or a row is of another shape.
     """
     shape: Shape | None = None
-    for where, row in _each(rows, columns):
+    for where, row in _each(rows, columns, source):
         if shape is None:
             shape = recognised(table, row)
             if shape is None:
                 known = "; or ".join(one.name for one in SHAPES[table])
                 what = f"no shape of rows is known with the columns {', '.join(row)}"
                 raise GrapeError(what, where=where, mend=f"name them in prepare.columns.{table}: {known}")
-            say(
-                f"{where.partition(':')[0].partition(', row')[0]}: rows of {shape.name}"
-                + ", answer" * ("answer" in row and "answer" not in shape.columns)
-            )
+            say(f"{source}: rows of {shape.name}" + ", answer" * ("answer" in row and "answer" not in shape.columns))
         if missing := [name for name in shape.columns if name not in row]:
             what = f"column {missing[0]} is missing, which the rows before have"
             raise GrapeError(what, where=where, mend="give all rows of a file the same columns")

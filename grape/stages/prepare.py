@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from grape.artifacts import Demonstration, Document, Judgement, Preference, PromptRow, Record, checked, write_rows
-from grape.data.shapes import SHAPES, Placed, converted
+from grape.data.shapes import SHAPES, Placed, converted, names
 from grape.data.tables import find, from_hub, read
 from grape.errors import GrapeError
 from grape.files import write_lines
@@ -65,9 +65,16 @@ def built(source: Path, stage: Stage) -> tuple[Tables, Places]:
     Raises:
         GrapeError: there is no such file, it raises, or a row of it is wrong.
     """
+    params = stage.params.prepare
+    for key in ("files", "columns", "category", "rows"):
+        if getattr(params, key):
+            what = f"prepare.{key} is for a directory of files, and {params.source} is a Python file"
+            raise GrapeError(
+                what, where="params.yaml, prepare", mend="set prepare.source to the directory, or take the key's value out"
+            )
     module = load_module(source)
     try:
-        made = module.build(stage.params.prepare, stage.params.seed)
+        made = module.build(params, stage.params.seed)
         tables = {name: list(made.get(name, [])) for name in DATASETS}
     except (Exception, SystemExit) as error:  # a world is somebody's program
         line = next((f.lineno for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == str(source)), None)
@@ -111,23 +118,31 @@ def imported(folder: Path, stage: Stage) -> tuple[Tables, Places]:
 
 
 def _rows(folder: Path, stage: Stage, table: str) -> Iterator[Placed]:
-    """The rows of a table in grape's columns, at most as many as `prepare.rows` says."""
+    """The rows of a table in grape's columns, at most as many as `prepare.rows` says; none where there is no such table."""
     name, params = NAMES[table], stage.params.prepare
-    source = params.files.get(name)
+    source, limit, columns = params.files.get(name), params.rows.get(name), params.columns.get(name, {})
+    fields, shape = DATASETS[table][1].model_fields, name if name in SHAPES else "prompts"
+    known = names(shape) | fields.keys()
+    if strangers := sorted(columns.keys() - known):
+        where = f"params.yaml, prepare.columns.{name}"
+        raise GrapeError(f"{name} has no column {strangers[0]}", where=where, mend=f"one of {', '.join(sorted(known))}")
+    path = None if source and source.hub else _named(folder, source.file, name) if source else find(folder, name)
     if source and source.hub:
         rows = from_hub(source)
+    elif path is not None:
+        rows = read(path)
+    elif table in required(stage):
+        mend = f'add it: {", ".join(fields)} (README, "Your own data")'
+        raise GrapeError("this file is missing", where=str(folder / f"{name}.jsonl"), mend=mend)
+    elif limit or columns:
+        mend = f"add the file, name one in prepare.files, or take {name} out of prepare.rows and prepare.columns"
+        raise GrapeError(f"there is no table {name}", where=f"params.yaml, prepare.{'rows' if limit else 'columns'}", mend=mend)
     else:
-        path = _named(folder, source.file, name) if source else find(folder, name)
-        if path is None and table in required(stage):
-            columns, where = ", ".join(DATASETS[table][1].model_fields), folder / f"{name}.jsonl"
-            raise GrapeError("this file is missing", where=str(where), mend=f'add it: {columns} (README, "Your own data")')
-        rows = iter(()) if path is None else read(path)
-    shape = name if name in SHAPES else "prompts"
-    known = converted(rows, shape, params.columns.get(name, {}), params.category, _say)
-    limit = params.rows.get(name)
+        return iter(())
+    made = converted(rows, shape, str(path or (source and source.hub)), columns, params.category, _say)
     if limit is None:
-        return known
-    found = list(known)
+        return made
+    found = list(made)
     chosen = sorted(permutation(len(found), stage.params.seed, "prepare", name)[:limit].tolist())
     return (found[i] for i in chosen)
 

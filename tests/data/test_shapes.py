@@ -25,7 +25,7 @@ KINDS: dict[str, type[Record]] = {"sft": Demonstration, "prompts": PromptRow, "p
 def records(table: str, *rows: dict[str, Any], columns: dict[str, str] | None = None, said: list[str] | None = None) -> list[Any]:
     placed = [(f"file.jsonl:{n}", row) for n, row in enumerate(rows, 1)]
     say = (said if said is not None else []).append
-    return checked(converted(placed, table, columns or {}, "any", say), KINDS[table])
+    return checked(converted(placed, table, "file.jsonl", columns or {}, "any", say), KINDS[table])
 
 
 def messages(turns: list[Any]) -> list[dict[str, Any]]:
@@ -134,9 +134,14 @@ def test_the_shape_is_said_once_and_a_category_of_a_row_wins() -> None:
     [
         ("sft", [{"query": "a", "reply": "b"}], r"file.jsonl:1: no shape of rows is known with the columns query, reply"),
         ("sft", [ALPACA, {"instruction": "a"}], r"file.jsonl:2: column output is missing, which the rows before have"),
-        ("sft", [{"messages": 3}], r"file.jsonl:1: rows of messages: neither text nor turns but a int"),
+        ("sft", [{"messages": 3}], r"file.jsonl:1: rows of messages: not a list of turns but a int"),
         ("sft", [{"conversations": [{"from": "someone", "value": "a"}, ANSWER]}], "role"),
         ("sft", [{"messages": ["a", "b"]}], "a turn is a str, not an object"),
+        ("sft", [{"messages": "2 + 2?"}], "not a list of turns but a str"),
+        ("prompts", [{"conversations": '[{"from": "human"}]'}], "not a list of turns but a str"),
+        ("prompts", [{"prompt": '[{"role": "user", "content": "2 + 2?"}]'}], "turns written as a text"),
+        ("preferences", [{"prompt": "a", "chosen": "[{'role': 'assistant'}]", "rejected": "b"}], "turns written as a text"),
+        ("sft", [{"instruction": "Add.", "instances": [{"output": "4"}]}, {"instruction": "Add.", "instances": []}], "is empty"),
         ("prompts", [{"messages": []}], "prompt"),
         ("preferences", [{"prompt": [SYSTEM, USER], "chosen": [USER, GOOD], "rejected": [USER, BAD]}], "not those of prompt"),
         ("preferences", [{"prompt": "2?", "chosen": "4", "rejected": "4"}], "the same"),

@@ -59,7 +59,7 @@ WRONG_LINES: list[tuple[str, bytes, str]] = [
     ("corpus.jsonl", line(text=None), "column text"), ("corpus.jsonl", line(text=["a"]), "column text"),
     ("sft.jsonl", line(category="sums"), "column messages"), ("sft.jsonl", line(messages=[U, A]), "column category"),
     ("sft.jsonl", line(category="", messages=[U, A]), "column category"),
-    ("sft.jsonl", line(category="sums", messages="hi"), "column messages"),
+    ("sft.jsonl", line(category="sums", messages="hi"), "not a list of turns"),
     ("sft.jsonl", line(category="sums", messages=[U]), "column messages"),
     ("sft.jsonl", line(category="sums", messages=[]), "column messages"),
     ("sft.jsonl", line(category=1.5, messages=[U, A]), "column category"),
@@ -325,3 +325,19 @@ def test_gsm8k_as_it_comes(project: Project) -> None:
     assert len(prompts) == 8
     assert all(row["prompt"][0]["content"] == f"What is {int(row['answer']) - 1} + 1?" for row in prompts)
     assert [row["messages"][1]["content"] for row in demonstrations] == [row["answer"] for row in rows]
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (["prepare.columns={prompts: {answr: solution}}"], "prompts has no column answr"),
+    (["prepare.columns={preferences: {chosen: good}}"], "there is no table preferences"),
+    (["prepare.rows={preferences: 3}"], "there is no table preferences"),
+    (["prepare.source=world.py", "prepare.rows={prompts: 3}"], "prepare.rows is for a directory of files"),
+    (["prepare.source=world.py", "prepare.category=sums"], "prepare.category is for a directory of files"),
+    (["prepare.source=world.py", "prepare.files={prompts: a.csv}"], "prepare.files is for a directory of files"),
+])  # fmt: skip
+def test_what_would_have_no_effect_is_refused(project: Project, change: list[str], words: str) -> None:
+    (project.root / "world.py").write_text("def build(params, seed):\n    return {}\n")
+    params_file.set_values(project.params, change)
+    with pytest.raises(GrapeError, match=words):
+        run(project)
+    assert not (project.root / "data").exists()
