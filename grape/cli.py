@@ -129,12 +129,13 @@ def plan(
 def _show_plan(targets: tuple[str, ...], as_json: bool) -> None:
     from grape.pipeline import Hooks, Request, preflight
     from grape.pipeline import look as look_ahead
+    from grape.pipeline.plan import left_out
 
     here = entered()
     preflight.initialised(here)
-    drawn = look_ahead(here, Request(targets), Hooks())
-    found = {"up_to_date": drawn is None, "stages": drawn.as_json() if drawn else []}
-    show_as(found, drawn.lines() if drawn else ["everything is up to date"], as_json)
+    drawn, left = look_ahead(here, Request(targets), Hooks()), Hooks().unneeded(here)
+    found = {"up_to_date": drawn is None, "stages": drawn.as_json() if drawn else [], "not_needed": left}
+    show_as(found, drawn.lines() if drawn else ["everything is up to date", *left_out(left)], as_json)
 
 
 @app.command()

@@ -82,6 +82,7 @@ class Preferences(Section):
 
 
 class Reward(Optimisation):
+    when: Literal["always", "needed"]
     heldout: float = Field(ge=0, le=0.5)
     centring: float = Field(ge=0, le=1)
     margin: float = Field(ge=0, le=100)

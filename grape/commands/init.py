@@ -15,7 +15,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 import grape
-from grape import dvc
+from grape import dvc, needed
 from grape.errors import GrapeError
 from grape.files import write_text
 from grape.pipeline.preflight import algorithm_files, named_files, version_text
@@ -53,6 +53,7 @@ def make(folder: Path) -> Iterator[str]:
     _write_dag(source / "dvc.yaml", folder / "dvc.yaml")
     algorithm_files(project)
     named_files(project)
+    needed.write(project, needed.unneeded(project))
     for name, text in (("grape.version", version_text()), (".gitignore", GITIGNORE), (".dvcignore", DVCIGNORE)):
         write_text(folder / name, text)
     yield f"{folder}: wrote {', '.join(WELCOME)}"

@@ -9,9 +9,12 @@ import torch
 
 from grape.errors import GrapeError
 from grape.maths.advantage import weighted_reward
+from grape.needed import why_not
 from grape.project import Project
 from grape.reward.rubric import Rubric, load_rubrics
 from grape.types import Prompt, Response, Scores
+
+FOLDERS = {"critic": "models/critic", "reward_model": "models/reward"}  # kind of item -> its judge
 
 
 def check(project: Project) -> Iterator[str]:
@@ -59,8 +62,10 @@ def attempt(project: Project, category: str, prompt: str, response: str, answer:
     value, known = weighted_reward(scores.score, scores.valid, scores.weight, torch.zeros(1, dtype=torch.long))
     items: dict[str, dict[str, Any]] = {}
     for item in rubric.items:
-        reason = f"not asked: run the stage that makes the {item.kind}"
-        items[item.id] = {"score": None, "confidence": None, "reason": reason}
+        folder = FOLDERS.get(item.kind)
+        left = why_not(project.root / folder) if folder else None
+        why = f"it was not made, because {left}" if left else f"run the stage that makes the {item.kind}"
+        items[item.id] = {"score": None, "confidence": None, "reason": f"not asked: {why}"}
     for k, name in enumerate(scores.items):
         found = (scores.score, scores.confidence)
         score, sure = (round(float(of[0, k]), 4) if bool(scores.valid[0, k]) else None for of in found)
@@ -76,9 +81,9 @@ def _scores(project: Project, rubric: Rubric, prompt: Prompt, response: str) -> 
     from grape.reward.learned import LearnedReward
     from grape.reward.source import RubricReward
 
-    critic, learned = project.root / "models" / "critic", project.root / "models" / "reward"
-    there = {"verify"} | ({"critic"} if critic.is_dir() else set()) | ({"reward_model"} if learned.is_dir() else set())
-    kinds = there & {item.kind for item in rubric.items}
+    critic, learned = (project.root / FOLDERS[kind] for kind in ("critic", "reward_model"))
+    there = {kind for kind, folder in FOLDERS.items() if (project.root / folder).is_dir() and not why_not(project.root / folder)}
+    kinds = ({"verify"} | there) & {item.kind for item in rubric.items}
     template = load(project.params).model.template
     reward_model = LearnedReward(learned, template=template) if "reward_model" in kinds else None
     critics = load_critic(critic, project.root, template=template) if "critic" in kinds else None

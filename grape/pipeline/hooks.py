@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from grape import track
+from grape import needed, track
 from grape.dvc import Graph
 from grape.files import write_text
 from grape.project import Project
@@ -49,6 +49,10 @@ class Hooks:
         for stage in ("prepare", *(f"{kind}@{run}" for run in runs for kind in ("rl", "evaluate"))):
             refuse_imports(Project(params.parent.resolve()), values, stage)
         write_text(note, key)
+
+    def unneeded(self, project: Project) -> dict[str, str]:
+        """Stage -> why it is left out. Raises GrapeError: what `needed.answered` refuses."""
+        return needed.unneeded(project)
 
     def edit(self, params: Path, assignments: list[str]) -> None:
         from grape.params import set_values

@@ -11,10 +11,10 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from grape import dvc
+from grape import dvc, needed
 from grape.pipeline import closing, mend, plan, preflight, schedule
 from grape.pipeline.execute import Executor, Outcome
 from grape.pipeline.hooks import Hooks
@@ -66,15 +66,19 @@ def look(project: Project, request: Request, hooks: Hooks) -> Plan | None:
     question = dvc.ask_status(project)  # half a second, in which the parameters are checked
     try:
         hooks.check(project.params)
+        unneeded = hooks.unneeded(project)
     except BaseException:
         question.drop()
         raise
+    if needed.write(project, unneeded):
+        question.answer()  # of the cards as they were
+        question = dvc.ask_status(project)
     status = dvc.read_status(question.answer())
     preflight.inputs(project, status)
     known = plan.known(project)
     if not status and all(any(t in (n, n.split("@")[0]) for n in known) for t in request.targets):
         return None
-    drawn = plan.draw(project, list(request.targets), status)
+    drawn = replace(plan.draw(project, list(request.targets), status), unneeded=unneeded)
     return drawn if drawn.todo else None
 
 
@@ -97,6 +101,8 @@ def run(project: Project, request: Request, engine: Engine, screen: Screen, hook
             hooks.after_idle(project)
             mend.keep_lock_file(project)
             screen.say("everything is up to date; `grape plan` shows what a change would run")
+            for line in plan.left_out(hooks.unneeded(project)):
+                screen.say(line)
             return Result(None, seconds=time.monotonic() - started)
         screen.say("\n".join(drawn.lines()) + "\n")
         if not drawn.computes:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ class Step:
 class Plan:
     graph: Graph
     steps: tuple[Step, ...]
+    unneeded: Mapping[str, str] = field(default_factory=dict)  # stage -> why it is left out: it only writes that down
 
     @property
     def todo(self) -> set[str]:
@@ -46,11 +47,21 @@ class Plan:
     def lines(self) -> Iterator[str]:
         width = max((len(step.stage) for step in self.steps), default=0)
         for step in self.steps:
-            reasons = "; ".join(step.reasons)
-            yield f"{step.stage:<{width}}  {_WORDS[step.action]}" + (f": {reasons}" if reasons else "")
+            reasons, left = "; ".join(step.reasons), self.unneeded.get(step.stage)
+            what = f"not needed: {left}" if left else _WORDS[step.action] + (f": {reasons}" if reasons else "")
+            yield f"{step.stage:<{width}}  {what}"
 
     def as_json(self) -> list[dict[str, Any]]:
-        return [asdict(step) | {"needs": self.graph.needs[step.stage]} for step in self.steps]
+        more = {
+            step.stage: {"needs": self.graph.needs[step.stage], "not_needed": self.unneeded.get(step.stage)} for step in self.steps
+        }
+        return [asdict(step) | more[step.stage] for step in self.steps]
+
+
+def left_out(unneeded: Mapping[str, str]) -> list[str]:
+    """The stages that nobody needs, a line each."""
+    width = max(map(len, unneeded), default=0)
+    return [f"{stage:<{width}}  not needed: {reason}" for stage, reason in unneeded.items()]
 
 
 def make(graph: Graph, status: Status, lock: Mapping[str, Any], params: Any, cached: Callable[[str], bool]) -> Plan:

@@ -12,6 +12,8 @@ from pydantic import ValidationError
 from grape.errors import GrapeError, first_problem
 from grape.evaluation.record import Evaluation, JudgeName, Sample
 from grape.files import Row, read_lines
+from grape.needed import KEY as NOT_NEEDED
+from grape.needed import REASONS
 
 TrainingRecord = dict[str, float]
 KEPT = "rows/kept"  # only the record that says what a stage left out has it
@@ -30,13 +32,14 @@ class Cost:
 @dataclass(frozen=True)
 class ReportInputs:
     """All the report is made from. `training` maps base, sft, critic, reward to records; `rl` each policy's name; `left` a stage
-    to what it says of its rows: `rows/kept`, `dropped/REASON`."""
+    to what it says of its rows: `rows/kept`, `dropped/REASON`; `unneeded` a stage that was not run to the reason."""
 
     evaluations: tuple[Evaluation, ...]
     samples: dict[str, list[Sample]]
     training: dict[str, list[TrainingRecord]]
     rl: dict[str, list[TrainingRecord]]
     left: dict[str, TrainingRecord]
+    unneeded: dict[str, str]
 
     def cost(self, name: str) -> Cost:
         """What training policy `name` took."""
@@ -76,8 +79,11 @@ def read(root: Path, algorithms: Sequence[str], seeds: Sequence[int]) -> ReportI
         if any(e.dropped.values()):
             left[f"evaluate@{e.name}"] = {KEPT: float(e.prompts), **{f"dropped/{why}": float(n) for why, n in e.dropped.items()}}
     samples = {name: _samples(root, reports / "evaluate" / name / "samples.jsonl", f"evaluate@{name}") for name in names}
+    whole = {stage: _unneeded(root, reports / "train" / f"{stage}.jsonl", stage) for stage in REASONS}
+    unneeded = {stage: reason for stage, reason in whole.items() if reason}
+    training = {stage: [] if stage in unneeded else found for stage, found in training.items()}
     steps = [{name: [r for r in found if KEPT not in r] for name, found in records.items()} for records in (training, rl)]
-    return ReportInputs(evaluations, samples, steps[0], steps[1], left)
+    return ReportInputs(evaluations, samples, steps[0], steps[1], left, unneeded)
 
 
 def _text(root: Path, path: Path, stage: str) -> str:
@@ -117,6 +123,12 @@ def _lines(root: Path, path: Path, stage: str) -> list[tuple[int, Row]]:
         return list(read_lines(path))
     except GrapeError as error:
         raise _bad(root, path, stage, f"line {str(error.where).rpartition(':')[2]}: {error.what}") from error
+
+
+def _unneeded(root: Path, path: Path, stage: str) -> str | None:
+    """Why the stage was not run; None where it was."""
+    said = [row[NOT_NEEDED] for _, row in _lines(root, path, stage) if NOT_NEEDED in row]
+    return str(said[0]) if said else None
 
 
 def _records(root: Path, path: Path, stage: str) -> list[TrainingRecord]:

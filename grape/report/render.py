@@ -38,6 +38,7 @@ def context(inputs: ReportInputs, level: float, knobs: Report, figures: dict[str
         "sft": first.sft.of(inputs.judge),
         "league": tables.league(inputs, champion),
         "pass_at": sorted(first.sft.pass_at, key=int),
+        "unneeded": inputs.unneeded,
         "left": tables.left_out(inputs),
         "categories": tables.categories(inputs),
         "items": tables.items(inputs),

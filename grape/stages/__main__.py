@@ -1,7 +1,14 @@
 """`python3 -m grape.stages NAME [--algorithm A --seed S]`: run one stage. This is what the commands of dvc.yaml call."""
 
+from __future__ import annotations
+
 import os
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from grape.project import Project
+    from grape.stages.inputs import Inputs
 
 STAGES = ("prepare", "base", "sft", "critic", "preferences", "reward", "rl", "evaluate", "report")
 
@@ -21,26 +28,44 @@ def _use_the_projects_python() -> None:
 
 
 def _run(name: str, kind: str, algorithm: str | None, seed: int | None) -> None:
-    import importlib
     import shutil
 
-    from grape.project import NONCE, Project
+    from grape.project import Project
 
     project = Project.find()
     project.enter()
     # Only now: the variables of enter() must be set before any library reads them.
-    from grape import params as params_file
-    from grape.stages.inputs import Inputs, resolved
-    from grape.stages.watched import refuse_imports, refuse_loaded
-    from grape.track import StageRun
+    from grape import needed
+    from grape.stages import unneeded
+    from grape.stages.inputs import Inputs
 
     inputs = Inputs.read(project, name)
     inputs.refuse_untrue_cards()
+    if reason := needed.left_out(project, name, inputs.hashes):
+        unneeded.leave_out(project, name, inputs, reason)
+    else:
+        _compute(project, inputs, kind, algorithm, seed)
+    # What a checkpoint was for is done: a forced re-run starts from the beginning.
+    shutil.rmtree(project.checkpoints / name, ignore_errors=True)
+
+
+def _compute(project: Project, inputs: Inputs, kind: str, algorithm: str | None, seed: int | None) -> None:
+    import importlib
+
+    from grape import params as params_file
+    from grape.project import NONCE
+    from grape.stages import unneeded
+    from grape.stages.inputs import resolved
+    from grape.stages.watched import refuse_imports, refuse_loaded
+    from grape.track import StageRun
+
+    name = inputs.name
     params = params_file.load(project.params, [algorithm] if kind == "rl" and algorithm else [])
     refuse_imports(project, params, name)
     module = importlib.import_module(f"grape.stages.{kind}")
     from grape.stages.stage import Stage
 
+    unneeded.forget(project, name)
     values, own_seed = resolved(project, params, name), params.seed if seed is None else seed
     with StageRun(project, name, values, own_seed, deliver=NONCE not in os.environ) as run:
         stage = Stage(name, kind, params, project, run, algorithm or "", seed or 0, inputs)
@@ -48,8 +73,6 @@ def _run(name: str, kind: str, algorithm: str | None, seed: int | None) -> None:
         refuse_loaded(project, params, name)
         inputs.refuse_changes()
     inputs.refuse_changes()  # once more: telling MLflow may have taken minutes
-    # What a checkpoint was for is done: a forced re-run starts from the beginning.
-    shutil.rmtree(project.checkpoints / name, ignore_errors=True)
 
 
 def main(arguments: list[str]) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from grape import needed
 from grape.artifacts import Preference, Turn, read_prompts, read_rows, write_rows
 from grape.errors import GrapeError
 from grape.files import write_lines
@@ -27,6 +28,9 @@ def run(stage: Stage) -> None:
     if stage.params.preferences.source == "people":
         stage.datasets("data/labelled")
         rows = read_rows(stage.path("data/labelled/train.jsonl"), Preference, mend="run it again: grape run prepare")
+        if not rows:
+            mend = "add preferences.jsonl to prepare.source, or set preferences.source: rubric"
+            raise GrapeError("there is no pair that people have labelled", where="data/labelled", mend=mend + _spared(stage))
     else:
         stage.datasets("data/prompts", "rubrics")
         rows, counts = collected(stage)
@@ -34,12 +38,17 @@ def run(stage: Stage) -> None:
         raise GrapeError(
             "not one pair was found: every group of responses is a tie",
             where="stage preferences",
-            mend="raise preferences.samples or preferences.prompts, or lower preferences.margin",
+            mend="raise preferences.samples or preferences.prompts, or lower preferences.margin" + _spared(stage),
         )
     write_rows(stage.path("data/preferences/train.jsonl"), rows)
     left = {**stage.left, **{k: v for k, v in counts.items() if k.startswith("dropped/")}}
     write_lines(stage.path("reports/train/preferences.jsonl"), [{"step": 0, **left}])
     stage.run.headline({"pairs": float(len(rows)), **counts})
+
+
+def _spared(stage: Stage) -> str:
+    """The way out where `reward.when` alone asks for pairs."""
+    return "; or set reward.when: needed, since no algorithm, knob or rubric reads a pair" if needed.spared(stage.project) else ""
 
 
 def collected(stage: Stage) -> tuple[list[Preference], dict[str, float]]:
@@ -77,8 +86,10 @@ def collected(stage: Stage) -> tuple[list[Preference], dict[str, float]]:
 def _judge(stage: Stage) -> RubricReward:
     params, model = stage.params.preferences, stage.params.model
     kinds = {"critic"} if params.source == "critic" else {"verify", "critic"}
-    rubrics, folder = load_rubrics(stage.path("rubrics")), stage.path("models/critic")
-    critic = load_critic(folder, stage.project.root, model.dtype, model.micro_batch_tokens, model.template)
+    rubrics, critic = load_rubrics(stage.path("rubrics")), None
+    if any(item.kind == "critic" for rubric in rubrics.values() for item in rubric.items):
+        folder = needed.made(stage.path("models/critic"))
+        critic = load_critic(folder, stage.project.root, model.dtype, model.micro_batch_tokens, model.template)
     return RubricReward(rubrics, critic, kinds=frozenset(kinds))
 
 

@@ -14,6 +14,7 @@ from grape.models.encode import collate, encode_pairs
 from grape.models.forward import batched_scores, scalar
 from grape.models.load import device, load_scalar_model, save_model
 from grape.models.protocols import ScalarModel, Tokenizer
+from grape.needed import made
 from grape.randomness import permutation
 from grape.reward.learned import STATISTICS
 from grape.stages.chats import chat_of
@@ -26,7 +27,8 @@ def run(stage: Stage) -> None:
     params = stage.params.reward
     model, tokenizer = load_scalar_model(str(stage.path("models/sft")), from_language_model=True)
     model.config.pad_token_id = tokenizer.pad_token_id
-    preferences = read_rows(stage.path("data/preferences/train.jsonl"), Preference, mend="run it again: grape run preferences")
+    labelled = made(stage.path("data/preferences/train.jsonl"))
+    preferences = read_rows(labelled, Preference, mend="run it again: grape run preferences")
     chat, positions = chat_of(stage, tokenizer), stage.params.model.positions
     encoded = encode_pairs(chat, preferences, positions, "data/preferences")
     stage.left_out(encoded.counts, len(encoded.kept), "pairs", f"model.positions = {positions} tokens")

@@ -12,6 +12,7 @@ from grape.models.encode import encode_pairs, fitting_prompts
 from grape.models.load import device, load_language_model, load_scalar_model, save_model
 from grape.models.lora import adapt, merge
 from grape.models.protocols import LanguageModel, ScalarModel
+from grape.needed import made
 from grape.reward.source import RubricReward
 from grape.stages.chats import chat_of
 from grape.stages.fit import checkpoints, tracker
@@ -85,7 +86,7 @@ def _value_model(stage: Stage, knobs: SlotParams) -> ScalarModel | None:
     if not isinstance(knobs, ValueParams) or knobs.value == "head":
         return None
     learned = knobs.from_reward_model
-    return load_scalar_model(str(stage.path("models/reward" if learned else "models/sft")), not learned)[0].to(device())
+    return load_scalar_model(str(made(stage.path("models/reward" if learned else "models/sft"))), not learned)[0].to(device())
 
 
 def _reference(stage: Stage) -> LanguageModel:
@@ -120,7 +121,7 @@ def _rollouts(stage: Stage, learner: Learner, chat: Chat, prompts: list[Prompt],
 def _pairs(stage: Stage, learner: Learner, chat: Chat) -> Source:
     """Batches of preference pairs with as many rows as a round of rollouts has, and the reference's log-probabilities."""
     stage.datasets("data/preferences")
-    records = read_rows(stage.path("data/preferences/train.jsonl"), Preference, mend="run it again: grape run preferences")
+    records = read_rows(made(stage.path("data/preferences/train.jsonl")), Preference, mend="run it again: grape run preferences")
     positions = stage.params.model.positions
     encoded = encode_pairs(chat, records, positions, "data/preferences")
     stage.left_out(encoded.counts, len(encoded.kept), "pairs", f"model.positions = {positions} tokens")

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from grape.algorithms.base import AnyAlgorithm, OnlineParams, SlotParams, TrustRegionParams, ValueParams
 from grape.errors import GrapeError
+from grape.needed import made
 from grape.reward.learned import statistics
 from grape.stages.stage import Stage
 from grape.training.assemble import needed
@@ -91,7 +92,7 @@ def _revisions(stage: Stage, knobs: OnlineParams, prompts: int) -> None:
 
 
 def _there(stage: Stage, path: str, maker: str, why: str) -> None:
-    if not (stage.path(path)).exists():
+    if not made(stage.path(path)).exists():
         raise GrapeError(f"{path} is missing, and {why} needs it", where=f"stage {stage.name}", mend=f"grape run {maker}")
 
 

@@ -34,7 +34,9 @@ Places = dict[tuple[str, str], str]  # (table, id) -> where the row stands in th
 def required(stage: Stage) -> set[str]:
     """The tables without which a stage could not run."""
     params = stage.params
-    needed = {"train": True, "sft": params.sft.steps > 0, "preferences": params.preferences.source == "people"}
+    # Where it is for an algorithm to say, the preferences stage asks for the pairs: this stage would run again for each algorithm.
+    paired = params.reward.when == "always" or params.rl.reward == "reward_model"
+    needed = {"train": True, "sft": params.sft.steps > 0, "preferences": paired and params.preferences.source == "people"}
     return {name for name, is_needed in needed.items() if is_needed}
 
 

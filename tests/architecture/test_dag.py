@@ -7,6 +7,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from grape.needed import REASONS, card
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -27,9 +29,21 @@ def test_every_rl_knob_is_a_parameter_of_rl() -> None:
     assert "algorithms.${item.algorithm}" in declared("rl")
 
 
+def test_every_reward_knob_is_a_parameter_of_reward_but_when_it_is_made() -> None:
+    """The card `inputs/reward` has the answer to that: another setting with the same answer trains nothing again."""
+    knobs = {f"reward.{name}" for name in PARAMS["reward"]}
+    assert {name for name in declared("reward") if name.startswith("reward.")} == knobs - {"reward.when"}
+
+
+def test_what_may_be_left_out_depends_on_its_card_and_nothing_else_does() -> None:
+    cards = {(stage, dep) for stage, entry in DAG.items() for dep in entry["deps"] if dep.split("/")[-1] in REASONS and "inputs" in dep}
+    assert cards == {(stage, f"inputs/{stage}") for stage in REASONS}
+    assert all((ROOT / path).read_text() == card(stage, ()) for stage, path in cards)  # as params.yaml has it
+
+
 def test_every_stage_declares_its_own_section() -> None:
     for stage in DAG:
-        if stage != "rl":
+        if stage not in ("rl", "reward"):
             assert stage in declared(stage), stage
 
 
