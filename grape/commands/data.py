@@ -12,6 +12,7 @@ from grape.artifacts import Document, Preference, Record, read_rows
 from grape.errors import GrapeError
 from grape.models.chat import Chat
 from grape.models.encode import Row, Rows, encode_documents, encode_pairs, encode_turns
+from grape.needed import made as made_by_its_stage
 from grape.params import Params, load
 from grape.project import Project
 from grape.reward.rubric import load_rubrics
@@ -49,7 +50,7 @@ def preview(project: Project, stage: str, count: int) -> dict[str, Any]:
         raise GrapeError(f"the stage {stage!r} reads no rows", mend=f"one of {', '.join(FILES)}")
     params, (file, kind) = load(project.params, []), FILES[stage]
     mend = MEND if stage != "reward" else "run it first: grape run preferences"
-    records = read_rows(project.root / file, kind, mend=mend)
+    records = read_rows(made_by_its_stage(project.root / file), kind, mend=mend)
     corpus = read_rows(project.root / FILES["base"][0], Document, mend=MEND) if params.model.base == "scratch" else []
     tokenizer = base_tokenizer(params.model, project.root, corpus)
     chat = Chat(tokenizer, params.model.template)

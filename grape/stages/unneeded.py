@@ -38,5 +38,6 @@ def outputs(project: Project, name: str) -> list[str]:
 
 def forget(project: Project, name: str) -> None:
     """The stage is run after all: what said that it was not needed goes. (DVC has removed its outputs; nobody does by hand.)"""
-    for out in outputs(project, name):
-        (project.root / out / NOTE).unlink(missing_ok=True)
+    for folder in (project.root / out for out in outputs(project, name)):
+        if folder.is_dir():
+            (folder / NOTE).unlink(missing_ok=True)

@@ -36,7 +36,9 @@ def test_every_reward_knob_is_a_parameter_of_reward_but_when_it_is_made() -> Non
 
 
 def test_what_may_be_left_out_depends_on_its_card_and_nothing_else_does() -> None:
-    cards = {(stage, dep) for stage, entry in DAG.items() for dep in entry["deps"] if dep.split("/")[-1] in REASONS and "inputs" in dep}
+    cards = {
+        (stage, dep) for stage, entry in DAG.items() for dep in entry["deps"] if dep.split("/")[-1] in REASONS and "inputs" in dep
+    }
     assert cards == {(stage, f"inputs/{stage}") for stage in REASONS}
     assert all((ROOT / path).read_text() == card(stage, ()) for stage, path in cards)  # as params.yaml has it
 

@@ -154,6 +154,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
 def test_one_command_runs_everything(copy: Copy) -> None:
     out = copy.grape("run", "pipeline", *(word for value in MINIATURE for word in ("--set", value)))
     assert all(f"{stage:<20}  ran" in out for stage in STAGES), out
+    assert "is empty" not in out  # DVC's warning of an output without a byte
     assert copy.dvc("status", "--json").strip() == "{}"
     assert "# rollout-update rounds" in (copy.root / "params.yaml").read_text()  # --set keeps the comments
     metrics = json.loads((copy.root / "reports" / "metrics.json").read_text())
@@ -239,6 +240,17 @@ def test_the_second_time_nothing_runs_for_either_tool(copy: Copy) -> None:
     }
     assert "everything is up to date" in run.stderr
     assert "Data and pipelines are up to date" in copy.dvc("repro")
+
+
+def test_what_nobody_needs_is_left_out_and_comes_back_from_the_cache(copy: Copy) -> None:
+    """Neither GRPO nor REINFORCE reads a pair or a reward model."""
+    out = copy.grape("run", "reward", "--engine", "dvc", "--set", "reward.when=needed")
+    assert out.count("not needed: no algorithm") == 6 and "is empty" not in out  # the plan, what they say, the table
+    assert [path.name for path in (copy.root / "models/reward").iterdir()] == ["NOT_NEEDED.json"]
+    assert "no algorithm" in copy.receipt("preferences")["facts"]["grape.not_needed"]
+    out = copy.grape("run", "reward", "--engine", "dvc", "--set", "reward.when=always")
+    assert "preferences  cached" in out and "reward       cached" in out  # other params of the same answer would run nothing
+    assert copy.dvc("status", "--json").strip() == "{}"
 
 
 def test_one_knob_concerns_its_algorithm_only(copy: Copy) -> None:

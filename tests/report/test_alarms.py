@@ -77,6 +77,26 @@ def test_length_cut_off_answers_and_collapse_are_pointed_out(make_reports: Calla
     assert "9.0 to 30.0 tokens" in found and "97% to 50%" in found and "0.90 to 0.01 nats" in found
 
 
+@pytest.mark.parametrize(
+    ("sft", "policy", "words"),
+    [
+        (0.19, 0.6, ["81% of the answers of SFT"]),
+        (0.19, 0.2, ["81% of the answers of SFT", "80% of the answers of the policy"]),
+        (0.51, 0.55, []),
+    ],
+)
+def test_answers_cut_at_their_limit_are_pointed_out_of_sft_too(
+    make_reports: Callable[..., Path], sft: float, policy: float, words: list[str]
+) -> None:
+    """Also where training has mended it, or both are as bad: then few of the answers it was compared with were judged whole."""
+    run = evaluation(make_reports)
+    sides = {"sft": run.sft.model_copy(update={"finished": sft}), "policy": run.policy.model_copy(update={"finished": policy})}
+    found = hints(run.model_copy(update=sides))
+    assert len(found) == len(words) and all(
+        f"{word} were cut at rl.max_new_tokens" in hint for word, hint in zip(words, found, strict=True)
+    )
+
+
 def rounds(metric: str, *values: float) -> list[TrainingRecord]:
     return [{"step": float(step), metric: value} for step, value in enumerate(values)]
 
