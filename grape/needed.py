@@ -37,7 +37,7 @@ REASONS = {
 NOTE = "NOT_NEEDED.json"  # what stands in a folder that a stage did not need to make
 KEY = "not_needed"  # likewise in a file of records, and in the receipt's facts
 _CODE = ("needed.py", "params.py", "schema.py", "slot.py", "reward/rubric.py")
-_APART = "import sys; from grape.needed import main; sys.exit(main())"
+_ASK = "import sys; from grape.needed import main; sys.exit(main())"
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,8 @@ def declared(project: Project) -> list[str]:
     return [stage for stage in REASONS if f"{FOLDER}/{stage}" in (stages.get(stage, {}).get("deps") or [])]
 
 
-def answer(project: Project, apart: bool = False) -> LeftOut:
+def answer(project: Project) -> LeftOut:
     """Of params.yaml, the rubrics and the algorithms as they are now.
-
-    Args:
-        apart: a process of its own loads the algorithms' code; a stage may load none that it does not declare.
 
     Raises:
         GrapeError: as `answered` and `params.load` do.
@@ -97,8 +94,6 @@ def answer(project: Project, apart: bool = False) -> LeftOut:
         known = json.loads(memo.read_text(encoding="utf-8"))
         if known["identity"] == key:
             return LeftOut(tuple(known["now"]), tuple(known["sparing"]))
-    if apart:
-        return _asked_apart(project)
     from grape.params import load
 
     found = answered(load(project.params), project.root)
@@ -123,8 +118,9 @@ def _identity(project: Project) -> str:
     return digest.hexdigest()
 
 
-def _asked_apart(project: Project) -> LeftOut:
-    done = subprocess.run([sys.executable, "-c", _APART], cwd=project.root, capture_output=True, encoding="utf-8")
+def asked(project: Project) -> LeftOut:
+    """`answer`, by a process of its own: a stage opens no rubric and loads no algorithm that it does not declare."""
+    done = subprocess.run([sys.executable, "-c", _ASK], cwd=project.root, capture_output=True, encoding="utf-8")
     try:
         found = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError) as error:
@@ -136,7 +132,7 @@ def _asked_apart(project: Project) -> LeftOut:
 
 
 def main() -> int:
-    """The answer for the project of the working directory, or the refusal, as JSON; for `answer(..., apart=True)`."""
+    """The answer for the project of the working directory, or the refusal, as JSON; for `asked`."""
     try:
         print(json.dumps(asdict(answer(Project.find()))))
     except GrapeError as error:
@@ -147,7 +143,7 @@ def main() -> int:
 
 def spared(project: Project) -> bool:
     """Whether pairs are asked for by nothing but `reward.when: always`."""
-    found = answer(project, apart=True)
+    found = asked(project)
     return "preferences" in found.sparing and "preferences" not in found.now
 
 
@@ -180,7 +176,7 @@ def left_out(project: Project, stage: str, deps: Collection[str]) -> str | None:
     name = f"{FOLDER}/{stage}"
     if stage not in REASONS or name not in deps:
         return None
-    path, reasons = project.root / name, answer(project, apart=True).now
+    path, reasons = project.root / name, asked(project).now
     if not path.is_file() or path.read_bytes() != card(stage, reasons).encode():
         raise GrapeError(
             f"{name} does not say whether {stage} is needed now",

@@ -117,7 +117,8 @@ def test_a_card_changes_with_the_answer_and_at_no_other_time(project: Project) -
 
 def test_an_untrue_card_is_refused_when_a_stage_is_run_by_hand(project: Project, capfd: pytest.CaptureFixture[str]) -> None:
     settle(project, SPARE)
-    params_file.set_values(project.params, ["rl.algorithms=[dpo]"])  # and nobody has asked grape since
+    params_file.set_values(project.params, ["rl.algorithms=[dpo]"])
+    needed.unneeded(project)  # known, and the card is not yet written
     assert main(["preferences"]) == 2
     shown = capfd.readouterr().err
     assert "inputs/preferences does not say whether preferences is needed now" in shown and "grape plan" in shown
