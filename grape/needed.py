@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 # Why a stage is not needed: one sentence, whatever the settings are, so that a card changes when the answer does.
 REASONS = {
-    "critic": "no item of a rubric that anybody scores by asks a critic",
+    "critic": "no rubric that anybody scores by has an item for a critic",
     "preferences": "no algorithm learns from pairs, and no reward model is made",
-    "reward": "no algorithm, knob or rubric item reads a reward model (reward.when)",
+    "reward": "no algorithm, knob or rubric item reads a reward model, and reward.when is needed",
 }
 NOTE = "NOT_NEEDED.json"  # what stands in a folder that a stage did not need to make
 KEY = "not_needed"  # likewise in a file of records, and in the receipt's facts
