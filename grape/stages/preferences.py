@@ -50,7 +50,7 @@ def collected(stage: Stage) -> tuple[list[Preference], dict[str, float]]:
     order = permutation(len(prompts), stage.params.seed, "preferences", "prompts")[: params.prompts]
     chosen = [prompts[int(i)] for i in order]
     judge.check(chosen)
-    model, tokenizer = load_language_model(str(stage.path("models/sft")))
+    model, tokenizer = load_language_model(stage.model("models/sft"))
     chat, length = chat_of(stage, tokenizer, model), stage.params.rl.max_new_tokens
     room = model_params.positions - length
     chosen, dropped = fitting_prompts(chat, chosen, room, "data/prompts")

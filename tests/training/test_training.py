@@ -13,7 +13,6 @@ import torch
 from grape.algorithms import grpo, sft
 from grape.errors import GrapeError
 from grape.models.forward import language
-from grape.models.lora import LowRank, adapt
 from grape.training.adam import Adam, AdamParams
 from grape.training.assemble import assemble
 from grape.training.batches import offline
@@ -212,17 +211,3 @@ def test_rows_without_a_reward_leave_the_batch_and_too_many_stop_the_run() -> No
     assert some.batch.rows == 6 and some.metrics["missing"] == (0.25, 1.0)
     with pytest.raises(GrapeError, match="the judge was away"):
         rollout_of(0.75)
-
-
-def test_adapters_form_their_weights_once_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not at every token: weights stay as they are while a round is sampled and looked at. The rollouts are the same."""
-    model, formed = adapt(tiny.model(), 2), []
-    monkeypatch.setattr(LowRank, "forward", lambda self, weight: formed.append(1) or weight + 2.0 * (self.b @ self.a))
-    matrices = sum(isinstance(module, LowRank) for module in model.modules())
-    learner = assemble(grpo.ALGORITHM, grpo.GRPOParams(epochs=2), model, AdamParams(1e-3, 1))
-    prompts = [tiny.prompt(text) for text in ("a", "bb")]
-    given = learner.rollouts(tiny.chat(), prompts, score, Sampling(2, 4, 1.0, 6, 64, 4096, 0.5), ("m",))(0, {})
-    assert len(formed) == matrices > 0
-    plain = assemble(grpo.ALGORITHM, grpo.GRPOParams(epochs=2), tiny.model(), AdamParams(1e-3, 1))
-    expected = plain.rollouts(tiny.chat(), prompts, score, Sampling(2, 4, 1.0, 6, 64, 4096, 0.5), ("m",))(0, {})
-    assert torch.equal(given.batch.response, expected.batch.response) and torch.equal(given.batch.logp_old, expected.batch.logp_old)
