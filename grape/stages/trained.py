@@ -22,7 +22,7 @@ def trainable(stage: Stage, model: AnyModel, *what: object) -> AnyModel:
     """
     how = stage.params.model
     if how.quantise:
-        model = quantise(model, device())
+        model = quantise(model, device(), how.dtype)
     if how.lora.rank:
         seed = key(stage.params.seed, stage.kind, *what, "adapters") % 2**63
         model = adapt(model, how.lora, seed)
