@@ -15,7 +15,10 @@ from grape.models.folder import ADAPTER, ADAPTER_WEIGHTS
 from grape.models.load import load_language_model, load_scalar_model, save_model
 from grape.project import Project
 from tests import tiny
-from tests.stages.test_stages import project, run  # noqa: F401  # project is a fixture
+from tests.stages import test_stages
+from tests.stages.test_stages import run
+
+project = test_stages.project  # the fixture
 
 TRPO = ("trpo", ["algorithms.trpo.rounds=3", "algorithms.trpo.parameters=adapters"])
 PPO_HEAD = ("ppo", ["algorithms.ppo.value=head", "algorithms.ppo.objective=penalty"])
@@ -27,7 +30,7 @@ CASES: list[tuple[str, str, list[tuple[str, list[str]]]]] = [
 ]
 
 
-def outside(project: Project, architecture: str) -> None:  # noqa: F811
+def outside(project: Project, architecture: str) -> None:
     """A model that ends its answers, in a folder of the project's."""
     model, tokenizer = tiny.model(architecture, positions=256), tiny.tokenizer()
     with torch.no_grad():
@@ -38,10 +41,7 @@ def outside(project: Project, architecture: str) -> None:  # noqa: F811
 
 @pytest.mark.parametrize(("architecture", "dtype", "algorithms"), CASES, ids=[case[0] for case in CASES])
 def test_every_stage_trains_adapters(
-    project: Project,
-    architecture: str,
-    dtype: str,
-    algorithms: list[tuple[str, list[str]]],  # noqa: F811
+    project: Project, architecture: str, dtype: str, algorithms: list[tuple[str, list[str]]]
 ) -> None:
     outside(project, architecture)
     names = [name for name, _ in algorithms]
@@ -76,7 +76,7 @@ def _last(models: Path) -> Path:
     return sorted((models / "policy").iterdir())[-1]
 
 
-def test_pretraining_goes_on_with_adapters_and_what_is_read_from_a_directory_stays_there(project: Project) -> None:  # noqa: F811
+def test_pretraining_goes_on_with_adapters_and_what_is_read_from_a_directory_stays_there(project: Project) -> None:
     outside(project, "qwen3")
     params_file.set_values(project.params, ["base.steps=2"])
     run(project, "prepare")
@@ -91,7 +91,7 @@ def test_pretraining_goes_on_with_adapters_and_what_is_read_from_a_directory_sta
     assert not (project.root / "models/sft").exists()
 
 
-def test_a_model_from_scratch_has_nothing_for_adapters_to_stand_on(project: Project, capsys: Any) -> None:  # noqa: F811
+def test_a_model_from_scratch_has_nothing_for_adapters_to_stand_on(project: Project, capsys: Any) -> None:
     params_file.set_values(project.params, ["model.lora.rank=2"])
     run(project, "prepare")
     run(project, "base")
