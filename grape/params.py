@@ -47,7 +47,7 @@ def _refuse(error: ValidationError, path: Path, tree: Any, model: type[BaseModel
     name = ".".join(str(p) for p in (*prefix, *location))
     where = f"{path.name}:{_line(tree, (*prefix, *location))}"
     if first["type"] == "extra_forbidden":
-        mend = nearest(location[-1], _fields(model, location), "known here: %s")
+        mend = settings.MOVED.get(name) or nearest(location[-1], _fields(model, location), "known here: %s")
         return GrapeError(f"unknown key {name}", where=where, mend=mend)
     if first["type"] == "missing":
         mend = f"add the key {location[-1]!r}; `grape init` writes a complete file to compare with"

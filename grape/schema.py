@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from grape import slot
 from grape.algorithms.base import AnyAlgorithm, SlotParams
 from grape.data.tables import Source
+from grape.models.lora import LoRA
 from grape.models.template import Template
 from grape.reward.critics.judge import Judge
 
@@ -30,11 +31,19 @@ class Model(Section):
     positions: int = Field(ge=16, le=131072)
     too_long: Literal["drop", "refuse"]
     template: Template
+    lora: LoRA
+    quantise: Literal["nf4"] | None
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Model:
         if self.width % (2 * self.heads):
             raise ValueError(f"width {self.width} is not a multiple of 2 x heads = {2 * self.heads}")
+        return self
+
+    @model_validator(mode="after")
+    def _quantised_weights_have_adapters(self) -> Model:
+        if self.quantise and not self.lora.rank:
+            raise ValueError("quantise: quantised weights cannot be trained; set lora.rank above 0 or quantise to null")
         return self
 
 
@@ -105,7 +114,6 @@ class RL(Section):
     checkpoint_every: int = Field(ge=0)
     kl_every: int = Field(ge=0)
     max_missing: float = Field(ge=0, le=1)
-    lora_rank: int = Field(ge=0, le=4096)
 
     @model_validator(mode="after")
     def _no_repeats(self) -> RL:

@@ -24,6 +24,8 @@ from grape.errors import GrapeError, nearest
 # Text that is the same word to every parser needs no quotes.
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*")
 _WORDS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
+# Keys that were, and what stands in their place.
+MOVED = {"rl.lora_rank": "it is model.lora.rank now, for every stage that trains: delete this line and set that"}
 _QUOTE = "quote it, or write it as YAML"
 
 
@@ -143,7 +145,9 @@ def _put(tree: Any, parts: list[str], plain: Any) -> None:
 def _inside(node: Any, part: str, parts: list[str]) -> Any:
     if not isinstance(node, dict) or part not in node:
         known = [str(key) for key in node] if isinstance(node, dict) else []
-        raise GrapeError(f"unknown key {'.'.join(parts)}", where="--set", mend=nearest(part, known, "known here: %s"))
+        name = ".".join(parts)
+        mend = MOVED.get(name) or nearest(part, known, "known here: %s")
+        raise GrapeError(f"unknown key {name}", where="--set", mend=mend)
     return node[part]
 
 

@@ -30,6 +30,16 @@ from grape.errors import GrapeError
         ("model.width=32", "multiple of 2 x heads"),
         ("model.dtype=float16", "float32"),
         ("rl.learning_rate=.nan", "finite"),
+        ("rl.lora_rank=8", "it is model.lora.rank now"),
+        ("model.lora.rank=-1", "greater than or equal to 0"),
+        ("model.lora.alpha=16", "say nothing where rank is 0"),
+        ("model.lora.targets=[q_proj]", "say nothing where rank is 0"),
+        ("model.lora={rank: 2, alpha: null, targets: []}", "names no module"),
+        ("model.lora={rank: 2, alpha: null, targets: all}", "all-linear"),
+        ("model.lora={rank: 2, alpha: null, dropout: 0.1}", "unknown key model.lora.dropout"),
+        ("model.lora={rank: 2, alpha: 0, targets: all-linear}", "greater than 0"),
+        ("model.quantise=nf4", "quantised weights cannot be trained"),
+        ("model.quantise=int8", "nf4"),
         ("rl=3", "dictionary"),
         ("rl.steps=[", "cannot read"),
         ("nothing=1", "unknown key"),
@@ -56,6 +66,13 @@ def test_a_mistake_in_the_file_is_named_with_its_line(project_dir: Path) -> None
     with pytest.raises(GrapeError, match="stepz") as caught:
         params.load(path)
     assert f"params.yaml:{number + 1}" in str(caught.value)
+
+
+def test_a_key_that_was_is_told_what_stands_in_its_place(project_dir: Path) -> None:
+    path = project_dir / "params.yaml"
+    path.write_text(path.read_text().replace("  max_missing:", "  lora_rank: 8\n  max_missing:"))
+    with pytest.raises(GrapeError, match=r"unknown key rl.lora_rank\n.*model.lora.rank"):
+        params.load(path)
 
 
 @pytest.mark.parametrize("text", ["a: [", "just text", ""])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grape.errors import GrapeError
+from grape.models.folder import holds_model
 from grape.needed import made
 from grape.params import load
 from grape.project import Project
@@ -32,7 +33,7 @@ def model_folder(project: Project, stage: str | None) -> Path:
         mend = "one of: base, sft, critic, rl@ALGORITHM-SEED (e.g. rl@grape-0)"
         raise GrapeError(f"no stage {name!r} with a model to talk to", where="grape chat", mend=mend)
     folder = project.root / "models" / (f"policy/{policy}" if kind == "rl" else kind)
-    if not (made(folder) / "config.json").is_file():
+    if not holds_model(made(folder)):
         raise GrapeError(f"{name} has no model yet", where=str(folder), mend=f"run it: grape run {name}")
     return folder
 
@@ -43,7 +44,7 @@ def best_policy(project: Project) -> str:
         policies: Mapping[str, Any] = json.loads((project.root / "reports/metrics.json").read_text())["policies"]
     except (OSError, ValueError, KeyError):
         return "sft"
-    there = {n: p for n, p in policies.items() if (project.root / "models/policy" / n / "config.json").is_file()}
+    there = {n: p for n, p in policies.items() if holds_model(project.root / "models/policy" / n)}
 
     def score(name: str) -> float:
         gold = there[name].get("gold")

@@ -10,10 +10,12 @@ from typing import Any, TypeVar
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
 
 from grape.errors import GrapeError
 from grape.files import replacing
+from grape.models.folder import chain
+from grape.models.lora import merged
 from grape.models.protocols import LanguageModel, ScalarModel, Tokenizer, Transformer
 from grape.models.template import CHAT_TEMPLATE
 
@@ -79,7 +81,8 @@ def load_tokenizer(base: str, revision: str | None = None) -> Tokenizer:
 
     Raises: as `load_language_model` does.
     """
-    source, extra = _source(base)
+    where, revision = chain(base, revision).tokenizer
+    source, extra = _source(where)
     with _loading(base):
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, **extra)
     return checked_tokenizer(tokenizer, base)
@@ -98,18 +101,23 @@ def _loading(base: str) -> Iterator[None]:
 
 
 def load_language_model(base: str, revision: str | None = None) -> tuple[LanguageModel, Tokenizer]:
-    """A causal language model with float32 weights in eval mode, and its tokenizer, from a directory, a GGUF file or the hub.
+    """A causal language model with float32 weights in eval mode, and its tokenizer, from a directory, a GGUF file or the hub;
+    adapters are merged into the weights that they stand on.
 
     Raises:
         GrapeError: nothing there, a damaged weight file, weights that are missing, a tokenizer without EOS, without tokenizer.json
-            or with more tokens than the model knows.
+            or with more tokens than the model knows; what `chain` and `merged` refuse.
     """
-    source, extra = _source(base)
+    found = chain(base, revision)
+    source, extra = _source(found.source)
+    tokenizer = load_tokenizer(base, revision)
     with _loading(base):
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, **extra)
         model, info = AutoModelForCausalLM.from_pretrained(
-            source, revision=revision, dtype=torch.float32, output_loading_info=True, **extra
+            source, revision=found.revision, dtype=torch.float32, output_loading_info=True, **extra
         )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        mend = "download it and give its directory, or name the model it stands on"
+        raise GrapeError("it is an adapter, which grape merges from a directory alone", where=base, mend=mend)
     if missing := sorted(info["missing_keys"]):
         raise GrapeError(
             f"{len(missing)} weights of the architecture are not there ({', '.join(missing[:3])}, ..), and would be random",
@@ -124,7 +132,11 @@ def load_language_model(base: str, revision: str | None = None) -> tuple[Languag
         )
     if extra:
         model = _dequantised(model)
-    return fit_threads(model.eval()), checked_tokenizer(tokenizer, base)
+    for folder in found.adapters:
+        model = merged(model, folder)
+    if found.generation is not None:
+        model.generation_config = GenerationConfig.from_pretrained(found.generation)
+    return fit_threads(model.eval()), tokenizer
 
 
 def _dequantised(model: LanguageModel) -> LanguageModel:
@@ -168,20 +180,26 @@ def positions(model: Transformer) -> int:
 
 def load_scalar_model(path: str, from_language_model: bool = False) -> tuple[ScalarModel, Tokenizer]:
     """A model with one scalar head (a reward model) and its tokenizer; `from_language_model`: a new head, initialised at zero."""
-    _source(path)
+    found = chain(path)
+    _source(found.source)
+    tokenizer = load_tokenizer(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=torch.float32)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            found.source, revision=found.revision, num_labels=1, dtype=torch.float32
+        )
     except Exception as error:  # as in load_language_model
         raise GrapeError(
             f"the model cannot be loaded: {type(error).__name__}: {error}",
             where=path,
             mend="delete its folder and run the stage that makes it again",
         ) from error
+    for folder in found.adapters:
+        model = merged(model, folder)
+    model.config.pad_token_id = tokenizer.pad_token_id
     if from_language_model:
         # A random head would make the first margins noise of the seed; zero makes the first loss exactly ln 2.
         torch.nn.init.zeros_(model.score.weight)
-    return fit_threads(model.eval()), checked_tokenizer(tokenizer, path)
+    return fit_threads(model.eval()), tokenizer
 
 
 def save_model(model: Transformer, tokenizer: Tokenizer, folder: Path) -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import tempfile
 from functools import partial
+from pathlib import Path
 
 from grape.algorithms.sft import ALGORITHM
 from grape.artifacts import Document, read_rows
 from grape.errors import GrapeError
 from grape.models.encode import Rows, encode_documents
+from grape.models.folder import point
 from grape.models.forward import language
 from grape.models.load import device, load_language_model, place, positions, save_model
+from grape.models.lora import is_adapted, merged, save_adapter
 from grape.models.protocols import LanguageModel, Tokenizer
 from grape.models.scratch import character_tokenizer, scratch
 from grape.randomness import key
 from grape.stages.chats import chat_of
 from grape.stages.fit import fit
 from grape.stages.stage import Stage
+from grape.stages.trained import save_trained, trainable
 
 
 def run(stage: Stage) -> None:
@@ -29,15 +34,44 @@ def run(stage: Stage) -> None:
     if missing := chat.stops - _named_ends(model):
         # So that every program that loads what grape saves stops where grape does.
         model.generation_config.eos_token_id = sorted(_named_ends(model) | missing)
+    parameters = float(sum(p.numel() for p in model.parameters()))
+    if section.steps and params.base != "scratch":
+        model = trainable(stage, model)
+    elif section.steps and params.lora.rank:
+        print("base: a model from scratch has no weights for adapters to stand on, and is trained in full", flush=True)
     model.to(device())
     rows = encode_documents(chat, documents, params.positions) if section.steps else Rows()
     stage.left_out(rows.counts, len(rows.kept), "documents", f"model.positions = {params.positions} tokens")
     forward = partial(language, model, dtype=params.dtype)
     history = fit(stage, model, chat, ALGORITHM, ALGORITHM.params(), rows.rows, section, forward)
-    save_model(model, tokenizer, stage.path("models/base"))
+    _save(stage, model, tokenizer, bool(section.steps), bool(missing))
     stage.run.model("models/base", "base")
     loss = {"loss": history[-1]["loss"]} if history else {}
-    stage.run.headline({"parameters": float(sum(p.numel() for p in model.parameters())), **loss})
+    stage.run.headline({"parameters": parameters, **loss})
+
+
+def _save(stage: Stage, model: LanguageModel, tokenizer: Tokenizer, trained: bool, ends: bool) -> None:
+    """Weights, adapters over `model.base`, or, where nothing was trained, its name. What is read from GGUF becomes weights.
+
+    Args:
+        ends: the model's generation config names more ends of an answer than the one it came with.
+    """
+    base, folder = stage.params.model.base, stage.path("models/base")
+    converted = Path(base).suffix == ".gguf"
+    revision = getattr(model.config, "_commit_hash", None)
+    name = f"./{base}" if (stage.project.root / base).exists() and not base.startswith((".", "/")) else base
+    if base == "scratch" or (converted and not is_adapted(model)):
+        save_model(model, tokenizer, folder)
+    elif not trained:
+        point(folder, name, revision, model if ends else None)
+    elif converted:
+        with tempfile.TemporaryDirectory() as beside:
+            save_adapter(model, tokenizer, Path(beside) / "adapter", name)
+            full = merged(_pretrained(stage)[0], Path(beside) / "adapter")
+        full.generation_config = model.generation_config
+        save_model(full, tokenizer, folder)
+    else:
+        save_trained(stage, model, tokenizer, "models/base", name, revision)
 
 
 def _scratch(stage: Stage, documents: list[str]) -> tuple[LanguageModel, Tokenizer]:

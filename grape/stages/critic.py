@@ -15,8 +15,9 @@ import torch
 from grape.algorithms.sft import ALGORITHM
 from grape.artifacts import Judgement, read_rows
 from grape.models.encode import Rows, encode_turns
+from grape.models.folder import point
 from grape.models.forward import language
-from grape.models.load import device, load_language_model, save_model
+from grape.models.load import device, load_language_model
 from grape.randomness import permutation
 from grape.reward.critics.calibration import Calibration, calibrate
 from grape.reward.critics.judge import make_critic
@@ -27,6 +28,7 @@ from grape.stages.chats import chat_of
 from grape.stages.fit import fit
 from grape.stages.lessons import lesson, question
 from grape.stages.stage import Stage
+from grape.stages.trained import save_trained, trainable
 
 
 def run(stage: Stage) -> None:
@@ -67,14 +69,19 @@ def run(stage: Stage) -> None:
 def _trained(stage: Stage, judgements: list[Judgement], questions: list[Question], training: list[int]) -> Critic:
     """The critic trained on these judgements and saved."""
     params, common = stage.params.critic, stage.params.model
-    model, tokenizer = load_language_model(str(stage.path("models/base")))
+    model, tokenizer = load_language_model(stage.model("models/base"))
     chat, rows = chat_of(stage, tokenizer, model), Rows()
     if training and params.steps:
         asked = [lesson(judgements[i], questions[i]) for i in training]
         rows = encode_turns(chat, asked, common.positions, "data/judgements")
     stage.left_out(rows.counts, len(rows.kept), "judgements", f"model.positions = {common.positions} tokens")
     section = params if rows.rows else params.model_copy(update={"steps": 0})
+    if section.steps:
+        model = trainable(stage, model)
     forward = partial(language, model, dtype=common.dtype)
     fit(stage, model.to(device()), chat, ALGORITHM, ALGORITHM.params(), rows.rows, section, forward)
-    save_model(model, tokenizer, stage.path("models/critic"))
+    if section.steps:
+        save_trained(stage, model, tokenizer, "models/critic", "models/base")
+    else:
+        point(stage.path("models/critic"), "models/base")
     return trained_critic(model, chat, Calibration({}), common.micro_batch_tokens, common.dtype)

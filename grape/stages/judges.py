@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from grape.needed import made
 from grape.reward.critics.judge import load_critic
 from grape.reward.learned import LearnedReward
 from grape.reward.rubric import load_rubrics
@@ -32,11 +32,11 @@ def reward_source(stage: Stage, prompts: Sequence[Prompt], file: str | None = No
     how = (stage.params.model.dtype, stage.params.model.micro_batch_tokens)
     template = stage.params.model.template
     if (which or stage.params.rl.reward) == "reward_model":
-        return LearnedReward(made(stage.path("models/reward")), *how, template)
+        return LearnedReward(Path(stage.model("models/reward")), *how, template)
     rubrics = load_rubrics(stage.path("rubrics"))
     kinds = {item.kind for rubric in rubrics.values() for item in rubric.items}
-    critic = load_critic(made(stage.path("models/critic")), stage.project.root, *how, template) if "critic" in kinds else None
-    learned = LearnedReward(made(stage.path("models/reward")), *how, template) if "reward_model" in kinds else None
+    critic = load_critic(Path(stage.model("models/critic")), stage.project.root, *how, template) if "critic" in kinds else None
+    learned = LearnedReward(Path(stage.model("models/reward")), *how, template) if "reward_model" in kinds else None
     source = RubricReward(rubrics, critic, learned)
     source.check(prompts, file)
     if any(item.verifier in SANDBOXED for rubric in rubrics.values() for item in rubric.items):

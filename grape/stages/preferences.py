@@ -4,6 +4,7 @@ or take the pairs that people have labelled. Every pair says where its label com
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -59,7 +60,7 @@ def collected(stage: Stage) -> tuple[list[Preference], dict[str, float]]:
     order = permutation(len(prompts), stage.params.seed, "preferences", "prompts")[: params.prompts]
     chosen = [prompts[int(i)] for i in order]
     judge.check(chosen)
-    model, tokenizer = load_language_model(str(stage.path("models/sft")))
+    model, tokenizer = load_language_model(stage.model("models/sft"))
     chat, length = chat_of(stage, tokenizer, model), stage.params.rl.max_new_tokens
     room = model_params.positions - length
     chosen, dropped = fitting_prompts(chat, chosen, room, "data/prompts")
@@ -88,7 +89,7 @@ def _judge(stage: Stage) -> RubricReward:
     kinds = {"critic"} if params.source == "critic" else {"verify", "critic"}
     rubrics, critic = load_rubrics(stage.path("rubrics")), None
     if any(item.kind == "critic" for rubric in rubrics.values() for item in rubric.items):
-        folder = needed.made(stage.path("models/critic"))
+        folder = Path(stage.model("models/critic"))
         critic = load_critic(folder, stage.project.root, model.dtype, model.micro_batch_tokens, model.template)
     return RubricReward(rubrics, critic, kinds=frozenset(kinds))
 

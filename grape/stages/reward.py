@@ -12,7 +12,7 @@ from grape.files import write_json
 from grape.models.chat import Row
 from grape.models.encode import collate, encode_pairs
 from grape.models.forward import batched_scores, scalar
-from grape.models.load import device, load_scalar_model, save_model
+from grape.models.load import device, load_scalar_model
 from grape.models.protocols import ScalarModel, Tokenizer
 from grape.needed import made
 from grape.randomness import permutation
@@ -20,13 +20,14 @@ from grape.reward.learned import STATISTICS
 from grape.stages.chats import chat_of
 from grape.stages.fit import fit
 from grape.stages.stage import Stage
+from grape.stages.trained import save_trained, trainable
 
 
 def run(stage: Stage) -> None:
     stage.datasets("data/preferences")
     params = stage.params.reward
-    model, tokenizer = load_scalar_model(str(stage.path("models/sft")), from_language_model=True)
-    model.config.pad_token_id = tokenizer.pad_token_id
+    model, tokenizer = load_scalar_model(stage.model("models/sft"), from_language_model=True)
+    trainable(stage, model)
     labelled = made(stage.path("data/preferences/train.jsonl"))
     preferences = read_rows(labelled, Preference, mend="run it again: grape run preferences")
     chat, positions = chat_of(stage, tokenizer), stage.params.model.positions
@@ -42,7 +43,7 @@ def run(stage: Stage) -> None:
     forward = partial(scalar, model, dtype=stage.params.model.dtype)
     extra = {"margin": margins}
     fit(stage, model.to(device()), chat, ALGORITHM, knobs, rows, params, forward, 2, extra)
-    save_model(model, tokenizer, stage.path("models/reward"))
+    save_trained(stage, model, tokenizer, "models/reward", "models/sft")
     statistics = _statistics(model, tokenizer, heldout or rows, stage)
     write_json(stage.path("models/reward") / STATISTICS, {"mean": statistics["mean"], "std": statistics["std"]})
     stage.run.model("models/reward", "reward")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from torch import Tensor
 
 from grape.algorithms.base import OnlineParams, SlotParams, ValueParams
@@ -9,8 +11,9 @@ from grape.artifacts import Preference, read_prompts, read_rows
 from grape.errors import GrapeError
 from grape.models.chat import Chat
 from grape.models.encode import encode_pairs, fitting_prompts
-from grape.models.load import device, load_language_model, load_scalar_model, save_model
-from grape.models.lora import adapt, merge
+from grape.models.folder import chain
+from grape.models.load import device, load_language_model, load_scalar_model
+from grape.models.lora import is_adapted
 from grape.models.protocols import LanguageModel, ScalarModel
 from grape.needed import made
 from grape.reward.source import RubricReward
@@ -19,6 +22,7 @@ from grape.stages.fit import checkpoints, tracker
 from grape.stages.judges import reward_source
 from grape.stages.slot_checks import check_round, refuse
 from grape.stages.stage import Stage
+from grape.stages.trained import save_trained, trainable
 from grape.track import digest
 from grape.track.identity import peak_memory_mb
 from grape.training.adam import AdamParams
@@ -36,10 +40,8 @@ def run(stage: Stage) -> None:
     algorithm, knobs = stage.params.slot(stage.algorithm), stage.params.algorithm(stage.algorithm)
     prompts = read_prompts(stage.path("data/prompts/train.jsonl"))
     refuse(stage, algorithm, knobs, prompts)
-    policy, tokenizer = load_language_model(str(stage.path("models/sft")))
-    if stage.params.rl.lora_rank:
-        adapt(policy, stage.params.rl.lora_rank, stage.params.seed)
-    policy.to(device())
+    policy, tokenizer = load_language_model(stage.model("models/sft"))
+    policy = trainable(stage, policy, stage.seed, "policy").to(device())
     chat = chat_of(stage, tokenizer, policy)
     steps = (knobs.rounds if isinstance(knobs, OnlineParams) else None) or stage.params.rl.steps
     value = _value_model(stage, knobs) if "value" in algorithm.needs(knobs) else None
@@ -50,7 +52,7 @@ def run(stage: Stage) -> None:
     )
     stage.write_history([*history[:-1], {**history[-1], "memory/peak_mb": peak_memory_mb()}])
     folder = f"models/policy/{stage.policy}"
-    save_model(merge(policy), tokenizer, stage.path(folder))
+    save_trained(stage, policy, tokenizer, folder, "models/sft")
     stage.run.model(folder, "policy", register="grape-policy")
     stage.run.headline(_headline(history[-LAST:]))
 
@@ -86,11 +88,24 @@ def _value_model(stage: Stage, knobs: SlotParams) -> ScalarModel | None:
     if not isinstance(knobs, ValueParams) or knobs.value == "head":
         return None
     learned = knobs.from_reward_model
-    return load_scalar_model(str(made(stage.path("models/reward" if learned else "models/sft"))), not learned)[0].to(device())
+    model = load_scalar_model(stage.model("models/reward" if learned else "models/sft"), not learned)[0]
+    return trainable(stage, model, stage.seed, "value").to(device())
 
 
-def _reference(stage: Stage) -> LanguageModel:
-    return load_language_model(str(stage.path("models/sft")))[0].to(device())
+def _reference(stage: Stage, policy: LanguageModel) -> LanguageModel:
+    """The SFT model: the policy itself, whose adapters are off where it is the reference, or a second model."""
+    return policy if is_adapted(policy) else load_language_model(stage.model("models/sft"))[0].to(device())
+
+
+def _identity(stage: Stage) -> str:
+    """Which bytes the reference is, of all folders that it stands on."""
+    found, root = chain(stage.model("models/sft")), stage.project.root
+    places = [*found.folders, Path(found.source)]
+    inside = [digest.tracked(stage.project, p.relative_to(root).as_posix()) for p in places if p.is_relative_to(root / "models")]
+    below = [] if places[-1].is_relative_to(root / "models") else [found.source, str(found.revision)]
+    if below and places[-1].exists():
+        below = [digest.computed(places[-1])]
+    return " ".join([*inside, *below, *([stage.params.model.quantise] if stage.params.model.quantise else [])])
 
 
 def _rollouts(stage: Stage, learner: Learner, chat: Chat, prompts: list[Prompt], rounds: int) -> Source:
@@ -112,7 +127,7 @@ def _rollouts(stage: Stage, learner: Learner, chat: Chat, prompts: list[Prompt],
         max_missing=rl.max_missing,
         kl_every=max(1, rl.kl_every * rounds // rl.steps) if rl.kl_every else 0,
     )
-    reference = _reference(stage) if "reference" in learner.algorithm.needs(knobs) or rl.kl_every else None
+    reference = _reference(stage, learner.policy) if "reference" in learner.algorithm.needs(knobs) or rl.kl_every else None
     source = reward_source(stage, prompts, "data/prompts/train.jsonl", knobs.reward)
     critique = source.critique if isinstance(source, RubricReward) else None
     return learner.rollouts(chat, prompts, source, sampling, _keys(stage), reference, critique)
@@ -134,8 +149,8 @@ def _pairs(stage: Stage, learner: Learner, chat: Chat) -> Source:
         )
     known: dict[str, list[Tensor]] = {}
     if "reference" in learner.algorithm.needs(learner.params):
-        identity, kept = digest.tracked(stage.project, "models/sft"), stage.project.state / "reference"
+        identity, kept = _identity(stage), stage.project.state / "reference"
         micro, dtype = stage.params.model.micro_batch_tokens, stage.params.model.dtype
-        known["logp_ref"] = reference_logp(_reference(stage), identity, rows, chat.pad, kept, micro, dtype)
+        known["logp_ref"] = reference_logp(_reference(stage, learner.policy), identity, rows, chat.pad, kept, micro, dtype)
     size = max(1, stage.params.rl.prompts * stage.params.rl.samples // 2)
     return offline(rows, chat.pad, size, (*_keys(stage), "pairs"), device(), 2, known)

@@ -1,35 +1,36 @@
 """sft: instruction tuning on the demonstrations, loss on what the assistant says alone: all of its turns, or the last.
-With no steps the SFT model is the base model, byte for byte, and no demonstration is read."""
+With no steps the SFT model is the base model, no demonstration is read and nothing is copied."""
 
 from __future__ import annotations
 
-import shutil
 from functools import partial
 
 from grape.algorithms.sft import ALGORITHM
 from grape.artifacts import Demonstration, read_rows
-from grape.files import replacing
 from grape.models.encode import encode_turns
+from grape.models.folder import point
 from grape.models.forward import language
-from grape.models.load import device, load_language_model, save_model
+from grape.models.load import device, load_language_model
 from grape.stages.chats import chat_of
 from grape.stages.fit import fit
 from grape.stages.stage import Stage
+from grape.stages.trained import save_trained, trainable
 
 
 def run(stage: Stage) -> None:
     if stage.params.sft.steps:
         _tune(stage)
     else:
-        with replacing(stage.path("models/sft")) as beside:
-            shutil.copytree(stage.path("models/base"), beside)
+        stage.model("models/base")  # refuses what is not whole
+        point(stage.path("models/sft"), "models/base")
         stage.write_history([])
     stage.run.model("models/sft", "sft")
 
 
 def _tune(stage: Stage) -> None:
     stage.datasets("data/sft")
-    model, tokenizer = load_language_model(str(stage.path("models/base")))
+    model, tokenizer = load_language_model(stage.model("models/base"))
+    model = trainable(stage, model)
     demonstrations = read_rows(
         stage.path("data/sft/train.jsonl"), Demonstration, mend="run the prepare stage again: grape run prepare"
     )
@@ -38,5 +39,5 @@ def _tune(stage: Stage) -> None:
     stage.left_out(rows.counts, len(rows.kept), "demonstrations", f"model.positions = {positions} tokens")
     forward = partial(language, model, dtype=stage.params.model.dtype)
     history = fit(stage, model.to(device()), chat, ALGORITHM, ALGORITHM.params(), rows.rows, stage.params.sft, forward)
-    save_model(model, tokenizer, stage.path("models/sft"))
+    save_trained(stage, model, tokenizer, "models/sft", "models/base")
     stage.run.headline({"loss": history[-1]["loss"]})

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from transformers import AutoConfig, AutoTokenizer
 
 from grape.algorithms.base import AnyAlgorithm, OnlineParams, SlotParams, TrustRegionParams, ValueParams
 from grape.errors import GrapeError
+from grape.models.folder import chain
 from grape.needed import made
 from grape.reward.learned import statistics
 from grape.stages.stage import Stage
@@ -97,26 +97,27 @@ def _there(stage: Stage, path: str, maker: str, why: str) -> None:
 
 
 def _trust_region(stage: Stage, knobs: TrustRegionParams) -> None:
-    which, rank = knobs.parameters, stage.params.rl.lora_rank
+    which, rank = knobs.parameters, stage.params.model.lora.rank
     if (which == "adapters") != (rank > 0):
         raise GrapeError(
             "with LoRA adapters only those can move" if rank else "there are no adapters to move",
             where=_key(stage, "parameters"),
-            mend=f"set it to adapters, or rl.lora_rank to 0 (it is {rank})" if rank else "set rl.lora_rank above 0",
+            mend=f"set it to adapters, or model.lora.rank to 0 (it is {rank})" if rank else "set model.lora.rank above 0",
         )
 
 
 def _tokenizers(stage: Stage, value_model: bool) -> None:
     """The policy's tokenizer against its weights, and against the reward model's where that reads the policy's token ids."""
-    policy = _vocabulary(stage.path("models/sft"))
-    size = AutoConfig.from_pretrained(stage.path("models/sft")).vocab_size
+    policy = _vocabulary(stage, "models/sft")
+    found = chain(str(stage.path("models/sft")))
+    size = AutoConfig.from_pretrained(found.source, revision=found.revision).get_text_config().vocab_size
     if max(policy.values()) >= size:
         raise GrapeError(
             f"the tokenizer has ids up to {max(policy.values())}, the model knows {size}",
             where="models/sft",
             mend="run the stage that makes it again: grape run sft",
         )
-    if value_model and _vocabulary(stage.path("models/reward")) != policy:
+    if value_model and _vocabulary(stage, "models/reward") != policy:
         raise GrapeError(
             "the reward model has another tokenizer than the policy, so it cannot become its value model",
             where=_key(stage, "value_init"),
@@ -124,13 +125,14 @@ def _tokenizers(stage: Stage, value_model: bool) -> None:
         )
 
 
-def _vocabulary(folder: Path) -> dict[str, int]:
+def _vocabulary(stage: Stage, name: str) -> dict[str, int]:
+    folder, revision = chain(stage.model(name)).tokenizer
     try:
-        found: dict[str, int] = AutoTokenizer.from_pretrained(folder).get_vocab()
+        found: dict[str, int] = AutoTokenizer.from_pretrained(folder, revision=revision).get_vocab()
     except Exception as error:  # transformers raises its own kinds for what is missing or damaged
         raise GrapeError(
             f"its tokenizer cannot be read: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-            where=str(folder),
+            where=folder,
             mend="delete the folder and run again",
         ) from error
     return found

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from grape.errors import GrapeError
 from grape.files import write_lines
+from grape.models.folder import chain
+from grape.needed import made
 from grape.project import Project
 from grape.stages.declared import DeclaredParams, Grant
 from grape.stages.inputs import Inputs, identity, paths
@@ -67,6 +69,20 @@ class Stage:
                 mend=f"add `- {name}` to its deps or outs",
             )
         return self.project.root / name
+
+    def model(self, name: str) -> str:
+        """A model folder of the project that this stage may load, with all that it stands on.
+
+        Raises:
+            GrapeError: dvc.yaml does not declare it, or a folder of the project that it stands on; or it was not needed when its
+                stage ran.
+        """
+        folder = made(self.path(name))
+        found = chain(str(folder))
+        for below in (*found.folders, Path(found.source)):
+            if below.is_relative_to(self.project.root / "models"):
+                self.path(below.relative_to(self.project.root).as_posix())
+        return str(folder)
 
     def datasets(self, *paths: str, context: str = "training") -> None:
         """Note the tracked inputs of this stage in its run."""

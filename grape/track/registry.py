@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -15,6 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from grape.errors import GrapeError
+from grape.models.folder import ADAPTER, ADAPTER_WEIGHTS, Chain, chain
 from grape.project import Project
 from grape.track import digest
 from grape.track.spool import Event
@@ -25,6 +28,7 @@ POLICY = "grape-policy"
 CHAMPION = "champion"
 LARGEST = 200 * 1024 * 1024  # bytes of weights MLflow gets a copy of
 SMALL = 16 * 1024 * 1024  # bytes of a tokenizer or config file that goes with a reference
+ADAPTED = {"CAUSAL_LM": "text-generation", "SEQ_CLS": "text-classification"}
 TASKS = {"ForCausalLM": "text-generation", "LMHeadModel": "text-generation", "ForSequenceClassification": "text-classification"}
 
 
@@ -45,7 +49,20 @@ def best(candidates: Iterable[Candidate]) -> Candidate | None:
 def model_event(project: Project, path: str, name: str, register: str | None) -> dict[str, Any]:
     """What the spool keeps of a model: not its bytes, but which bytes they were."""
     place = project.root / path
-    return {"path": path, "name": name, "register": register, "digest": digest.computed(place), "bytes": digest.size(place)}
+    found = chain(str(place))
+    size = found.size() if found.folders else digest.size(place)
+    event = {"path": path, "name": name, "register": register, "digest": digest.computed(place), "bytes": size}
+    return event | ({"below": _below(project, found)} if found.folders and _is_small(event) else {})
+
+
+def _is_small(event: Event) -> bool:
+    return event["bytes"] is not None and event["bytes"] <= LARGEST
+
+
+def _below(project: Project, found: Chain) -> dict[str, str]:
+    """The md5 of what a pointer or an adapter stands on; a hub id has none."""
+    places = [*found.folders[1:], *([Path(found.source)] if found.folders else [])]
+    return {os.path.relpath(place, project.root): digest.computed(place) for place in places if place.exists()}
 
 
 def log_model(store: Store, project: Project, run_id: str, event: Event) -> int | None:
@@ -65,11 +82,19 @@ def log_model(store: Store, project: Project, run_id: str, event: Event) -> int 
 def _log(store: Store, project: Project, run_id: str, event: Event, tags: dict[str, str]) -> str:
     """Log the model; its id."""
     path = project.root / event["path"]
-    task = _task(path)
     same = path.is_dir() and digest.computed(path) == event["digest"]
-    if same and task and event["bytes"] <= LARGEST:
+    task = _task(path) if same and _is_small(event) and _stands(project, path, event) else None
+    if task:
         return _weights(store, path, event, run_id, task, tags)
     return _reference(store, path if same else None, event, run_id, tags)
+
+
+def _stands(project: Project, path: Path, event: Event) -> bool:
+    """Whether what the model stands on is what it was."""
+    try:
+        return _below(project, chain(str(path))) == event.get("below", {})
+    except GrapeError:
+        return False
 
 
 def _logged(store: Store, run_id: str, name: str) -> str | None:
@@ -83,9 +108,13 @@ def _logged(store: Store, run_id: str, name: str) -> str | None:
 
 
 def _task(path: Path) -> str | None:
-    """The pipeline task of a saved transformers model, by the class its config names; None: not one we can load."""
+    """The pipeline task of a saved transformers model, by the class its config names, or of its adapter; None: not one we can
+    load."""
+    found = chain(str(path))
     try:
-        architecture = json.loads((path / "config.json").read_text(encoding="utf-8"))["architectures"][0]
+        if (path / ADAPTER).is_file():
+            return ADAPTED.get(json.loads((path / ADAPTER).read_text(encoding="utf-8"))["task_type"])
+        architecture = json.loads((Path(found.source) / "config.json").read_text(encoding="utf-8"))["architectures"][0]
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return None
     import transformers
@@ -100,9 +129,7 @@ def _weights(store: Store, path: Path, event: Event, run_id: str, task: str, tag
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    auto = transformers.AutoModelForCausalLM if task == "text-generation" else transformers.AutoModelForSequenceClassification
-    model = auto.from_pretrained(path, local_files_only=True)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+    model, tokenizer = _loaded(path, task)
     # MLflow asks the hub for the card and licence of a model whose name could be a hub id; this one could not.
     model.name_or_path = f"./{event['path']}/"
     pins = [f"{name}=={metadata.version(name)}" for name in ("torch", "transformers")]
@@ -113,16 +140,30 @@ def _weights(store: Store, path: Path, event: Event, run_id: str, task: str, tag
     return str(logged.model_id)
 
 
+def _loaded(path: Path, task: str) -> tuple[Any, Any]:
+    """The model and its tokenizer. Adapters are merged: who loads it from MLflow needs neither PEFT nor what it stands on."""
+    import transformers
+
+    if chain(str(path)).folders:
+        from grape.models.load import load_language_model, load_scalar_model
+
+        return load_language_model(str(path)) if task == "text-generation" else load_scalar_model(str(path))
+    auto = transformers.AutoModelForCausalLM if task == "text-generation" else transformers.AutoModelForSequenceClassification
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+    return auto.from_pretrained(path, local_files_only=True), tokenizer
+
+
 def _reference(store: Store, path: Path | None, event: Event, run_id: str, tags: dict[str, str]) -> str:
     import mlflow
     from mlflow.entities import LoggedModelOutput
 
     model = mlflow.create_external_model(event["name"], source_run_id=run_id, tags=tags, experiment_id=store.experiment_id)
     store.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
-    if path is not None:  # tokenizer and config, without the weights
+    if path is not None:  # tokenizer and config, without the weights; of an adapter all
         with tempfile.TemporaryDirectory() as folder:
             for file in path.iterdir():
-                if file.is_file() and file.suffix not in (".safetensors", ".bin", ".pt") and file.stat().st_size <= SMALL:
+                weights, size = file.suffix in (".safetensors", ".bin", ".pt"), file.stat().st_size
+                if file.is_file() and (size <= LARGEST if file.name == ADAPTER_WEIGHTS else not weights and size <= SMALL):
                     (Path(folder) / file.name).write_bytes(file.read_bytes())
             store.client.log_model_artifacts(model.model_id, folder)
     return str(model.model_id)

@@ -13,7 +13,6 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.utils import parametrize
 
 from grape.algorithms.base import AlgorithmParams, AnyAlgorithm, OnlineParams, SlotParams, State, TrustRegionParams, ValueParams
 from grape.errors import GrapeError
@@ -21,6 +20,7 @@ from grape.maths.kl import kl_estimate
 from grape.maths.masked import metric
 from grape.models.chat import Chat
 from grape.models.forward import Dtype, batched_language, language
+from grape.models.lora import adapters_off
 from grape.models.protocols import LanguageModel, ScalarModel, Trainable
 from grape.models.value import ValuedPolicy, batched_values, valued
 from grape.training.adam import Adam, AdamParams, Forward
@@ -67,7 +67,7 @@ class Learner:
         """Rounds that the policy samples itself: prompts -> responses -> scores -> credit.
 
         Args:
-            reference: for the need of that name, and for `sampling.kl_every`.
+            reference: for the need of that name, and for `sampling.kl_every`; the policy itself: as it is without its adapters.
             critique: what `params.revise` tells the policy about its answers.
         """
         params = needed(self.params, OnlineParams, "learns from rollouts")
@@ -79,12 +79,11 @@ class Learner:
         @torch.no_grad()  # rewards and advantages are constants: no gradient runs through a judge or the value model's guess
         def source(update: int, state: State) -> Round:
             measure = how.kl_every > 0 and update % how.kl_every == 0
-            with parametrize.cached():  # weights stay as they are for a round: an adapter's are formed once
-                drawn = sampler.round(update)
-                rollouts = drawn.rollouts(chat, how)
-                metrics = describe(rollouts, drawn.scores, how.max_missing, drawn.plain) | drawn.metrics
-                compared = reference if "reference" in needs or measure else None
-                rollouts = self._seen(rollouts.to(device), how, old_needed or measure, compared)
+            drawn = sampler.round(update)
+            rollouts = drawn.rollouts(chat, how)
+            metrics = describe(rollouts, drawn.scores, how.max_missing, drawn.plain) | drawn.metrics
+            compared = reference if "reference" in needs or measure else None
+            rollouts = self._seen(rollouts.to(device), how, old_needed or measure, compared)
             if measure:
                 kl = kl_estimate(rollouts.logp_old, rollouts.logp_ref, "k3")
                 metrics |= numbers({"kl": metric(kl, rollouts.mask)})
@@ -103,7 +102,8 @@ class Learner:
 
         found = {"logp_old": logp(self.policy)} if old else {}
         if reference is not None:
-            found["logp_ref"] = logp(reference)
+            with adapters_off(reference):
+                found["logp_ref"] = logp(reference)
         if isinstance(self.model, ValuedPolicy):
             found["value_old"], found["bootstrap"] = batched_values(self.model, rollouts, how.micro_batch_tokens, how.dtype)
         return rollouts.with_(**found)

@@ -37,6 +37,11 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _moving(model: Trainable) -> list[tuple[str, Any]]:
+    """The weights that are trained, by name: with adapters those of the adapters alone."""
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
 class Keeps(Protocol):
     """What has a state to keep: an optimiser."""
 
@@ -77,8 +82,8 @@ class Checkpoints:
         name = f"update-{update:08d}"
         with replacing(self.folder / name) as beside:
             beside.mkdir()
-            # Tied weights appear once: state_dict names them twice, named_parameters does not.
-            save_file({n: p.detach().contiguous() for n, p in model.named_parameters()}, str(beside / "model.safetensors"))
+            # What is frozen is loaded again. Tied weights appear once: state_dict names them twice, named_parameters does not.
+            save_file({n: p.detach().contiguous() for n, p in _moving(model)}, str(beside / "model.safetensors"))
             torch.save(optimiser.state(), beside / "optimiser.pt")
             (beside / "progress.json").write_text(json.dumps({"state": dict(state), "history": history}))
             files = {path.name: {"sha256": _sha256(path), "size": path.stat().st_size} for path in sorted(beside.iterdir())}
@@ -123,7 +128,7 @@ class Checkpoints:
                 continue
             weights = load_file(str(folder / "model.safetensors"))
             with torch.no_grad():
-                for name, parameter in model.named_parameters():
+                for name, parameter in _moving(model):
                     parameter.copy_(weights[name])
             optimiser.restore(torch.load(folder / "optimiser.pt", weights_only=True))
             progress = json.loads((folder / "progress.json").read_text())

@@ -13,6 +13,7 @@ from grape.files import replacing
 from grape.models.chat import Row
 from grape.models.encode import collate
 from grape.models.forward import Dtype, batched_language
+from grape.models.lora import adapters_off
 from grape.models.protocols import LanguageModel
 
 
@@ -27,6 +28,7 @@ def reference_logp(
     """log pi_ref(y_t | s_t) of every row, (T_i,) each, nats.
 
     Args:
+        model: the reference, or the policy with adapters over it, which count for nothing here.
         identity: of the reference's weights (a digest): another reference has other files.
         folder: where they are kept; a file that cannot be read is made again.
     """
@@ -41,7 +43,8 @@ def reference_logp(
     missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in known}
     if missing:
         batch = collate(list(missing.values()), pad_id).to(model.device)
-        logp = batched_language(model, batch, 1.0, max_tokens, dtype).logp
+        with adapters_off(model):
+            logp = batched_language(model, batch, 1.0, max_tokens, dtype).logp
         for key, row, values in zip(missing, missing.values(), logp.cpu(), strict=True):
             known[key] = values[: len(row[1])].clone()
         with replacing(path, shared=True) as beside:

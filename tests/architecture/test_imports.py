@@ -49,6 +49,14 @@ def test_only_tracking_imports_mlflow() -> None:
     assert importers("mlflow") and all(_within(name, "grape.track") for name in importers("mlflow"))
 
 
+def test_what_is_heavy_and_optional_is_imported_where_it_is_used() -> None:
+    """PEFT takes seconds: one function imports it, which is called where there is an adapter."""
+    for package, module in (("peft", "grape.models.lora"), ("bitsandbytes", "grape.models.quantise")):
+        assert importers(package) == {module}
+        top = [node for node in ast.parse(MODULES[module].read_text(encoding="utf-8")).body if isinstance(node, ast.Import)]
+        assert not any(alias.name == package for node in top for alias in node.names)
+
+
 def test_nothing_imports_dvc() -> None:
     """Its Python interface is undocumented; grape.dvc talks to the program."""
     assert importers("dvc") == set()

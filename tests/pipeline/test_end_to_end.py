@@ -164,7 +164,12 @@ def test_one_command_runs_everything(copy: Copy) -> None:
 
 
 # Declared, and not looked at in this run; dvc.yaml says why.
-OTHERS = {"preferences": {"data/labelled"}, "rl": {"data/preferences", "models/reward"}, "evaluate": {"models/reward"}}
+OTHERS = {
+    "preferences": {"data/labelled", "models/base"},
+    "reward": {"models/base"},
+    "rl": {"data/preferences", "models/reward", "models/base"},
+    "evaluate": {"models/reward", "models/base"},
+}
 # Read where others say so: of a model that is loaded.
 UNASKED = {"prepare": {"model.revision"}}
 # Read by the process that runs any stage, before it comes to the stage.

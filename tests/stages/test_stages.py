@@ -17,6 +17,7 @@ from grape import params as params_file
 from grape.artifacts import Demonstration, Judgement, Preference, PromptRow, read_rows
 from grape.commands.chat import answers, model_folder
 from grape.errors import GrapeError
+from grape.models.load import load_language_model
 from grape.project import Project
 from grape.stages.inputs import identity, resolved
 from grape.stages.modules import load_module
@@ -228,7 +229,8 @@ def test_a_directory_is_a_base_model(project: Project) -> None:
     params_file.set_values(project.params, ["model.base=pretrained", "base.steps=0"])
     run(project, "prepare")
     run(project, "base")
-    ours = AutoModelForCausalLM.from_pretrained(project.root / "models/base")
+    assert {path.name for path in (project.root / "models/base").iterdir()} == {"same_as.json"}, "nothing is copied"
+    ours = load_language_model(str(project.root / "models/base"))[0]
     for a, b in zip(ours.parameters(), tiny.model("qwen3", positions=256).parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -247,7 +249,7 @@ def test_a_directory_is_a_base_model(project: Project) -> None:
         (["algorithms.grpo.revise=0.99"], "needs plain prompts and revisions"),
         (["rl.algorithms=[ppo]"], "models/reward is missing, and algorithms.ppo.value_init needs it"),
         (["rl.algorithms=[dpo]"], "data/preferences/train.jsonl is missing, and algorithm dpo needs it"),
-        (["rl.algorithms=[trpo]", "algorithms.trpo.rounds=3", "rl.lora_rank=2"], "only those can move"),
+        (["rl.algorithms=[trpo]", "algorithms.trpo.rounds=3", "model.lora.rank=2"], "only those can move"),
         (["rl.algorithms=[trpo]", "algorithms.trpo.rounds=3", "algorithms.trpo.parameters=adapters"], "no adapters to move"),
         (["rl.algorithms=[reinforce]", "rl.samples=1"], "at least two"),
     ],
@@ -288,9 +290,10 @@ def test_without_steps_the_sft_model_is_the_base_model(trained: Project) -> None
     shutil.rmtree(trained.root / "data/sft")
     run(trained, "sft")
     base, sft = trained.root / "models/base", trained.root / "models/sft"
-    names = sorted(path.name for path in base.iterdir())
-    assert names == sorted(path.name for path in sft.iterdir()) and "model.safetensors" in names
-    assert all((base / name).read_bytes() == (sft / name).read_bytes() for name in names)
+    assert [path.name for path in sft.iterdir()] == ["same_as.json"], "nothing is copied"
+    weights = [load_language_model(str(folder))[0].state_dict() for folder in (base, sft)]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert [*answers(model_folder(trained, "sft"), iter(["hi"]), 8, 256)] != []
     run(trained, "rl", "grpo", 0)
     assert headline(trained, "rl@grpo-0")["reward"] >= 0
 
@@ -302,10 +305,10 @@ def test_without_steps_the_sft_model_is_the_base_model(trained: Project) -> None
         ("reinforce", ["algorithms.reinforce.reward=reward_model"], "rewards/reward_model/score/mean"),
         ("reinforce", ["rl.reward=reward_model", "algorithms.reinforce.beta=0.05"], "rewards/reward_model/score/mean"),
         ("trpo", ["algorithms.trpo.rounds=1"], "trpo/kl"),
-        ("trpo", ["algorithms.trpo.rounds=3", "rl.lora_rank=2", "algorithms.trpo.parameters=adapters"], "trpo/accepted"),
+        ("trpo", ["algorithms.trpo.rounds=3", "model.lora.rank=2", "algorithms.trpo.parameters=adapters"], "trpo/accepted"),
         ("ppo", [], "value/explained_variance"),
         ("ppo", ["algorithms.ppo.value=head", "algorithms.ppo.objective=penalty"], "approx_kl"),
-        ("grpo", ["rl.lora_rank=2", "algorithms.grpo.resample=1"], "groups_drawn_again"),
+        ("grpo", ["model.lora.rank=2", "algorithms.grpo.resample=1"], "groups_drawn_again"),
         ("dpo", [], "rewards/chosen"),
         ("grape", ["algorithms.grape.scope=ema"], "rubric/courtesy/polite/weight"),
         ("grape", ["algorithms.grape.revise=0.5"], "revision/share"),
@@ -320,7 +323,7 @@ def test_every_algorithm_goes_through_the_stage(trained: Project, algorithm: str
     rounds = json.loads(trained.receipt(f"rl@{algorithm}-0").read_text())["params"][f"algorithms.{algorithm}"].get("rounds")
     assert len(rows) == (rounds or 3)
     names = ("sft", f"policy/{algorithm}-0")
-    sft, policy = (AutoModelForCausalLM.from_pretrained(trained.root / "models" / n).state_dict() for n in names)
+    sft, policy = (load_language_model(str(trained.root / "models" / n))[0].state_dict() for n in names)
     assert sft.keys() == policy.keys() and any(not torch.equal(sft[name], policy[name]) for name in sft)
 
 

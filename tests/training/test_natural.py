@@ -13,7 +13,7 @@ from grape.algorithms import trpo
 from grape.errors import GrapeError
 from grape.maths.kl import kl_exact
 from grape.models.forward import batched_language, language
-from grape.models.lora import adapt
+from grape.models.lora import LoRA, adapt
 from grape.training.natural import NaturalGradient
 from grape.types import Batch
 from tests import tiny
@@ -134,7 +134,7 @@ def test_only_what_may_move_moves() -> None:
     step(model, batch, trpo.TRPOParams(parameters="last_block"))
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved and all(".layers.1." in name for name in moved)
-    adapted = adapt(tiny.model(), 2)
+    adapted = adapt(tiny.model(), LoRA(rank=2), 0)
     names = {name for name, p in adapted.named_parameters() if p.requires_grad}
     step(adapted, on_policy(adapted), trpo.TRPOParams(parameters="adapters"))
     assert {name for name, p in adapted.named_parameters() if p.requires_grad} == names

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from grape.algorithms import grpo, sft
 from grape.errors import GrapeError
-from grape.models.forward import language
-from grape.models.lora import LowRank, adapt
+from grape.models.forward import Dtype, batched_language, language
+from grape.models.lora import LoRA, adapt, is_adapted
 from grape.training.adam import Adam, AdamParams
 from grape.training.assemble import assemble
 from grape.training.batches import offline
@@ -50,13 +51,15 @@ def score(responses: list[Response]) -> Scores:
 
 
 def run_rl(
-    model: Any, steps: int, track: Track, checkpoints: Checkpoints | None, params: Any = None
+    model: Any, steps: int, track: Track, checkpoints: Checkpoints | None, dtype: Dtype = "float32"
 ) -> tuple[Any, list[dict[str, float]]]:
+    """GRPO against the model as it was: a second one, or, where it has adapters, itself without them."""
     prompts = [tiny.prompt(text) for text in ("a", "bb", "ccc", "dd")]
-    params = params or grpo.GRPOParams(epochs=2, mini_batches=2, beta=0.05)
-    learner = assemble(grpo.ALGORITHM, params, model, AdamParams(1e-3, steps, warmup_steps=2, schedule="cosine"))
+    params = grpo.GRPOParams(epochs=2, mini_batches=2, beta=0.05)
+    learner = assemble(grpo.ALGORITHM, params, model, AdamParams(1e-3, steps, warmup_steps=2, schedule="cosine", dtype=dtype))
     sampling = Sampling(4, 4, 1.0, 8, 64, 4096, 0.2, kl_every=2)
-    source = learner.rollouts(tiny.chat(), prompts, score, sampling, ("t",), tiny.model())
+    reference = model if is_adapted(model) else tiny.model()
+    source = learner.rollouts(tiny.chat(), prompts, score, sampling, ("t",), reference)
     return learner.optimiser, learner.train(source, steps, track, checkpoints, ("t",))
 
 
@@ -68,19 +71,42 @@ def without_time(history: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if k != "step_time"} for row in history]
 
 
-def test_a_killed_run_goes_on_and_ends_bit_for_bit_like_a_straight_one(tmp_path: Path) -> None:
-    straight = tiny.model()
-    adam, history = run_rl(straight, 6, silent, None)
-    killed = tiny.model()
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_killed_run_goes_on_and_ends_bit_for_bit_like_a_straight_one(tmp_path: Path, rank: int, dtype: Dtype) -> None:
+    """With adapters they alone are kept: what is frozen comes from where it came from."""
+
+    def begun(seed: int) -> Any:
+        return adapt(tiny.model(), LoRA(rank=rank), seed) if rank else tiny.model(seed=seed)
+
+    straight, checkpoints = begun(0), Checkpoints(tmp_path / "c", {"it": "same"}, 2)
+    adam, history = run_rl(straight, 6, silent, None, dtype)
     with pytest.raises(Killed):
-        run_rl(killed, 6, killer(5), Checkpoints(tmp_path / "c", {"it": "same"}, 2))
-    resumed, steps = tiny.model(seed=5), []
-    again, replayed = run_rl(resumed, 6, lambda step, _: steps.append(step), Checkpoints(tmp_path / "c", {"it": "same"}, 2))
+        run_rl(begun(0), 6, killer(5), checkpoints, dtype)
+    (kept,) = (tmp_path / "c").glob("update-*/model.safetensors")
+    assert load_file(kept).keys() == {name for name, p in straight.named_parameters() if p.requires_grad}
+    assert all("lora_" in name for name in load_file(kept)) == (rank > 0)
+    resumed, steps = begun(5), []
+    again, replayed = run_rl(resumed, 6, lambda step, _: steps.append(step), checkpoints, dtype)
     assert torch.equal(weights(straight), weights(resumed))
     for a, b in zip(adam.optimizer.state.values(), again.optimizer.state.values(), strict=True):
         assert torch.equal(a["exp_avg"], b["exp_avg"]) and torch.equal(a["exp_avg_sq"], b["exp_avg_sq"])
     assert without_time(history) == without_time(replayed) and steps == [1, 2, 3, 4, 5, 6]
     assert history[0]["kl"] != 0 or history[1]["kl"] != 0
+
+
+def test_the_policy_without_its_adapters_is_the_reference_bit_for_bit() -> None:
+    """Also after updates, and in rollouts as in rows that are looked up; adapters go on being trained."""
+    policy, plain = adapt(tiny.model(), LoRA(rank=2), 0), tiny.model()
+    run_rl(policy, 2, silent, None)
+    learner = assemble(grpo.ALGORITHM, grpo.GRPOParams(beta=0.05), policy, AdamParams(1e-3, 1))
+    prompts, sampling = [tiny.prompt(text) for text in ("a", "bb")], Sampling(2, 4, 1.0, 6, 64, 4096, 0.5)
+    batches = [learner.rollouts(tiny.chat(), prompts, score, sampling, ("r",), of)(0, {}).batch for of in (policy, plain)]
+    assert batches[0] is not None and batches[1] is not None
+    assert torch.equal(batches[0].logp_ref, batches[1].logp_ref)
+    now = batched_language(policy, batches[0], 1.0, 4096).logp
+    assert not torch.equal(now, batches[0].logp_ref)
+    assert {"lora_" in name for name, p in policy.named_parameters() if p.requires_grad} == {True}
 
 
 def test_the_same_seed_gives_the_same_bits_twice() -> None:
@@ -212,17 +238,3 @@ def test_rows_without_a_reward_leave_the_batch_and_too_many_stop_the_run() -> No
     assert some.batch.rows == 6 and some.metrics["missing"] == (0.25, 1.0)
     with pytest.raises(GrapeError, match="the judge was away"):
         rollout_of(0.75)
-
-
-def test_adapters_form_their_weights_once_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not at every token: weights stay as they are while a round is sampled and looked at. The rollouts are the same."""
-    model, formed = adapt(tiny.model(), 2), []
-    monkeypatch.setattr(LowRank, "forward", lambda self, weight: formed.append(1) or weight + 2.0 * (self.b @ self.a))
-    matrices = sum(isinstance(module, LowRank) for module in model.modules())
-    learner = assemble(grpo.ALGORITHM, grpo.GRPOParams(epochs=2), model, AdamParams(1e-3, 1))
-    prompts = [tiny.prompt(text) for text in ("a", "bb")]
-    given = learner.rollouts(tiny.chat(), prompts, score, Sampling(2, 4, 1.0, 6, 64, 4096, 0.5), ("m",))(0, {})
-    assert len(formed) == matrices > 0
-    plain = assemble(grpo.ALGORITHM, grpo.GRPOParams(epochs=2), tiny.model(), AdamParams(1e-3, 1))
-    expected = plain.rollouts(tiny.chat(), prompts, score, Sampling(2, 4, 1.0, 6, 64, 4096, 0.5), ("m",))(0, {})
-    assert torch.equal(given.batch.response, expected.batch.response) and torch.equal(given.batch.logp_old, expected.batch.logp_old)
