@@ -50,7 +50,7 @@ def collected(stage: Stage) -> tuple[list[Preference], dict[str, float]]:
     order = permutation(len(prompts), stage.params.seed, "preferences", "prompts")[: params.prompts]
     chosen = [prompts[int(i)] for i in order]
     judge.check(chosen)
-    model, tokenizer = load_language_model(str(stage.path("models/sft")))
+    model, tokenizer = load_language_model(str(stage.path("models/sft")), weights=model_params.weights)
     chat, length = chat_of(stage, tokenizer, model), stage.params.rl.max_new_tokens
     room = model_params.positions - length
     chosen, dropped = fitting_prompts(chat, chosen, room, "data/prompts")
@@ -78,7 +78,7 @@ def _judge(stage: Stage) -> RubricReward:
     params, model = stage.params.preferences, stage.params.model
     kinds = {"critic"} if params.source == "critic" else {"verify", "critic"}
     rubrics, folder = load_rubrics(stage.path("rubrics")), stage.path("models/critic")
-    critic = load_critic(folder, stage.project.root, model.dtype, model.micro_batch_tokens, model.template)
+    critic = load_critic(folder, stage.project.root, model.dtype, model.micro_batch_tokens, model.template, model.weights)
     return RubricReward(rubrics, critic, kinds=frozenset(kinds))
 
 

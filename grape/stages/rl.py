@@ -8,6 +8,7 @@ from grape.algorithms.base import OnlineParams, SlotParams, ValueParams
 from grape.artifacts import Preference, read_prompts, read_rows
 from grape.errors import GrapeError
 from grape.models.chat import Chat
+from grape.models.checkpointing import checkpointed
 from grape.models.encode import encode_pairs, fitting_prompts
 from grape.models.load import device, load_language_model, load_scalar_model, save_model
 from grape.models.lora import adapt, merge
@@ -38,7 +39,7 @@ def run(stage: Stage) -> None:
     policy, tokenizer = load_language_model(str(stage.path("models/sft")))
     if stage.params.rl.lora_rank:
         adapt(policy, stage.params.rl.lora_rank, stage.params.seed)
-    policy.to(device())
+    checkpointed(policy, stage.params.model.checkpointing).to(device())
     chat = chat_of(stage, tokenizer, policy)
     steps = (knobs.rounds if isinstance(knobs, OnlineParams) else None) or stage.params.rl.steps
     value = _value_model(stage, knobs) if "value" in algorithm.needs(knobs) else None
@@ -85,11 +86,13 @@ def _value_model(stage: Stage, knobs: SlotParams) -> ScalarModel | None:
     if not isinstance(knobs, ValueParams) or knobs.value == "head":
         return None
     learned = knobs.from_reward_model
-    return load_scalar_model(str(stage.path("models/reward" if learned else "models/sft")), not learned)[0].to(device())
+    model, _ = load_scalar_model(str(stage.path("models/reward" if learned else "models/sft")), not learned)
+    return checkpointed(model, stage.params.model.checkpointing).to(device())
 
 
 def _reference(stage: Stage) -> LanguageModel:
-    return load_language_model(str(stage.path("models/sft")))[0].to(device())
+    model, _ = load_language_model(str(stage.path("models/sft")), weights=stage.params.model.weights)
+    return model.requires_grad_(False).to(device())
 
 
 def _rollouts(stage: Stage, learner: Learner, chat: Chat, prompts: list[Prompt], rounds: int) -> Source:
