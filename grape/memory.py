@@ -19,10 +19,9 @@ _SAYS = re.compile(
 )
 # In the order that helps: what costs least first.
 MEND = (
-    "lower model.micro_batch_tokens (it changes no result); then set model.checkpointing: true, train adapters ({adapters}), or set "
-    "model.weights: bfloat16; `grape doctor --fit` shows what each stage takes"
+    "lower model.micro_batch_tokens (it changes no result); then set model.checkpointing: true, train adapters (rl.lora_rank: 16), "
+    "or set model.weights: bfloat16; `grape doctor --fit` shows what each stage takes"
 )
-ADAPTERS = "rl.lora_rank: 16"
 
 
 def short(error: BaseException) -> bool:
@@ -38,7 +37,7 @@ def refusal(error: BaseException, where: str) -> GrapeError | None:
     """
     if not short(error):
         return None
-    return GrapeError(f"out of memory{_wanted(error)}", where=where, mend=MEND.format(adapters=ADAPTERS))
+    return GrapeError(f"out of memory{_wanted(error)}", where=where, mend=MEND)
 
 
 def _wanted(error: BaseException) -> str:

@@ -7,30 +7,28 @@ benchmarks/memory.py compares them with measured peaks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import psutil
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from grape import memory
 from grape.algorithms.base import OnlineParams, ValueParams
 from grape.models.checkpointing import checkpointed
 from grape.models.forward import Dtype, Weights, autocast
 from grape.models.head import CHUNK, CHUNK_OF_ACCELERATORS
-from grape.models.load import _loading, _source, device, place
+from grape.models.load import device, place, read_config
 from grape.models.scratch import character_tokenizer, scratch
-from grape.params import Params
+from grape.params import Params, load
 from grape.project import Project
 from grape.reward.rubric import load_rubrics
 from grape.sampling import row_bytes
 
 MIB = 2**20
-PROGRAM = 480 * MIB  # Python with torch, transformers and datasets, before a model is there; docs/memory.md
+PROGRAM = 280 * MIB  # Python with torch and transformers before a model is there, measured: docs/memory.md
 # (tokens, V) numbers in float32 that are alive at once while a chunk's log-softmax is differentiated, and without gradient.
 HEAD_BACKWARD, HEAD_FORWARD = 5, 4
 
@@ -62,11 +60,18 @@ class Footprint:
     @property
     def peak(self) -> int:
         """Sampling and training take turns: cache and logits of the one, gradients and activations of the other."""
-        always = PROGRAM + self.weights + self.frozen + self.optimiser
+        always = program() + self.weights + self.frozen + self.optimiser
         return always + max(self.gradients + self.activations + self.logits, self.cache)
 
 
-def training(stage: str, size: Size, trainable: int, *, frozen: int = 0, cache: int = 0, micro: int, head: bool = True) -> Footprint:
+def program() -> int:
+    """What the program itself takes where the models lie: nothing of an accelerator's memory."""
+    return PROGRAM if device().type == "cpu" else 0
+
+
+def training(
+    stage: str, size: Size, trainable: int, *, frozen: int = 0, cache: int = 0, micro: int, head: bool = True
+) -> Footprint:
     """A stage that trains `trainable` of a model's weights with Adam, in float32.
 
     Args:
@@ -88,6 +93,13 @@ def asking(stage: str, size: Size, *, frozen: int, cache: int, micro: int, model
     return Footprint(stage, 0, frozen, 0, 0, size.wide, HEAD_FORWARD * models * 4 * chunk * size.vocabulary, cache)
 
 
+def trusted(need: Footprint, size: Size, trainable: int, micro: int, tokens: int) -> Footprint:
+    """The same stage with the natural gradient: no moments but the vectors of conjugate gradient, log-probabilities of the whole
+    vocabulary for every token of the round before and after a step, and a micro-batch of them differentiated twice."""
+    numbers = 2 * tokens + 2 * HEAD_BACKWARD * micro
+    return replace(need, optimiser=0, gradients=8 * 4 * trainable, logits=4 * size.vocabulary * numbers)
+
+
 def _chunk() -> int:
     return CHUNK.get(device().type, CHUNK_OF_ACCELERATORS)
 
@@ -96,8 +108,9 @@ def adapters(model: Any, rank: int) -> int:
     """Weights of adapters of this rank on every matrix of the blocks (grape.models.lora); all of the model's for rank 0."""
     if rank == 0:
         return sum(p.numel() for p in model.parameters())
-    outside = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
-    return sum(rank * sum(p.shape) for p in model.parameters() if p.dim() == 2 and id(p) not in outside)
+    head = model.get_output_embeddings()
+    matrices = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head or type(m).__name__ == "Conv1D"]
+    return sum(rank * sum(m.weight.shape) for m in matrices)
 
 
 def sized(config: Any, rows: int, width: int, dtype: Dtype, checkpointing: bool, rank: int = 0) -> tuple[Size, int]:
@@ -168,6 +181,52 @@ def estimate(project: Project, params: Params) -> list[Footprint]:
         others = frozen * ("reference" in wanted or online and rl.kl_every > 0) + judges * online
         sampled = cache(rows, "float32") if online else 0
         need = training(f"rl@{name}", size, trainable, frozen=others, cache=sampled, micro=micro)
-        needs.append(twice(need, size) if own_value else whole(need, size, rows, trainable) if slot.update != "adam" else need)
+        if own_value:
+            need = replace(need, **{part: 2 * getattr(need, part) for part in ("weights", "optimiser", "gradients", "activations")})
+        if slot.update == "natural_gradient":
+            need = trusted(need, size, trainable, micro, rows * rl.max_new_tokens)
+        needs.append(need)
     asked = cache(params.evaluate.samples * 256, model.weights)
     return [*needs, asking("evaluate", size, frozen=2 * frozen + judges, cache=asked, micro=micro, models=2)]
+
+
+def examine(project: Project) -> list[Footprint]:
+    """`estimate` of the project as its params.yaml stands."""
+    return estimate(project, load(project.params))
+
+
+def config_of(project: Project, params: Params) -> Any:
+    """The config of the model that `model.base` names, or of the one that is trained from scratch.
+
+    Raises:
+        GrapeError: it cannot be read.
+    """
+    model = params.model
+    if model.base != "scratch":
+        return read_config(place(model.base, project.root), model.revision)
+    with torch.device("meta"):
+        letters = character_tokenizer([])
+        return scratch(model.architecture, model.layers, model.width, model.heads, model.positions, letters, 0).config
+
+
+def rows(needs: Sequence[Footprint]) -> list[dict[str, Any]]:
+    """As `--json` prints them: bytes of each part, the peak, what there is, and whether it fits."""
+    there = memory.total_bytes(device())
+    parts = [field.name for field in fields(Footprint) if field.name != "stage"]
+    return [
+        {"stage": need.stage, "program": program(), **{part: getattr(need, part) for part in parts},
+         "peak": need.peak, "there": there, "fits": need.peak <= there}
+        for need in needs
+    ]  # fmt: skip
+
+
+def lines(found: Sequence[dict[str, Any]]) -> list[str]:
+    """A table in MiB, and what helps where a stage does not fit."""
+    columns = [name for name in found[0] if name not in ("there", "fits")]
+    shown = [list(columns)]
+    shown += [[str(row[name] if name == "stage" else round(row[name] / MIB)) for name in columns] for row in found]
+    widths = [max(len(row[i]) for row in shown) for i in range(len(columns))]
+    table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in shown]
+    short = [row["stage"] for row in found if not row["fits"]]
+    end = [f"estimates in MiB; this machine's {device().type} has {round(found[0]['there'] / MIB)}"]
+    return [*table, *end, *([f"too little for {', '.join(short)}: {memory.MEND}"] if short else [])]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from grape import memory
 from grape.errors import GrapeError
@@ -84,6 +84,16 @@ def load_tokenizer(base: str, revision: str | None = None) -> Tokenizer:
     with _loading(base):
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, **extra)
     return checked_tokenizer(tokenizer, base)
+
+
+def read_config(base: str, revision: str | None = None) -> Any:
+    """The config alone; no weight is read.
+
+    Raises: as `load_language_model` does.
+    """
+    source, extra = _source(base)
+    with _loading(base):
+        return AutoConfig.from_pretrained(source, revision=revision, **extra)
 
 
 @contextmanager

@@ -154,7 +154,9 @@ def test_a_checkpointed_model_samples_as_before_and_without_gradient_computes_on
 def test_a_frozen_model_in_half_precision_is_half_as_large_and_says_almost_the_same(weights: Any, tmp_path: Path) -> None:
     save_model(tiny.model("qwen3"), tiny.tokenizer(), tmp_path / "model")
     half, full = (load_language_model(str(tmp_path / "model"), weights=w)[0] for w in (weights, "float32"))
-    assert {p.dtype for p in half.parameters()} == {getattr(torch, weights)} and {p.dtype for p in full.parameters()} == {torch.float32}
+    assert {p.dtype for p in half.parameters()} == {getattr(torch, weights)} and {p.dtype for p in full.parameters()} == {
+        torch.float32
+    }
     one, other = (batched_language(model, tiny.batch(), 1.0, 4096).logp for model in (half, full))
     assert 0 < float((one - other).abs().max()) < 0.5 and one.dtype == torch.float32
     assert load_scalar_model(str(tmp_path / "model"), True, weights)[0].dtype == getattr(torch, weights)

@@ -165,7 +165,7 @@ def test_one_command_runs_everything(copy: Copy) -> None:
 # Declared, and not looked at in this run; dvc.yaml says why.
 OTHERS = {"preferences": {"data/labelled"}, "rl": {"data/preferences", "models/reward"}, "evaluate": {"models/reward"}}
 # Read where others say so: of a model that is loaded.
-UNASKED = {"prepare": {"model.revision"}}
+UNASKED = {"prepare": {"model.revision"}, "base": {"model.revision"}}
 # Read by the process that runs any stage, before it comes to the stage.
 BEFORE = reached("grape/stages/__main__.py") | {"params.yaml", "dvc.yaml", "dvc.lock", ".dvcignore", "pyproject.toml"}
 
