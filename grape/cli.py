@@ -172,10 +172,19 @@ def ui(port: Annotated[int | None, typer.Option(min=1, max=65535, help="[default
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
+def doctor(
+    fit: Annotated[bool, typer.Option(help="estimate each stage's memory instead, beside what there is")] = False,
+    as_json: Json = False,
+) -> None:
     """Look for what keeps grape from working, each with its mend. Exit code 1 when something is wrong."""
     from dataclasses import asdict
 
+    if fit:
+        from grape.commands import fit as memory
+
+        needs = memory.rows(memory.examine(entered()))
+        show_as(needs, memory.lines(needs), as_json)
+        raise typer.Exit(0 if all(row["fits"] for row in needs) else 1)
     from grape.commands import doctor as checks
 
     found = checks.examine(project())

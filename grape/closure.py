@@ -17,6 +17,7 @@ INERT = {
     "grape/disk.py": "words what the file system refuses",
     "grape/dvc.py": "asks DVC, and reads dvc.lock for receipts and checkpoints",
     "grape/errors.py": "words refusals",
+    "grape/memory.py": "asks how much memory is free, and words that there is too little",
     "grape/named.py": "writes down which bytes a name of params.yaml stands for",
     "grape/needed.py": "says which stages anybody needs, on cards that DVC compares",
     "grape/net.py": "says which addresses are asked directly",

@@ -8,11 +8,13 @@ cumulated probabilities at one uniform number that depends only on (keys, prompt
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from grape import memory
 from grape.models.chat import Chat, Row
 from grape.models.forward import Dtype, autocast
 from grape.models.protocols import LanguageModel
@@ -81,6 +83,21 @@ class _Decoding:
         )
 
 
+def rows_that_fit(model: LanguageModel, longest: int, dtype: Dtype) -> int:
+    """How many rows of so many tokens are written at once: their cache and the numbers over the vocabulary that a token is drawn
+    from take a quarter of the memory that is free now (other stages may run beside)."""
+    return max(1, int(memory.free_bytes(model.device) // 4 // row_bytes(model.config, longest, dtype, model.dtype)))
+
+
+def row_bytes(config: Any, longest: int, dtype: Dtype, weights: torch.dtype) -> int:
+    """Bytes that a row of `longest` tokens takes: keys and values of every layer, and V logits, probabilities and their sums."""
+    config = config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = 2 if dtype == "bfloat16" else weights.itemsize
+    return int(2 * config.num_hidden_layers * heads * size * longest * width + config.vocab_size * (width + 4 + 4 + 8))
+
+
 @torch.no_grad()
 def _generate(
     model: LanguageModel,
@@ -129,7 +146,7 @@ def sample(
     positions: int,
     keys: Sequence[object],
     dtype: Dtype = "float32",
-    rows_at_once: int = 1024,
+    rows_at_once: int | None = None,
 ) -> list[Response]:
     """G = `samples` responses per prompt, grouped: responses p*G .. p*G+G-1 answer prompt p.
 
@@ -137,13 +154,14 @@ def sample(
         temperature: > 0; 0 takes the most likely token (greedy), then samples must be 1.
         positions: prompt and response together stay within this many tokens.
         keys: what the draws are for, e.g. (seed, "rl", update).
-        rows_at_once: bounds memory; never changes what is drawn.
+        rows_at_once: bounds memory, and never changes what is drawn; None: as many as a quarter of the free memory holds.
     """
     if temperature == 0 and samples != 1:
         raise ValueError("greedy decoding gives one response per prompt")
     encoded = [chat.prompt(prompt.messages, prompt.id) for prompt in prompts]
     responses: list[Response] = []
-    per_chunk = max(1, rows_at_once // samples)
+    longest = min(max(map(len, encoded), default=0) + max_new_tokens, positions)
+    per_chunk = max(1, (rows_at_once or rows_that_fit(model, longest, dtype)) // samples)
     for start in range(0, len(prompts), per_chunk):
         chunk, rows = prompts[start : start + per_chunk], encoded[start : start + per_chunk]
         limits = [min(max_new_tokens, positions - len(row)) for row in rows]

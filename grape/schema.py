@@ -23,6 +23,8 @@ class Model(Section):
     base: str = Field(min_length=1)
     revision: str | None
     dtype: Literal["float32", "bfloat16"]
+    weights: Literal["float32", "bfloat16", "float16"]
+    checkpointing: bool
     architecture: Literal["llama", "gpt2", "qwen3"]
     layers: int = Field(ge=1, le=48)
     width: int = Field(ge=8, le=4096)

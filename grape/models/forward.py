@@ -10,10 +10,12 @@ from torch import Tensor
 
 from grape.maths.kl import kl_exact
 from grape.maths.logprob import entropies, log_softmax, predicting_columns, token_logp
+from grape.models.head import chunk, chunked_logp, each_chunk, head_of, hidden_states
 from grape.models.protocols import LanguageModel, ScalarModel
 from grape.types import Outputs, Tokens
 
-Dtype = Literal["float32", "bfloat16"]
+Dtype = Literal["float32", "bfloat16"]  # of matrix products
+Weights = Literal["float32", "bfloat16", "float16"]  # of what a model that is not trained is kept in
 
 
 def inputs(batch: Tokens) -> dict[str, Tensor]:
@@ -33,10 +35,14 @@ def autocast(dtype: Dtype, device: torch.device) -> torch.autocast:
 
 def response_logits(model: LanguageModel, batch: Tokens, dtype: Dtype = "float32") -> Tensor:
     """(B, T, V) logits that predict the response's tokens; the head runs on those positions alone."""
-    columns = predicting_columns(batch.prompt.shape[1], batch.response.shape[1], batch.prompt.device)
     with autocast(dtype, batch.prompt.device):
-        logits: Tensor = model(**inputs(batch), logits_to_keep=columns, use_cache=False).logits
+        logits: Tensor = model(**_asked(batch), use_cache=False).logits
     return logits
+
+
+def _asked(batch: Tokens) -> dict[str, Tensor]:
+    columns = predicting_columns(batch.prompt.shape[1], batch.response.shape[1], batch.prompt.device)
+    return {**inputs(batch), "logits_to_keep": columns}
 
 
 def language(
@@ -47,7 +53,14 @@ def language(
     entropy_gradient: bool = False,
     distribution: bool = False,
 ) -> Outputs:
-    """log pi(y_t | s_t) and entropies of a causal language model; with `distribution` log pi(. | s_t) as well."""
+    """log pi(y_t | s_t) and entropies of a causal language model; with `distribution` log pi(. | s_t) as well, (B, T, V)."""
+    head = None if distribution else head_of(model, batch.response.numel())
+    if head is not None:
+        with autocast(dtype, batch.prompt.device):
+            hidden = hidden_states(model, head, _asked(batch))
+            if hidden is not None:
+                logp, entropy = chunked_logp(head, hidden, batch.response, batch.mask, temperature, entropy_gradient)
+                return Outputs(logp=logp, entropy=entropy)
     logits = response_logits(model, batch, dtype)
     logp, entropy = token_logp(logits, batch.response, batch.mask, temperature, entropy_gradient)
     outputs = Outputs(logp=logp, entropy=entropy)
@@ -109,9 +122,23 @@ def exact_kl(
     entropy = torch.zeros_like(kl)
     for index in micro_batches(batch, max_tokens):
         part = batch.select(index)
-        p = log_softmax(response_logits(policy, part), temperature)
-        q = log_softmax(response_logits(reference, part), temperature)
         width = part.mask.shape[1]
-        kl[index, :width] = kl_exact(p, q) * part.mask
-        entropy[index, :width] = entropies(p) * part.mask
+        kl[index, :width], entropy[index, :width] = _exact_kl(policy, reference, part, temperature)
     return kl, entropy
+
+
+def _exact_kl(policy: LanguageModel, reference: LanguageModel, part: Tokens, temperature: float) -> tuple[Tensor, Tensor]:
+    """Of one micro-batch, both (B, T), 0 outside the mask."""
+
+    def compared(p_logits: Tensor, q_logits: Tensor) -> tuple[Tensor, Tensor]:
+        p, q = log_softmax(p_logits, temperature), log_softmax(q_logits, temperature)
+        return kl_exact(p, q), entropies(p)
+
+    p_head, q_head = (head_of(model, part.response.numel()) for model in (policy, reference))
+    if p_head is not None and q_head is not None:
+        hidden = [hidden_states(model, head, _asked(part)) for model, head in ((policy, p_head), (reference, q_head))]
+        if hidden[0] is not None and hidden[1] is not None:
+            size = chunk(p_head.vocabulary, part.mask.device)
+            return each_chunk(lambda p, q: compared(p_head(p), q_head(q)), size, part.mask, hidden[0], hidden[1])
+    kl, entropy = compared(response_logits(policy, part), response_logits(reference, part))
+    return kl * part.mask, entropy * part.mask

@@ -6,17 +6,19 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
 
+from grape import memory
 from grape.errors import GrapeError
 from grape.files import replacing
 from grape.models.folder import chain
+from grape.models.forward import Weights
 from grape.models.lora import merged
-from grape.models.protocols import LanguageModel, ScalarModel, Tokenizer, Transformer
+from grape.models.protocols import AnyTransformer, LanguageModel, ScalarModel, Tokenizer, Transformer
 from grape.models.template import CHAT_TEMPLATE
 
 # Stages report what they load themselves; a head that is new on purpose needs no report.
@@ -37,11 +39,10 @@ def device() -> torch.device:
 # Below this many weights the parts of a matrix product are short, and handing them to another thread may cost more than it
 # gives. The limit is a judgement, not a measurement: benchmarks/threads.py compares thread counts on one small model.
 SMALL = 5_000_000
-AnyModel = TypeVar("AnyModel", bound=Transformer)
 _threads = {"all": torch.get_num_threads(), "largest": 0}
 
 
-def fit_threads(model: AnyModel) -> AnyModel:
+def fit_threads(model: AnyTransformer) -> AnyTransformer:
     """One CPU thread for a process whose models are all small, every thread the process was given else. Returns the model."""
     _threads["largest"] = max(_threads["largest"], sum(p.numel() for p in model.parameters()))
     torch.set_num_threads(1 if _threads["largest"] < SMALL else _threads["all"])
@@ -88,11 +89,23 @@ def load_tokenizer(base: str, revision: str | None = None) -> Tokenizer:
     return checked_tokenizer(tokenizer, base)
 
 
+def read_config(base: str, revision: str | None = None) -> Any:
+    """The config alone; no weight is read.
+
+    Raises: as `load_language_model` does.
+    """
+    source, extra = _source(base)
+    with _loading(base):
+        return AutoConfig.from_pretrained(source, revision=revision, **extra)
+
+
 @contextmanager
 def _loading(base: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # transformers, safetensors, gguf and the hub client each raise their own kinds
+        if memory.short(error):
+            raise
         raise GrapeError(
             f"the model cannot be loaded: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
             where=base,
@@ -100,9 +113,12 @@ def _loading(base: str) -> Iterator[None]:
         ) from error
 
 
-def load_language_model(base: str, revision: str | None = None) -> tuple[LanguageModel, Tokenizer]:
-    """A causal language model with float32 weights in eval mode, and its tokenizer, from a directory, a GGUF file or the hub;
-    adapters are merged into the weights that they stand on.
+def load_language_model(base: str, revision: str | None = None, weights: Weights = "float32") -> tuple[LanguageModel, Tokenizer]:
+    """A causal language model in eval mode and its tokenizer, from a directory, a GGUF file or the hub; adapters are merged into
+    the weights that they stand on, in float32.
+
+    Args:
+        weights: what its weights are kept in; less than float32 for models that are not trained.
 
     Raises:
         GrapeError: nothing there, a damaged weight file, weights that are missing, a tokenizer without EOS, without tokenizer.json
@@ -111,9 +127,11 @@ def load_language_model(base: str, revision: str | None = None) -> tuple[Languag
     found = chain(base, revision)
     source, extra = _source(found.source)
     tokenizer = load_tokenizer(base, revision)
+    kept = getattr(torch, weights)
+    loaded = torch.float32 if found.adapters else kept
     with _loading(base):
         model, info = AutoModelForCausalLM.from_pretrained(
-            source, revision=found.revision, dtype=torch.float32, output_loading_info=True, **extra
+            source, revision=found.revision, dtype=loaded, output_loading_info=True, **extra
         )
     if getattr(model, "_hf_peft_config_loaded", False):
         mend = "download it and give its directory, or name the model it stands on"
@@ -134,18 +152,24 @@ def load_language_model(base: str, revision: str | None = None) -> tuple[Languag
         model = _dequantised(model)
     for folder in found.adapters:
         model = merged(model, folder)
+    model = model.to(kept)
     if found.generation is not None:
         model.generation_config = GenerationConfig.from_pretrained(found.generation)
     return fit_threads(model.eval()), tokenizer
 
 
-def _dequantised(model: LanguageModel) -> LanguageModel:
+def _dequantised(model: Any) -> LanguageModel:
     """The same weights in a model that does not think it is quantised: transformers refuses to save or train one read from GGUF."""
     config = type(model.config).from_dict({k: v for k, v in model.config.to_dict().items() if k != "quantization_config"})
-    plain = AutoModelForCausalLM.from_config(config)
-    plain.load_state_dict(model.state_dict())
+    with torch.device("meta"):  # no second copy: the very tensors move over
+        plain = AutoModelForCausalLM.from_config(config)
+    plain.load_state_dict(model.state_dict(), assign=True)
+    for name, buffer in model.named_buffers():  # those that are computed, and so in no file
+        plain.get_submodule(name.rpartition(".")[0]).register_buffer(name.rpartition(".")[2], buffer, persistent=False)
+    plain.tie_weights()
     plain.generation_config = model.generation_config
-    return plain.to(torch.float32)
+    made: LanguageModel = plain
+    return made
 
 
 def checked_tokenizer(tokenizer: Any, where: str) -> Tokenizer:
@@ -178,16 +202,20 @@ def positions(model: Transformer) -> int:
     return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1 << 30)
 
 
-def load_scalar_model(path: str, from_language_model: bool = False) -> tuple[ScalarModel, Tokenizer]:
-    """A model with one scalar head (a reward model) and its tokenizer; `from_language_model`: a new head, initialised at zero."""
+def load_scalar_model(path: str, from_language_model: bool = False, weights: Weights = "float32") -> tuple[ScalarModel, Tokenizer]:
+    """A model with one scalar head (a reward model) and its tokenizer; `from_language_model`: a new head, initialised at zero.
+    weights: as `load_language_model` has it."""
     found = chain(path)
     _source(found.source)
     tokenizer = load_tokenizer(path)
+    kept = getattr(torch, weights)
     try:
         model = AutoModelForSequenceClassification.from_pretrained(
-            found.source, revision=found.revision, num_labels=1, dtype=torch.float32
+            found.source, revision=found.revision, num_labels=1, dtype=torch.float32 if found.adapters else kept
         )
     except Exception as error:  # as in load_language_model
+        if memory.short(error):
+            raise
         raise GrapeError(
             f"the model cannot be loaded: {type(error).__name__}: {error}",
             where=path,
@@ -195,6 +223,7 @@ def load_scalar_model(path: str, from_language_model: bool = False) -> tuple[Sca
         ) from error
     for folder in found.adapters:
         model = merged(model, folder)
+    model = model.to(kept)
     model.config.pad_token_id = tokenizer.pad_token_id
     if from_language_model:
         # A random head would make the first margins noise of the seed; zero makes the first loss exactly ln 2.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ class Transformer(Trainable, Protocol):
     """A model of transformers, whatever its head."""
 
     config: Any  # of transformers: its keys are the architecture's own
+    dtype: torch.dtype
     name_or_path: str
 
     @property
@@ -36,6 +37,9 @@ class Transformer(Trainable, Protocol):
     def save_pretrained(self, save_directory: Any, /) -> Any: ...
     def get_input_embeddings(self) -> Any: ...
     def get_output_embeddings(self) -> Any: ...
+
+
+AnyTransformer = TypeVar("AnyTransformer", bound=Transformer)
 
 
 class LanguageModel(Transformer, Protocol):

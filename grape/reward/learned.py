@@ -12,7 +12,7 @@ import torch
 from grape.errors import GrapeError
 from grape.models.chat import Chat, Row
 from grape.models.encode import collate
-from grape.models.forward import Dtype, batched_scores
+from grape.models.forward import Dtype, Weights, batched_scores
 from grape.models.load import device, load_scalar_model, positions
 from grape.models.template import Template
 from grape.types import Response, Scores
@@ -41,8 +41,11 @@ class LearnedReward:
     has no EOS, is not read as if it had ended there.
     """
 
-    def __init__(self, folder: Path, dtype: Dtype = "float32", max_tokens: int = 16384, template: Template | None = None) -> None:
-        model, tokenizer = load_scalar_model(str(folder))
+    def __init__(
+        self, folder: Path, dtype: Dtype = "float32", max_tokens: int = 16384, template: Template | None = None,
+        weights: Weights = "float32",
+    ) -> None:  # fmt: skip
+        model, tokenizer = load_scalar_model(str(folder), weights=weights)
         self.chat = Chat(tokenizer, template)
         self.model, self.dtype, self.max_tokens = model.to(device()), dtype, max_tokens
         self.mean, self.std = statistics(folder)

@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> int:
     import traceback
     from pathlib import Path
 
-    from grape import disk, net
+    from grape import disk, memory, net
     from grape.errors import GrapeError
     from grape.progress import any_terminal
 
@@ -100,7 +100,7 @@ def main(arguments: list[str]) -> int:
         print(f"grape: {name} was stopped", file=sys.stderr)
         return 130
     except Exception as error:  # boundary: a full disk has one message, and no traceback shows a password
-        refusal = disk.refusal(error, Path.cwd())
+        refusal = memory.refusal(error, name) or disk.refusal(error, Path.cwd())
         print(f"grape: error: {refusal}" if refusal else net.scrub(traceback.format_exc()), file=sys.stderr)
         return 2 if refusal else 1
     return 0

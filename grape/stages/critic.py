@@ -43,6 +43,7 @@ def run(stage: Stage) -> None:
     count = int(len(order) * params.heldout)
     folder = stage.path("models/critic")
     headline = {"judgements": float(len(judgements))}
+    weights = stage.params.model.weights
     if params.judge.backend == "trained":
         critic = _trained(stage, judgements, questions, order[count:])
     else:
@@ -50,7 +51,7 @@ def run(stage: Stage) -> None:
         folder.mkdir(parents=True)
         stage.write_history([])
         how = (stage.params.model.dtype, stage.params.model.micro_batch_tokens)
-        critic = make_critic(params.judge, Calibration({}), folder, stage.project.root, *how)
+        critic = make_critic(params.judge, Calibration({}), folder, stage.project.root, *how, weights=weights)
     names = [f"{j.category}/{j.item}" for j in judgements]
     asked = order[:count]
     z = torch.full((len(judgements),), torch.nan)

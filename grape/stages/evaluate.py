@@ -38,8 +38,9 @@ def run(stage: Stage) -> None:
     prompts = read_prompts(stage.path("data/prompts/heldout.jsonl"))
     stage.datasets("data/prompts", "rubrics", context="evaluation")
     source, gold = reward_source(stage, prompts, "data/prompts/heldout.jsonl"), gold_judge(stage)
-    reference, tokenizer = load_language_model(stage.model("models/sft"))
-    policy, policy_tokenizer = load_language_model(stage.model(f"models/policy/{stage.policy}"))
+    weights = stage.params.model.weights  # of both: else the KL would be that of rounding, too
+    reference, tokenizer = load_language_model(stage.model("models/sft"), weights=weights)
+    policy, policy_tokenizer = load_language_model(stage.model(f"models/policy/{stage.policy}"), weights=weights)
     chat, own_chat = chat_of(stage, tokenizer, reference), chat_of(stage, policy_tokenizer, policy)
     room = stage.params.model.positions - stage.params.rl.max_new_tokens
     prompts, dropped = fitting_prompts(chat, prompts, room, "data/prompts")

@@ -10,7 +10,8 @@ from torch import Tensor
 from grape.algorithms.base import AlgorithmParams, AnyAlgorithm
 from grape.errors import GrapeError
 from grape.models.chat import Chat, Row
-from grape.models.protocols import Trainable
+from grape.models.checkpointing import checkpointed
+from grape.models.protocols import Transformer
 from grape.progress import Progress
 from grape.stages.stage import Stage
 from grape.track.identity import peak_memory_mb
@@ -45,7 +46,7 @@ def tracker(stage: Stage, steps: int, memory: bool = False) -> Track:
 
 def fit(
     stage: Stage,
-    model: Trainable,
+    model: Transformer,
     chat: Chat,
     algorithm: AnyAlgorithm,
     params: AlgorithmParams,
@@ -70,6 +71,7 @@ def fit(
             mend=f"add data, or set {stage.kind}.steps to 0",
         )
     keys, steps = (stage.params.seed, stage.kind), section.steps
+    checkpointed(model, stage.params.model.checkpointing and steps > 0)
     history = train(
         model,
         algorithm,

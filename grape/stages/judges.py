@@ -30,13 +30,15 @@ def gold_judge(stage: Stage) -> Gold | None:
 def reward_source(stage: Stage, prompts: Sequence[Prompt], file: str | None = None, which: str | None = None) -> RewardSource:
     """The source `which` names (rubric, reward_model; None: what rl.reward says), checked against the prompts, lines of `file`."""
     how = (stage.params.model.dtype, stage.params.model.micro_batch_tokens)
-    template = stage.params.model.template
+    template, weights = stage.params.model.template, stage.params.model.weights
     if (which or stage.params.rl.reward) == "reward_model":
-        return LearnedReward(Path(stage.model("models/reward")), *how, template)
+        return LearnedReward(Path(stage.model("models/reward")), *how, template, weights)
     rubrics = load_rubrics(stage.path("rubrics"))
     kinds = {item.kind for rubric in rubrics.values() for item in rubric.items}
-    critic = load_critic(Path(stage.model("models/critic")), stage.project.root, *how, template) if "critic" in kinds else None
-    learned = LearnedReward(Path(stage.model("models/reward")), *how, template) if "reward_model" in kinds else None
+    critic = None
+    if "critic" in kinds:
+        critic = load_critic(Path(stage.model("models/critic")), stage.project.root, *how, template, weights)
+    learned = LearnedReward(Path(stage.model("models/reward")), *how, template, weights) if "reward_model" in kinds else None
     source = RubricReward(rubrics, critic, learned)
     source.check(prompts, file)
     if any(item.verifier in SANDBOXED for rubric in rubrics.values() for item in rubric.items):

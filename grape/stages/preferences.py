@@ -60,7 +60,7 @@ def collected(stage: Stage) -> tuple[list[Preference], dict[str, float]]:
     order = permutation(len(prompts), stage.params.seed, "preferences", "prompts")[: params.prompts]
     chosen = [prompts[int(i)] for i in order]
     judge.check(chosen)
-    model, tokenizer = load_language_model(stage.model("models/sft"))
+    model, tokenizer = load_language_model(stage.model("models/sft"), weights=model_params.weights)
     chat, length = chat_of(stage, tokenizer, model), stage.params.rl.max_new_tokens
     room = model_params.positions - length
     chosen, dropped = fitting_prompts(chat, chosen, room, "data/prompts")
@@ -90,7 +90,7 @@ def _judge(stage: Stage) -> RubricReward:
     rubrics, critic = load_rubrics(stage.path("rubrics")), None
     if any(item.kind == "critic" for rubric in rubrics.values() for item in rubric.items):
         folder = Path(stage.model("models/critic"))
-        critic = load_critic(folder, stage.project.root, model.dtype, model.micro_batch_tokens, model.template)
+        critic = load_critic(folder, stage.project.root, model.dtype, model.micro_batch_tokens, model.template, model.weights)
     return RubricReward(rubrics, critic, kinds=frozenset(kinds))
 
 

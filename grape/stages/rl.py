@@ -10,6 +10,7 @@ from grape.algorithms.base import OnlineParams, SlotParams, ValueParams
 from grape.artifacts import Preference, read_prompts, read_rows
 from grape.errors import GrapeError
 from grape.models.chat import Chat
+from grape.models.checkpointing import checkpointed
 from grape.models.encode import encode_pairs, fitting_prompts
 from grape.models.folder import chain
 from grape.models.load import device, load_language_model, load_scalar_model
@@ -41,7 +42,8 @@ def run(stage: Stage) -> None:
     prompts = read_prompts(stage.path("data/prompts/train.jsonl"))
     refuse(stage, algorithm, knobs, prompts)
     policy, tokenizer = load_language_model(stage.model("models/sft"))
-    policy = trainable(stage, policy, stage.seed, "policy").to(device())
+    policy = trainable(stage, policy, stage.seed, "policy")
+    checkpointed(policy, stage.params.model.checkpointing).to(device())
     chat = chat_of(stage, tokenizer, policy)
     steps = (knobs.rounds if isinstance(knobs, OnlineParams) else None) or stage.params.rl.steps
     value = _value_model(stage, knobs) if "value" in algorithm.needs(knobs) else None
@@ -89,12 +91,16 @@ def _value_model(stage: Stage, knobs: SlotParams) -> ScalarModel | None:
         return None
     learned = knobs.from_reward_model
     model = load_scalar_model(stage.model("models/reward" if learned else "models/sft"), not learned)[0]
-    return trainable(stage, model, stage.seed, "value").to(device())
+    model = trainable(stage, model, stage.seed, "value")
+    return checkpointed(model, stage.params.model.checkpointing).to(device())
 
 
 def _reference(stage: Stage, policy: LanguageModel) -> LanguageModel:
     """The SFT model: the policy itself, whose adapters are off where it is the reference, or a second model."""
-    return policy if is_adapted(policy) else load_language_model(stage.model("models/sft"))[0].to(device())
+    if is_adapted(policy):
+        return policy
+    model, _ = load_language_model(stage.model("models/sft"), weights=stage.params.model.weights)
+    return model.requires_grad_(False).to(device())
 
 
 def _identity(stage: Stage) -> str:

@@ -171,7 +171,7 @@ OTHERS = {
     "evaluate": {"models/reward", "models/base"},
 }
 # Read where others say so: of a model that is loaded.
-UNASKED = {"prepare": {"model.revision"}}
+UNASKED = {"prepare": {"model.revision"}, "base": {"model.revision"}}
 # Read by the process that runs any stage, before it comes to the stage.
 BEFORE = reached("grape/stages/__main__.py") | {"params.yaml", "dvc.yaml", "dvc.lock", ".dvcignore", "pyproject.toml"}
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from grape.errors import GrapeError, first_problem
 from grape.files import write_json
-from grape.models.forward import Dtype
+from grape.models.forward import Dtype, Weights
 from grape.models.template import Template
 from grape.reward.critics.calibration import RUN_CRITIC, Calibration, Method
 from grape.reward.verdict import Certainty, Critic
@@ -56,33 +56,34 @@ class Judge(BaseModel):
 
 
 def load_critic(
-    folder: Path, root: Path, dtype: Dtype = "float32", max_tokens: int = 16384, template: Template | None = None
-) -> Critic:
+    folder: Path, root: Path, dtype: Dtype = "float32", max_tokens: int = 16384, template: Template | None = None,
+    weights: Weights = "float32",
+) -> Critic:  # fmt: skip
     """The critic that the critic stage left in `folder`, ready to judge."""
-    return make_critic(Judge.read(folder), Calibration.read(folder), folder, root, dtype, max_tokens, template)
+    return make_critic(Judge.read(folder), Calibration.read(folder), folder, root, dtype, max_tokens, template, weights)
 
 
 def make_critic(
     judge: Judge, calibration: Calibration, folder: Path, root: Path, dtype: Dtype = "float32", max_tokens: int = 16384,
-    template: Template | None = None,
+    template: Template | None = None, weights: Weights = "float32",
 ) -> Critic:  # fmt: skip
     """A critic of the settings.
 
     Args:
         folder: with the trained critic's model. root: of the project, for the cache. max_tokens: per forward pass.
-        template: what the trained critic's chat template is told.
+        template: what the trained critic's chat template is told. weights: what a model's weights are kept in.
     """
     if judge.model is None:
         from grape.models.chat import Chat
         from grape.models.load import device, load_language_model
         from grape.reward.critics.logits import trained_critic
 
-        model, tokenizer = load_language_model(str(folder))
+        model, tokenizer = load_language_model(str(folder), weights=weights)
         return trained_critic(model.to(device()), Chat(tokenizer, template, model), calibration, max_tokens, dtype)
     if judge.backend == "local":
         from grape.reward.critics.logits import local_critic
 
-        return local_critic(judge.model, calibration, judge.revision, dtype, max_tokens, judge.confidence)
+        return local_critic(judge.model, calibration, judge.revision, dtype, max_tokens, judge.confidence, weights)
     from grape.reward.critics.openai import ServerCritic, endpoint
 
     return ServerCritic(

@@ -21,7 +21,7 @@ from torch import Tensor
 from grape.errors import GrapeError
 from grape.models.chat import Chat
 from grape.models.encode import collate
-from grape.models.forward import Dtype, micro_batches, response_logits
+from grape.models.forward import Dtype, Weights, micro_batches, response_logits
 from grape.models.load import device, load_language_model, positions
 from grape.models.template import Template, is_plain
 from grape.reward.critics.calibration import Calibration
@@ -167,10 +167,10 @@ class FencedPrompts:
 
 def local_critic(
     base: str, calibration: Calibration, revision: str | None = None, dtype: Dtype = "float32", max_tokens: int = 16384,
-    certainty: Certainty = "margin",
+    certainty: Certainty = "margin", weights: Weights = "float32",
 ) -> LogitCritic:  # fmt: skip
     """From a directory, a GGUF file or a hub id."""
-    model, tokenizer = load_language_model(base, revision)
+    model, tokenizer = load_language_model(base, revision, weights)
     # Loading gives a tokenizer without a template ours, which a model that grape trained has on disk.
     templated = not is_plain(tokenizer) or (Path(base) / "chat_template.jinja").is_file()
     chat = Chat(tokenizer, AT_ONCE, model) if templated else None

@@ -1,0 +1,232 @@
+"""`grape doctor --fit`: the memory each stage will take at its peak, from params.yaml and the model's config alone.
+
+No weight is loaded: the model is made of tensors without content (torch's FakeTensorMode), and what its forward pass would keep for
+the way back is counted tensor by tensor, whatever its architecture. How the numbers are put together stands in docs/memory.md;
+benchmarks/memory.py compares them with measured peaks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, cast
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoModelForCausalLM
+
+from grape import memory
+from grape.algorithms.base import OnlineParams, ValueParams
+from grape.models.checkpointing import checkpointed
+from grape.models.forward import Dtype, Weights, autocast
+from grape.models.head import CHUNK, CHUNK_OF_ACCELERATORS
+from grape.models.load import device, place, read_config
+from grape.models.lora import LoRA, linear, targets
+from grape.models.scratch import character_tokenizer, scratch
+from grape.params import Params, load
+from grape.project import Project
+from grape.reward.rubric import load_rubrics
+from grape.sampling import row_bytes
+
+MIB = 2**20
+PROGRAM = 280 * MIB  # Python with torch and transformers before a model is there, measured: docs/memory.md
+# (tokens, V) numbers in float32 that are alive at once while a chunk's log-softmax is differentiated, and without gradient.
+HEAD_BACKWARD, HEAD_FORWARD = 5, 4
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a model: how many weights it has, in its head too; bytes that a micro-batch keeps for the way back; bytes of one block."""
+
+    weights: int
+    head: int
+    vocabulary: int
+    kept: int
+    wide: int
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes a stage takes at its peak, by what for; `peak` is less than their sum, since not all is there at once."""
+
+    stage: str
+    weights: int = 0
+    frozen: int = 0
+    optimiser: int = 0
+    gradients: int = 0
+    activations: int = 0
+    logits: int = 0
+    cache: int = 0
+
+    @property
+    def peak(self) -> int:
+        """Sampling and training take turns: cache and logits of the one, gradients and activations of the other."""
+        always = program() + self.weights + self.frozen + self.optimiser
+        return always + max(self.gradients + self.activations + self.logits, self.cache)
+
+
+def program() -> int:
+    """What the program itself takes where the models lie: nothing of an accelerator's memory."""
+    return PROGRAM if device().type == "cpu" else 0
+
+
+def training(
+    stage: str, size: Size, trainable: int, *, frozen: int = 0, cache: int = 0, micro: int, head: bool = True
+) -> Footprint:
+    """A stage that trains `trainable` of a model's weights with Adam, in float32.
+
+    Args:
+        frozen: bytes of other models. cache: bytes that sampling takes, where it samples. micro: positions of a micro-batch.
+        head: whether it ends in logits over a vocabulary.
+    """
+    chunk = min(micro, max(1, _chunk() // size.vocabulary))
+    # The head's gradient is made chunk by chunk: the sum so far, and what is being added.
+    of_head = 2 * 4 * size.head if head and trainable >= size.weights else 0
+    return Footprint(
+        stage, 4 * size.weights + 4 * (trainable if trainable < size.weights else 0), frozen, 8 * trainable, 4 * trainable,
+        size.kept, HEAD_BACKWARD * 4 * chunk * size.vocabulary * head + of_head, cache,
+    )  # fmt: skip
+
+
+def asking(stage: str, size: Size, *, frozen: int, cache: int, micro: int, models: int = 1) -> Footprint:
+    """A stage that only asks its models: samples, and computes log-probabilities of `models` at once."""
+    chunk = min(micro, max(1, _chunk() // size.vocabulary))
+    return Footprint(stage, 0, frozen, 0, 0, size.wide, HEAD_FORWARD * models * 4 * chunk * size.vocabulary, cache)
+
+
+def trusted(need: Footprint, size: Size, trainable: int, micro: int, tokens: int) -> Footprint:
+    """The same stage with the natural gradient: no moments but the vectors of conjugate gradient, log-probabilities of the whole
+    vocabulary for every token of the round before and after a step, and a micro-batch of them differentiated twice."""
+    numbers = 2 * tokens + 2 * HEAD_BACKWARD * micro
+    return replace(need, optimiser=0, gradients=8 * 4 * trainable, logits=4 * size.vocabulary * numbers)
+
+
+def _chunk() -> int:
+    return CHUNK.get(device().type, CHUNK_OF_ACCELERATORS)
+
+
+def adapters(model: Any, lora: LoRA) -> int:
+    """Weights that are trained: those of the adapters, or all of the model's where there are none."""
+    if lora.rank == 0:
+        return sum(p.numel() for p in model.parameters())
+    wanted = targets(model, lora.targets)
+    beside = [m for name, m in linear(model).items() if any(f".{name}".endswith(f".{target}") for target in wanted)]
+    return sum(lora.rank * sum(cast(torch.Tensor, m.weight).shape) for m in beside)
+
+
+def sized(config: Any, rows: int, width: int, dtype: Dtype, checkpointing: bool, lora: LoRA) -> tuple[Size, int]:
+    """The size of the model of a config with a micro-batch of so many rows and tokens, and how many weights are trained."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        trainable, own = adapters(model, lora), {p.untyped_storage()._cdata for p in model.parameters()}
+        wide = _kept(model, own, rows, width, dtype) // max(config.get_text_config().num_hidden_layers, 1)
+        kept = _kept(checkpointed(model, checkpointing), own, rows, width, dtype) + (wide if checkpointing else 0)
+        head = model.get_output_embeddings().weight
+        weights = sum(p.numel() for p in model.parameters())
+    return Size(weights, head.numel(), len(head), kept, wide), trainable
+
+
+def _kept(model: Any, own: set[int], rows: int, width: int, dtype: Dtype) -> int:
+    """Bytes that the trunk's forward pass keeps for the way back; its own weights are not counted."""
+    found: dict[int, Any] = {}  # the tensors themselves, so that no storage's number is given out again
+
+    def pack(x: Any) -> Any:
+        found[x.untyped_storage()._cdata] = x
+        return x
+
+    ids = torch.zeros(rows, width, dtype=torch.long)
+    given = {
+        "input_ids": ids,
+        "position_ids": torch.arange(width).expand(rows, width),
+        "attention_mask": torch.ones(rows, 1, width, width, dtype=torch.bool),
+    }
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), autocast(dtype, ids.device):
+        out = model.base_model(**given, use_cache=False).last_hidden_state
+    kept = sum(x.untyped_storage().nbytes() for place, x in found.items() if place not in own)
+    return int(kept + out.untyped_storage().nbytes())
+
+
+def estimate(project: Project, params: Params) -> list[Footprint]:
+    """What every stage of the project takes.
+
+    Raises:
+        GrapeError: the model's config cannot be read.
+    """
+    model, rl = params.model, params.rl
+    config = config_of(project, params)
+    width = min(model.positions, model.micro_batch_tokens)
+    micro = max(model.micro_batch_tokens // width, 1) * width
+    size, trainable = sized(config, micro // width, width, model.dtype, model.checkpointing, model.lora)
+    frozen = size.weights * getattr(torch, model.weights).itemsize
+    kinds = {item.kind for rubric in load_rubrics(project.root / "rubrics").values() for item in rubric.items}
+    judges = frozen * (("critic" in kinds and params.critic.judge.backend == "trained") + ("reward_model" in kinds))
+
+    def cache(rows: int, weights: Weights) -> int:
+        longest = model.positions
+        return min(rows * row_bytes(config, longest, model.dtype, getattr(torch, weights)), memory.free_bytes(device()) // 4)
+
+    needs = [training(name, size, trainable, micro=micro) for name in ("base", "sft", "critic") if getattr(params, name).steps]
+    preferences = params.preferences
+    if preferences.source != "people":
+        asked = cache(preferences.prompts * preferences.samples, model.weights)
+        needs.append(asking("preferences", size, frozen=frozen + judges, cache=asked, micro=micro))
+    needs.append(training("reward", size, trainable, micro=micro, head=False))
+    for name in rl.algorithms:
+        slot, knobs = params.slot(name), params.algorithm(name)
+        online = slot.data == "rollouts"
+        wanted = slot.needs(knobs)
+        own_value = "value" in wanted and isinstance(knobs, ValueParams) and knobs.value != "head"
+        rounds = (knobs.rounds if isinstance(knobs, OnlineParams) else None) or rl.steps
+        rows = rl.prompts * rl.steps // rounds * rl.samples
+        others = frozen * ("reference" in wanted or online and rl.kl_every > 0) + judges * online
+        sampled = cache(rows, "float32") if online else 0
+        need = training(f"rl@{name}", size, trainable, frozen=others, cache=sampled, micro=micro)
+        if own_value:
+            need = replace(need, **{part: 2 * getattr(need, part) for part in ("weights", "optimiser", "gradients", "activations")})
+        if slot.update == "natural_gradient":
+            need = trusted(need, size, trainable, micro, rows * rl.max_new_tokens)
+        needs.append(need)
+    asked = cache(params.evaluate.samples * 256, model.weights)
+    return [*needs, asking("evaluate", size, frozen=2 * frozen + judges, cache=asked, micro=micro, models=2)]
+
+
+def examine(project: Project) -> list[Footprint]:
+    """`estimate` of the project as its params.yaml stands."""
+    return estimate(project, load(project.params))
+
+
+def config_of(project: Project, params: Params) -> Any:
+    """The config of the model that `model.base` names, or of the one that is trained from scratch.
+
+    Raises:
+        GrapeError: it cannot be read.
+    """
+    model = params.model
+    if model.base != "scratch":
+        return read_config(place(model.base, project.root), model.revision)
+    with torch.device("meta"):
+        letters = character_tokenizer([])
+        return scratch(model.architecture, model.layers, model.width, model.heads, model.positions, letters, 0).config
+
+
+def rows(needs: Sequence[Footprint]) -> list[dict[str, Any]]:
+    """As `--json` prints them: bytes of each part, the peak, what there is, and whether it fits."""
+    there = memory.total_bytes(device())
+    parts = [field.name for field in fields(Footprint) if field.name != "stage"]
+    return [
+        {"stage": need.stage, "program": program(), **{part: getattr(need, part) for part in parts},
+         "peak": need.peak, "there": there, "fits": need.peak <= there}
+        for need in needs
+    ]  # fmt: skip
+
+
+def lines(found: Sequence[dict[str, Any]]) -> list[str]:
+    """A table in MiB, and what helps where a stage does not fit."""
+    columns = [name for name in found[0] if name not in ("there", "fits")]
+    shown = [list(columns)]
+    shown += [[str(row[name] if name == "stage" else round(row[name] / MIB)) for name in columns] for row in found]
+    widths = [max(len(row[i]) for row in shown) for i in range(len(columns))]
+    table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in shown]
+    short = [row["stage"] for row in found if not row["fits"]]
+    end = [f"estimates in MiB; this machine's {device().type} has {round(found[0]['there'] / MIB)}"]
+    return [*table, *end, *([f"too little for {', '.join(short)}: {memory.MEND}"] if short else [])]

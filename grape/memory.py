@@ -1,0 +1,113 @@
+"""How much memory is free on this machine, and too little of it as the one message that says which knobs help."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from grape.errors import GrapeError
+
+if TYPE_CHECKING:
+    import torch
+
+# What torch's allocators, C++ and the kernel say; only CUDA's and Python's errors are of a kind of their own.
+_SAYS = re.compile(
+    r"defaultcpuallocator: (can't allocate|not enough) memory|out of memory|bad_alloc|cannot allocate memory|os error 12\b", re.I
+)
+# In the order that helps: what costs least first.
+MEND = (
+    "lower model.micro_batch_tokens (it changes no result); then set model.checkpointing: true, train adapters (model.lora.rank: 16), "
+    "or set model.weights: bfloat16; `grape doctor --fit` shows what each stage takes"
+)
+
+
+def short(error: BaseException) -> bool:
+    """Whether the error, or one that it comes from, is that memory could not be had."""
+    return any(_says(e) for e in _chain(error))
+
+
+def refusal(error: BaseException, where: str) -> GrapeError | None:
+    """The message for a program that ran out of memory; None for any other error.
+
+    Args:
+        where: what ran out.
+    """
+    if not short(error):
+        return None
+    return GrapeError(f"out of memory{_wanted(error)}", where=where, mend=MEND)
+
+
+def _wanted(error: BaseException) -> str:
+    """How much was asked for when there was no more, as far as it is told."""
+    for e in _chain(error):
+        if found := re.search(r"tried to allocate (\d+) bytes", str(e)):
+            return f": {int(found[1]) / 2**20:.0f} MiB more could not be had"
+        if found := re.search(r"Tried to allocate ([\d.]+ [KMG]i?B)", str(e)):
+            return f": {found[1]} more could not be had"
+    return ""
+
+
+def _says(error: BaseException) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, (RuntimeError, OSError)) and bool(_SAYS.search(str(error)))
+
+
+def free_bytes(device: torch.device) -> int:
+    """What is free for this process now: of the accelerator, or of the machine and of the container around it."""
+    import torch
+
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        # What torch keeps for itself and uses no more counts as free.
+        return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type == "mps":
+        return max(int(torch.mps.recommended_max_memory()) - int(torch.mps.driver_allocated_memory()), 0)
+    import psutil
+
+    return min([int(psutil.virtual_memory().available), *(max(limit - used, 0) for limit, used in _limits())])
+
+
+def total_bytes(device: torch.device) -> int:
+    """All of it."""
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory())
+    import psutil
+
+    return min([int(psutil.virtual_memory().total), *(limit for limit, _ in _limits())])
+
+
+def _limits() -> Iterator[tuple[int, int]]:
+    """(limit, used) of the control group, where one is set: psutil knows the machine alone."""
+    for limit, used, stat in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        root = Path("/sys/fs/cgroup")
+        try:
+            most = int((root / limit).read_text())
+            taken = int((root / used).read_text())
+            lines = (root / limit).with_name("memory.stat").read_text().splitlines()
+        except (OSError, ValueError):  # none is set ("max"), or this is no Linux
+            continue
+        reclaimable = next((int(line.split()[1]) for line in lines if line.split()[0] == stat), 0)
+        if most < 1 << 60:
+            yield most, taken - reclaimable
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
