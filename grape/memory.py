@@ -19,8 +19,8 @@ _SAYS = re.compile(
 )
 # In the order that helps: what costs least first.
 MEND = (
-    "lower model.micro_batch_tokens (it changes no result); then set model.checkpointing: true, train adapters (model.lora.rank: 16), "
-    "or set model.weights: bfloat16; `grape doctor --fit` shows what each stage takes"
+    "lower model.micro_batch_tokens (it changes no result); then set model.checkpointing: true, train "
+    "adapters (model.lora.rank: 16), or set model.weights: bfloat16; `grape doctor --fit` shows what each stage takes"
 )
 
 
