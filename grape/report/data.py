@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from grape.errors import GrapeError, first_problem
+from grape.evaluation.judges import JudgesReport, read_judges
 from grape.evaluation.record import Evaluation, JudgeName, Sample
 from grape.files import Row, read_lines
 
@@ -30,13 +31,14 @@ class Cost:
 @dataclass(frozen=True)
 class ReportInputs:
     """All the report is made from. `training` maps base, sft, critic, reward to records; `rl` each policy's name; `left` a stage
-    to what it says of its rows: `rows/kept`, `dropped/REASON`."""
+    to what it says of its rows: `rows/kept`, `dropped/REASON`. `judges`: how far they agree, where the critic stage has run."""
 
     evaluations: tuple[Evaluation, ...]
     samples: dict[str, list[Sample]]
     training: dict[str, list[TrainingRecord]]
     rl: dict[str, list[TrainingRecord]]
     left: dict[str, TrainingRecord]
+    judges: JudgesReport | None = None
 
     def cost(self, name: str) -> Cost:
         """What training policy `name` took."""
@@ -77,7 +79,7 @@ def read(root: Path, algorithms: Sequence[str], seeds: Sequence[int]) -> ReportI
             left[f"evaluate@{e.name}"] = {KEPT: float(e.prompts), **{f"dropped/{why}": float(n) for why, n in e.dropped.items()}}
     samples = {name: _samples(root, reports / "evaluate" / name / "samples.jsonl", f"evaluate@{name}") for name in names}
     steps = [{name: [r for r in found if KEPT not in r] for name, found in records.items()} for records in (training, rl)]
-    return ReportInputs(evaluations, samples, steps[0], steps[1], left)
+    return ReportInputs(evaluations, samples, steps[0], steps[1], left, read_judges(root))
 
 
 def _text(root: Path, path: Path, stage: str) -> str:

@@ -180,7 +180,7 @@ def test_the_trained_critic_reads_no_special_token_of_the_policy_either() -> Non
 
 def test_the_fence_is_the_one_that_the_server_critic_has() -> None:
     judge, question = critic(), ask("tea")
-    system, user = messages(question, new_mark(question), "Reply with one word alone, yes or no.", judge.prompts.special)
+    system, user = messages(question, new_mark(question, digits=DIGITS), "Reply with one word alone, yes or no.", judge.prompts.special)
     assert system["content"] in read(judge, question) and user["content"] in read(judge, question)
 
 
