@@ -38,7 +38,15 @@ def untrue(project: Project, params: Any, paths: Collection[str]) -> list[str]:
 
 
 def card(project: Project, params: Any, key: str) -> str:
-    value = yamlfile.at(params, key)
+    """A line on what the key names; on critic.judge.model one more for every judge of critic.panel, which the same stages read."""
+    lines = [_line(project, yamlfile.at(params, key), key)]
+    panel = yamlfile.at(params, "critic.panel") if key == "critic.judge.model" else None
+    for number, judge in enumerate(panel if isinstance(panel, list) else ()):
+        lines.append(_line(project, yamlfile.at(judge, "model"), f"critic.panel.{number}.model"))
+    return "".join(lines)
+
+
+def _line(project: Project, value: Any, key: str) -> str:
     try:
         path = project.root / Path(value).expanduser() if isinstance(value, str) and value else None
         there = path is not None and path.exists()

@@ -12,7 +12,7 @@ from grape.algorithms.base import AnyAlgorithm, SlotParams
 from grape.data.tables import Source
 from grape.models.lora import LoRA
 from grape.models.template import Template
-from grape.reward.critics.judge import Judge
+from grape.reward.critics.judge import Judge, Panel, refuse_alike
 
 
 class Section(BaseModel):
@@ -82,6 +82,12 @@ class SFT(Optimisation):
 class CriticSection(Optimisation):
     heldout: float = Field(ge=0, le=0.5)
     judge: Judge
+    panel: Panel
+
+    @model_validator(mode="after")
+    def _judges_differ(self) -> CriticSection:
+        refuse_alike(self.judge, self.panel)
+        return self
 
 
 class Preferences(Section):

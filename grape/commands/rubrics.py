@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from grape.errors import GrapeError
+from grape.evaluation.judges import JudgesReport, read_judges
 from grape.maths.advantage import weighted_reward
 from grape.needed import why_not
 from grape.project import Project
@@ -30,8 +31,8 @@ def check(project: Project) -> Iterator[str]:
 
 
 def show(project: Project, category: str | None) -> Iterator[str]:
-    """Items with their share of the reward."""
-    rubrics = load_rubrics(project.root / "rubrics")
+    """Items with their share of the reward; below a critic item how far its judges agree, once the critic stage has run."""
+    rubrics, judges = load_rubrics(project.root / "rubrics"), read_judges(project.root)
     for name in [category] if category else rubrics:
         rubric = named(rubrics, name)
         yield f"{name} (version {rubric.version})"
@@ -40,7 +41,22 @@ def show(project: Project, category: str | None) -> Iterator[str]:
             how = f"{item.kind} {item.verifier}" if item.verifier else item.kind
             extra = (", gate" if item.gate else "") + (f", after {item.parent}" if item.parent else "")
             yield f"  {item.id:<16} {item.weight / total:4.0%}  {how + extra:<24} {item.question}"
+            if judges and item.kind == "critic":
+                yield from _judged(judges, f"{name}/{item.id}")
         yield ""
+
+
+def _judged(found: JudgesReport, item: str) -> Iterator[str]:
+    """A line per judge of a critic item, and one on how far they agree with each other."""
+    for judge in found.judges:
+        count, share, kappa = (judge.of(item, number) for number in ("judged", "agreement", "kappa"))
+        if count:
+            beyond = "" if kappa is None else f", kappa {kappa:.2f}"
+            yield f"    {judge.name}: agrees with people in {share:.0%} of {count:.0f} held-out judgements{beyond}"
+        elif not judge.curves:
+            yield f"    {judge.name}: compared with nobody and not calibrated, since there are no held-out judgements"
+    if item in found.between:
+        yield f"    the judges among themselves: {found.statistic} {found.between[item]:.2f}"
 
 
 def named(rubrics: dict[str, Rubric], category: str) -> Rubric:

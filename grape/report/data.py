@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from grape.errors import GrapeError, first_problem
+from grape.evaluation.judges import JudgesReport, read_judges
 from grape.evaluation.record import Evaluation, JudgeName, Sample
 from grape.files import Row, read_lines
 from grape.needed import KEY as NOT_NEEDED
@@ -32,7 +33,8 @@ class Cost:
 @dataclass(frozen=True)
 class ReportInputs:
     """All the report is made from. `training` maps base, sft, critic, reward to records; `rl` each policy's name; `left` a stage
-    to what it says of its rows: `rows/kept`, `dropped/REASON`; `unneeded` a stage that was not run to the reason."""
+    to what it says of its rows: `rows/kept`, `dropped/REASON`; `unneeded` a stage that was not run to the reason. `judges`: how far
+    they agree, where the critic stage has run."""
 
     evaluations: tuple[Evaluation, ...]
     samples: dict[str, list[Sample]]
@@ -40,6 +42,7 @@ class ReportInputs:
     rl: dict[str, list[TrainingRecord]]
     left: dict[str, TrainingRecord]
     unneeded: dict[str, str]
+    judges: JudgesReport | None = None
 
     def cost(self, name: str) -> Cost:
         """What training policy `name` took."""
@@ -83,7 +86,7 @@ def read(root: Path, algorithms: Sequence[str], seeds: Sequence[int]) -> ReportI
     unneeded = {stage: reason for stage, reason in whole.items() if reason}
     training = {stage: [] if stage in unneeded else found for stage, found in training.items()}
     steps = [{name: [r for r in found if KEPT not in r] for name, found in records.items()} for records in (training, rl)]
-    return ReportInputs(evaluations, samples, steps[0], steps[1], left, unneeded)
+    return ReportInputs(evaluations, samples, steps[0], steps[1], left, unneeded, read_judges(root))
 
 
 def _text(root: Path, path: Path, stage: str) -> str:

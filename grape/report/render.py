@@ -42,6 +42,8 @@ def context(inputs: ReportInputs, level: float, knobs: Report, figures: dict[str
         "left": tables.left_out(inputs),
         "categories": tables.categories(inputs),
         "items": tables.items(inputs),
+        "judges": tables.judges(inputs),
+        "judges_agree": inputs.judges.statistic if inputs.judges and len(inputs.judges.judges) > 1 else None,
         "alarms": alarms(inputs, knobs.missing),
         "findings": findings.findings(inputs, knobs),
         "evolution": evolution.read(inputs),

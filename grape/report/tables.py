@@ -73,6 +73,22 @@ def left_out(inputs: ReportInputs) -> list[Row]:
     ]
 
 
+def judges(inputs: ReportInputs) -> list[Row]:
+    """A row per judge of critic items and item that people have judged held out, over all items ("") first; of a judge that nobody
+    has judged one row. `between`: the judges' agreement with each other on the item."""
+    found = inputs.judges
+    if found is None:
+        return []
+    rows = []
+    for report in found.judges:
+        items = sorted({name.rpartition("/")[0] for name in report.numbers if name.endswith("judged")})
+        for item in items:
+            numbers: Row = {name: report.of(item, name) for name in ("judged", "agreement", "kappa", "ece", "ece_floor")}
+            who = {"name": report.name, "model": report.model or report.backend or "all together", "item": item or "all"}
+            rows.append(who | {"calibrated": bool(report.curves), "between": found.between.get(item)} | numbers)
+    return rows
+
+
 def title(rows: Sequence[Row]) -> str:
     """The page in one line; `rows` are those of `algorithms`."""
     winners = [row["name"] for row in rows if row["conclusion"].outcome == "beats"]

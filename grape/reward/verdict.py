@@ -15,7 +15,7 @@ from torch import Tensor
 
 from grape.types import Prompt
 
-Certainty = Literal["right", "margin"]
+Certainty = Literal["right", "margin", "agreement"]
 _PLACE = re.compile(r"\{(question|prompt|response)\}")
 
 

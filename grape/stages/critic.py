@@ -2,7 +2,8 @@
 
 The held-out judgements are halved: one half fits the calibration, the other measures it, so that the reported numbers are of
 judgements neither training nor calibration has seen. A judge from outside (`critic.judge.backend` local or openai) is not
-trained, only asked about those two halves.
+trained, only asked about those two halves; so are the further ones of `critic.panel`. Without judgements there is no calibration:
+confidence is then the judge's own, which is said.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from grape.models.folder import point
 from grape.models.forward import language
 from grape.models.load import device, load_language_model
 from grape.randomness import permutation
-from grape.reward.critics.calibration import Calibration, calibrate
-from grape.reward.critics.judge import make_critic
+from grape.reward.critics.calibration import Calibration
+from grape.reward.critics.judge import FIRST, Judge, make_critic
 from grape.reward.critics.logits import trained_critic
 from grape.reward.rubric import load_rubrics
 from grape.reward.verdict import Critic, Question
 from grape.stages.chats import chat_of
 from grape.stages.fit import fit
 from grape.stages.lessons import lesson, question
+from grape.stages.panel import Heldout, calibrate_all, tell
 from grape.stages.stage import Stage
 from grape.stages.trained import save_trained, trainable
 
@@ -42,29 +44,28 @@ def run(stage: Stage) -> None:
     order = [int(i) for i in permutation(len(judgements), stage.params.seed, "critic", "split")]
     count = int(len(order) * params.heldout)
     folder = stage.path("models/critic")
-    headline = {"judgements": float(len(judgements))}
-    weights = stage.params.model.weights
     if params.judge.backend == "trained":
         critic = _trained(stage, judgements, questions, order[count:])
     else:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         stage.write_history([])
-        how = (stage.params.model.dtype, stage.params.model.micro_batch_tokens)
-        critic = make_critic(params.judge, Calibration({}), folder, stage.project.root, *how, weights=weights)
-    names = [f"{j.category}/{j.item}" for j in judgements]
-    asked = order[:count]
-    z = torch.full((len(judgements),), torch.nan)
-    if asked:
-        z[asked] = critic.judge([names[i] for i in asked], [questions[i] for i in asked]).evidence.float().cpu()
-    labels = torch.tensor([j.label for j in judgements])
-    fit, measure = order[: count // 2], order[count // 2 : count]
-    calibration, report = calibrate(names, z, labels, fit, measure, params.judge.calibration)
-    calibration.write(folder)
-    params.judge.write(folder)
+        critic = _outside(stage, params.judge)
+    judges: dict[str, tuple[Judge, Critic]] = {FIRST: (params.judge, critic)}
+    judges |= {judge.name: (judge, _outside(stage, judge)) for judge in params.panel}
+    names, labels = [f"{j.category}/{j.item}" for j in judgements], torch.tensor([j.label for j in judgements])
+    heldout = Heldout(names, questions, labels, order[: count // 2], order[count // 2 : count])
+    found = calibrate_all(stage, judges, heldout)
     if params.judge.backend == "trained":
         stage.run.model("models/critic", "critic")
-    stage.run.headline(headline | report)
+    tell(stage, found, rubrics, len(judgements))
+
+
+def _outside(stage: Stage, judge: Judge) -> Critic:
+    """A judge that this stage does not train."""
+    model = stage.params.model
+    how = (model.dtype, model.micro_batch_tokens)
+    return make_critic(judge, Calibration({}), stage.path("models/critic"), stage.project.root, *how, weights=model.weights)
 
 
 def _trained(stage: Stage, judgements: list[Judgement], questions: list[Question], training: list[int]) -> Critic:

@@ -18,7 +18,16 @@ from grape.models.scratch import scratch
 from grape.reward.critics.calibration import Calibration
 from grape.reward.critics.fence import messages, new_mark
 from grape.reward.critics.judge import Judge, load_critic
-from grape.reward.critics.logits import AT_ONCE, FencedPrompts, Fork, LogitCritic, TrainedPrompts, local_critic, trained_critic
+from grape.reward.critics.logits import (
+    AT_ONCE,
+    DIGITS,
+    FencedPrompts,
+    Fork,
+    LogitCritic,
+    TrainedPrompts,
+    local_critic,
+    trained_critic,
+)
 from grape.reward.verdict import Question
 from tests import tiny
 from tests.reward.test_critic_injection import ATTEMPTS
@@ -180,7 +189,9 @@ def test_the_trained_critic_reads_no_special_token_of_the_policy_either() -> Non
 
 def test_the_fence_is_the_one_that_the_server_critic_has() -> None:
     judge, question = critic(), ask("tea")
-    system, user = messages(question, new_mark(question), "Reply with one word alone, yes or no.", judge.prompts.special)
+    system, user = messages(
+        question, new_mark(question, digits=DIGITS), "Reply with one word alone, yes or no.", judge.prompts.special
+    )
     assert system["content"] in read(judge, question) and user["content"] in read(judge, question)
 
 

@@ -462,6 +462,43 @@ def test_a_judge_from_outside_is_calibrated_and_not_trained(trained: Project) ->
         params_file.set_values(trained.params, ["critic.judge.backend=trained"])
 
 
+def test_a_panel_is_calibrated_judge_by_judge_and_compared(trained: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    from grape.commands.rubrics import show
+    from grape.evaluation.judges import read_judges
+    from grape.models.load import save_model
+
+    for number, name in enumerate(("outside", "other")):
+        save_model(tiny.model(positions=2048, seed=number), tiny.tokenizer(), trained.root / name)
+    panel = "critic.panel=[{name: second, backend: local, model: other, repeats: 3, temperature: 1.0, confidence: agreement}]"
+    params_file.set_values(trained.params, ["critic.judge.model=outside", "critic.judge.backend=local", panel])
+    run(trained, "critic")
+    folder = trained.root / "models/critic"
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*.json")} == {
+        "calibration.json", "judge.json", "panel/second/calibration.json", "panel/second/judge.json"
+    }  # fmt: skip
+    found = read_judges(trained.root)
+    assert found and [judge.name for judge in found.judges] == ["judge", "second", "panel"]
+    assert found.statistic == "Cohen's kappa" and all(judge.numbers["judged"] == 15 for judge in found.judges)
+    said = headline(trained, "critic")
+    assert (
+        said["agreement"] == found.judges[2].numbers["agreement"] and {"judge/judge/ece", "judge/second/agreement"} <= said.keys()
+    )
+    assert any("second: agrees with people in" in line for line in show(trained, "courtesy"))
+    run(trained, "rl", "grpo", 0)
+    assert '"judges/agreement"' in (trained.root / "reports/train/rl/grpo-0.jsonl").read_text()
+
+    # Nobody has judged anything: a normal project, which says what its confidence is worth.
+    (trained.root / "data/judgements/train.jsonl").write_text("")
+    capsys.readouterr()
+    run(trained, "critic")
+    out = capsys.readouterr().out
+    assert all(f"{name} is not calibrated" in out for name in ("judge", "second", "panel")) and "no labelled judgements" in out
+    found = read_judges(trained.root)
+    assert found and not any(judge.curves for judge in found.judges) and not found.between
+    assert any("compared with nobody" in line for line in show(trained, "courtesy"))
+    run(trained, "rl", "grpo", 0)
+
+
 def test_an_algorithm_under_another_name_gives_the_same_bits_and_others_see_the_same_draws(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from grape.errors import GrapeError
 from grape.files import write_json
 from grape.randomness import generator
+from grape.reward.critics.agreement import kappa
 
 CALIBRATION = "calibration.json"
 RUN_CRITIC = "run the critic stage again: grape run critic"
@@ -52,6 +53,10 @@ class Calibration:
 
     def knows(self, name: str) -> bool:
         return name in self.items or "" in self.items
+
+    def known(self, names: Sequence[str]) -> Tensor:
+        """(n,) bool: there is a curve for the item."""
+        return torch.tensor([self.knows(name) for name in names], dtype=torch.bool)
 
     def apply(self, names: Sequence[str], z: Tensor) -> Tensor:
         """(n,) probabilities of yes; without a curve sigma(z); NaN stays NaN."""
@@ -141,7 +146,8 @@ def ece_floor(p: Tensor, draws: int = 20) -> float:
 
 
 def measured(names: Sequence[str], z: Tensor, label: Tensor, calibration: Calibration) -> dict[str, float]:
-    """Agreement with the labels, ECE and Brier score after calibration and (`_before`) without it, over all and per item.
+    """Agreement with the labels, ECE and Brier score after calibration and (`_before`) without it, over all and per item; after it
+    also Cohen's kappa with the labels, where it is defined.
     Judgements that are missing (NaN) are counted and left out."""
     there = torch.isfinite(z)
     values = {"judged": float(there.sum()), "missing": float((~there).sum())}
@@ -156,6 +162,9 @@ def measured(names: Sequence[str], z: Tensor, label: Tensor, calibration: Calibr
             values[f"{prefix}ece{when}"] = expected_calibration_error(probability, label[at])
             values[f"{prefix}brier{when}"] = float((probability - label[at]).square().mean())
         values[f"{prefix}ece_floor"] = ece_floor(p[at])
+        values[f"{prefix}judged"] = float(len(at))
+        if (chance_corrected := kappa((p[at] > 0.5).long(), label[at].long())) == chance_corrected:
+            values[f"{prefix}kappa"] = chance_corrected
     return values
 
 

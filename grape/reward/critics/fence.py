@@ -60,13 +60,13 @@ def clean(text: str, tokens: Sequence[str] = ()) -> str:
     return re.sub("|".join(map(re.escape, tokens)), _harmless, plain) if tokens else plain
 
 
-def new_mark(question: Question, *call: object) -> str:
-    """16 hexadecimal digits, others for every text and call, and not in the text.
+def new_mark(question: Question, *call: object, digits: int = 16) -> str:
+    """Hexadecimal digits, others for every text and call, and not in the text.
 
     They are a hash of the text, so that a judgement is reproducible: to know them, a text would have to hold its own hash.
     """
     text = question.prompt + question.response
-    marks = (f"{key('fence', question, attempt, *call) & (2**64 - 1):016x}" for attempt in count())
+    marks = (f"{key('fence', question, attempt, *call) & (16**digits - 1):0{digits}x}" for attempt in count())
     return next(mark for mark in marks if mark not in text)
 
 

@@ -3,10 +3,13 @@
     z = log p(yes) - log p(no) at the first token that tells them apart,   p = calibration(z),   score = p,
     confidence = max(p, 1 - p), the calibrated chance that the verdict is right, or its margin |2p - 1|.
 
-Nothing is generated, so there is no temperature, and no reply that the policy's text could forge. How a question is put to the
-model is a prompt builder's. `TrainedPrompts`: to the critic stage's model, in the very words it was trained on; a raw language
-model is overconfident, so that stage fits the calibration on held-out judgements. `FencedPrompts`: to any causal language model,
-about what stands behind a fence.
+Nothing is generated, so there is no reply that the policy's text could forge. With K `repeats` the verdict is drawn K times, at a
+temperature T, from sigma(z / T): score = share of yes among them, or what a calibration makes of its log-odds; `agreement` of the
+draws may be the confidence. Draws estimate what z says exactly: they show what a judge whose logits cannot be read would lose.
+
+How a question is put to the model is a prompt builder's. `TrainedPrompts`: to the critic stage's model, in the very words it was
+trained on; a raw language model is overconfident, so that stage fits the calibration on held-out judgements. `FencedPrompts`: to
+any causal language model, about what stands behind a fence.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +28,8 @@ from grape.models.encode import collate
 from grape.models.forward import Dtype, Weights, micro_batches, response_logits
 from grape.models.load import device, load_language_model, positions
 from grape.models.template import Template, is_plain
+from grape.randomness import generator
+from grape.reward.critics.agreement import agreement, evidence
 from grape.reward.critics.calibration import Calibration
 from grape.reward.critics.fence import messages, new_mark, special_tokens
 from grape.reward.verdict import Certainty, Question, Verdicts
@@ -32,6 +38,7 @@ YES, NO = "yes", "no"
 # Where a template knows reasoning, the verdict is to come first and not a chain of thought. Others ignore the argument.
 AT_ONCE = Template(arguments={"enable_thinking": False})
 ENDING = "Reply with one word alone, {} or {}."
+DIGITS = 6  # of the fence's mark. It stands in a question eight times, a token a digit: with 16 it was two fifths of a short one
 
 
 class Fork(NamedTuple):
@@ -61,10 +68,10 @@ class LogitCritic:
 
     def __init__(
         self, model: Any, prompts: Prompts, calibration: Calibration, certainty: Certainty, max_tokens: int = 16384,
-        dtype: Dtype = "float32",
+        dtype: Dtype = "float32", repeats: int = 1, temperature: float = 0.0,
     ) -> None:  # fmt: skip
         self.model, self.prompts, self.calibration, self.certainty = model, prompts, calibration, certainty
-        self.max_tokens, self.dtype = max_tokens, dtype
+        self.max_tokens, self.dtype, self.repeats, self.temperature = max_tokens, dtype, repeats, temperature
 
     def judge(self, names: Sequence[str], questions: Sequence[Question], /) -> Verdicts:
         """Answers to questions; missing where the text is too long to judge, or the logits are not finite."""
@@ -73,13 +80,21 @@ class LogitCritic:
         forks = [self.prompts.fork(text) for text in place]
         fitting = [i for i, fork in enumerate(forks) if len(fork.ids) < positions(self.model)]  # else no place for a verdict
         z = self._log_odds(forks, fitting)[[place[text] for text in texts]]
+        drawn = drawn_verdicts(texts, z, self.repeats, self.temperature) if self.repeats > 1 else None
+        if drawn is not None:
+            z = evidence(drawn.mean(1), agreement(drawn) if self.certainty == "agreement" else None)
         score, fits = self.calibration.apply(names, z), set(fitting)
+        sure = certainty(score, self.certainty)
+        if drawn is not None:
+            known = self.calibration.known(names)
+            score = torch.where(known, score, drawn.mean(1))
+            sure = torch.where(known, sure, agreement(drawn) if self.certainty == "agreement" else certainty(score, self.certainty))
         reasons = tuple(
             "the text is longer than the critic's positions" if place[text] not in fits
             else f"critic says yes with probability {p:.2f}" if p == p else "the critic's logits are not finite"
             for text, p in zip(texts, score.tolist(), strict=True)
         )  # fmt: skip
-        return Verdicts(score, certainty(score, self.certainty), reasons, z)
+        return Verdicts(score, sure, reasons, z)
 
     @torch.no_grad()
     def _log_odds(self, forks: Sequence[Fork], fitting: Sequence[int]) -> Tensor:
@@ -99,8 +114,17 @@ class LogitCritic:
         return torch.where(z.isfinite(), z, torch.nan)
 
 
+def drawn_verdicts(texts: Sequence[str], z: Tensor, repeats: int, temperature: float) -> Tensor:
+    """(n, K) verdicts, 1 for yes, drawn from sigma(z / T) with uniforms that depend on the text alone; NaN where z (n,) is. More
+    repeats begin with the same draws."""
+    uniform = np.stack([generator("verdicts", text).random(repeats) for text in texts] or [np.empty(repeats)])[: len(texts)]
+    yes = (torch.from_numpy(uniform) < torch.sigmoid(z.double() / temperature).unsqueeze(1)).float()
+    return torch.where(z.isfinite().unsqueeze(1), yes, torch.nan)
+
+
 def certainty(p: Tensor, kind: Certainty) -> Tensor:
-    """How sure a probability of yes is of its verdict: "right": max(p, 1 - p), the chance that it is right; "margin": |2p - 1|."""
+    """How sure a probability of yes is of its verdict: "right": max(p, 1 - p), the chance that it is right; "margin": |2p - 1|.
+    The latter stands for "agreement" too, once a calibration has made a probability of it."""
     return torch.maximum(p, 1 - p) if kind == "right" else (2 * p - 1).abs()
 
 
@@ -152,7 +176,7 @@ class FencedPrompts:
         self.takes_system = chat is not None and _takes_system(chat)
 
     def text(self, question: Question) -> str:
-        turns = messages(question, new_mark(question), ENDING.format(*self.verdicts), self.special)
+        turns = messages(question, new_mark(question, digits=DIGITS), ENDING.format(*self.verdicts), self.special)
         joined = "\n\n".join(turn["content"] for turn in turns)
         if self.chat is None:
             return f"{joined}\n\nAnswer:"
@@ -167,14 +191,15 @@ class FencedPrompts:
 
 def local_critic(
     base: str, calibration: Calibration, revision: str | None = None, dtype: Dtype = "float32", max_tokens: int = 16384,
-    certainty: Certainty = "margin", weights: Weights = "float32",
+    certainty: Certainty = "margin", repeats: int = 1, temperature: float = 0.0, weights: Weights = "float32",
 ) -> LogitCritic:  # fmt: skip
     """From a directory, a GGUF file or a hub id."""
     model, tokenizer = load_language_model(base, revision, weights)
     # Loading gives a tokenizer without a template ours, which a model that grape trained has on disk.
     templated = not is_plain(tokenizer) or (Path(base) / "chat_template.jinja").is_file()
     chat = Chat(tokenizer, AT_ONCE, model) if templated else None
-    return LogitCritic(model.to(device()), FencedPrompts(tokenizer, chat), calibration, certainty, max_tokens, dtype)
+    prompts = FencedPrompts(tokenizer, chat)
+    return LogitCritic(model.to(device()), prompts, calibration, certainty, max_tokens, dtype, repeats, temperature)
 
 
 def _takes_system(chat: Chat) -> bool:

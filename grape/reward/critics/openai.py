@@ -6,6 +6,13 @@
 With a calibration, confidence is read from p = calibration(z) instead: the chance that people agree with the verdict score > 1/2,
 or its margin over a coin. The score stays the judge's own: it may say "half right", which no yes or no does.
 
+With K `repeats` a question is asked K times at the temperature (self-consistency, 2203.11171), each time with a seed of its own:
+
+    score s = mean of s_k,   confidence = mean of c_k,   evidence z = logit of the mean of 1/2 + c_k (s_k - 1/2);
+    `agreement`: confidence a = 1 - 2 std(s_1..s_K),     z = logit of 1/2 + a (s - 1/2).
+
+What failed is left out; where half of the draws or more did, the score is missing.
+
 Every judgement is one conversation of its own, so order and company change nothing. What was judged once is not asked again.
 """
 
@@ -25,6 +32,8 @@ import torch
 from torch import Tensor
 
 from grape.errors import GrapeError
+from grape.randomness import key
+from grape.reward.critics.agreement import LEAST_CONFIDENCE, agreement, evidence, least, mean_of
 from grape.reward.critics.calibration import Calibration
 from grape.reward.critics.fence import EMPTY, NOTICE, SYSTEM, messages, new_mark
 from grape.reward.critics.reply import Cache, Malformed, Opinion, digest, opinion, quotable, whole
@@ -39,7 +48,6 @@ reason: at most three sentences, written before you decide. score: from 0, a cle
 are of the score, from 0, a guess, to 1, certain. key: as it stands above."""
 REPAIR = "Your last reply could not be read: {why}. Reply with the JSON object alone."
 WORDS = digest({"words": [SYSTEM, NOTICE, EMPTY, ENDING, REPAIR]})  # what was asked in other words is asked anew
-LEAST_CONFIDENCE = 0.01  # in the evidence, so that a verdict keeps its side
 
 
 def endpoint(url: str, key: str) -> Endpoint:
@@ -63,6 +71,7 @@ class ServerCritic:
     Args:
         model: the server's name for it. cache: a folder, or None for no cache.
         extra: more fields of the request, e.g. {"response_format": {"type": "json_object"}}; they win over grape's own.
+        repeats: how often a question is asked; more than once needs a temperature above 0.
         repairs: how often a reply that cannot be read is asked for again.
         sleep: how to wait between attempts; default: really.
 
@@ -75,6 +84,7 @@ class ServerCritic:
         self, endpoint: Endpoint, model: str, calibration: Calibration | None = None, cache: Path | None = None,
         temperature: float = 0.0, max_tokens: int | None = 512, certainty: Certainty = "margin",
         extra: Mapping[str, object] | None = None, repairs: int = 1, sleep: Callable[[float], object] | None = None,
+        repeats: int = 1,
     ) -> None:  # fmt: skip
         if not endpoint.secret() and endpoint.url.startswith("https"):
             mend = f"set {endpoint.key} to the server's key"
@@ -82,28 +92,37 @@ class ServerCritic:
         self.endpoint, self.model, self.certainty = endpoint, model, certainty
         self.calibration, self.cache = calibration or Calibration({}), Cache(cache) if cache else None
         self.options = {"temperature": temperature, **({"max_tokens": max_tokens} if max_tokens else {}), **(extra or {})}
-        self.repairs, self.sleep = repairs, sleep
+        self.repairs, self.sleep, self.repeats = repairs, sleep, repeats
         self.counts: Counter[str] = Counter()  # requests, retries, cached, missing, tokens: since the critic was made
 
     def judge(self, names: Sequence[str], questions: Sequence[Question], /) -> Verdicts:
         """Answers to questions; missing, with the reason, where none could be had after all attempts."""
         asked = list(zip(names, questions, strict=True))
         unique = {one: i for i, one in enumerate(dict.fromkeys(asked))}
-        given = self._opinions(list(unique))
-        opinions = [given[unique[one]] for one in asked]
-        score, stated = (torch.tensor([getattr(o, name) for o in opinions]) for name in ("score", "confidence"))
+        given = self._opinions([(name, question, draw) for name, question in unique for draw in range(self.repeats)])
+        draws = [given[i : i + self.repeats] for i in range(0, len(given), self.repeats)]
+        index = [unique[one] for one in asked]
+        scores, stated = (
+            torch.tensor([[getattr(o, name) for o in row] for row in draws]).reshape(-1, self.repeats)[index]
+            for name in ("score", "confidence")
+        )
+        score, sure = mean_of(scores), mean_of(stated)
+        z = evidence(mean_of(0.5 + stated.clamp(min=LEAST_CONFIDENCE) * (scores - 0.5)))
+        if self.certainty == "agreement":
+            sure = torch.where(score.isfinite(), agreement(scores), torch.nan)
+            z = evidence(score, sure)
         self.counts.update(["missing"] * int(score.isnan().sum()))
-        z = torch.logit(0.5 + stated.clamp(min=LEAST_CONFIDENCE) * (score - 0.5), eps=1e-3)
-        return Verdicts(score, self._confidence(names, score, stated, z), tuple(o.reason for o in opinions), z)
+        reasons = [_reason(row) for row in draws]
+        return Verdicts(score, self._confidence(names, score, sure, z), tuple(reasons[i] for i in index), z)
 
     def _confidence(self, names: Sequence[str], score: Tensor, stated: Tensor, z: Tensor) -> Tensor:
         p = self.calibration.apply(names, z)
         right = torch.where(score > 0.5, p, 1 - p)
-        known = torch.tensor([self.calibration.knows(name) for name in names], dtype=torch.bool)
+        known = self.calibration.known(names)
         return torch.where(known, right if self.certainty == "right" else (2 * right - 1).clamp(min=0), stated)
 
-    def _opinions(self, asked: Sequence[tuple[str, Question]]) -> list[Opinion]:
-        """An opinion per question: NaN, with why there is none, where it could not be had."""
+    def _opinions(self, asked: Sequence[tuple[str, Question, int]]) -> list[Opinion]:
+        """An opinion per item, question and draw: NaN, with why there is none, where it could not be had."""
         found: dict[int, Opinion] = {}
         keys = [digest(self._identity(*one)) for one in asked]
         if self.cache:
@@ -121,23 +140,23 @@ class ServerCritic:
                     self.counts += exchange.counts
         return [found[i] for i in range(len(asked))]
 
-    def _identity(self, name: str, question: Question) -> dict[str, object]:
-        """All that decides an answer; the mark does not, and the key of the server is none of it."""
+    def _identity(self, name: str, question: Question, draw: int) -> dict[str, object]:
+        """All that decides an answer; the mark does not, and the key of the server is none of it. Draw 0 is who asks once, too."""
         return {
             "server": self.endpoint.url.rstrip("/"), "model": self.model, "options": self.options, "words": WORDS,
-            "item": name, **vars(question),
+            "item": name, **vars(question), **({"draw": draw} if draw else {}),
         }  # fmt: skip
 
-    def _ask(self, exchange: Exchange, asked: tuple[str, Question], key: str) -> Opinion:
+    def _ask(self, exchange: Exchange, asked: tuple[str, Question, int], digest: str) -> Opinion:
         """One judgement: a request, and one more for each reply that cannot be read."""
-        name, question = asked
-        why = ""
+        name, question, _ = asked
+        why, seed = "", {"seed": key("draw", digest) % 2**31} if self.repeats > 1 else {}
         for turn in range(self.repairs + 1):
             mark = new_mark(question, name, turn)
             ending = ENDING.format(mark=mark) + (f"\n{REPAIR.format(why=why)}" if why else "")
-            body = {"model": self.model, "messages": messages(question, mark, ending), **self.options}
+            body = {"model": self.model, "messages": messages(question, mark, ending), **seed, **self.options}
             try:
-                reply = self._reply(exchange, exchange.post("/chat/completions", body, key, turn))
+                reply = self._reply(exchange, exchange.post("/chat/completions", body, digest, turn))
                 found = opinion(reply, mark, quotable(question))
             except Failure as failure:
                 return Opinion(math.nan, math.nan, f"the critic's server: {failure.reason}")
@@ -145,7 +164,7 @@ class ServerCritic:
                 why = str(error)
                 exchange.count("malformed")
                 continue
-            self._keep(key, found, name, reply)
+            self._keep(digest, found, name, reply)
             return found
         return Opinion(math.nan, math.nan, f"the critic's reply could not be read: {why}")
 
@@ -174,3 +193,14 @@ class ServerCritic:
                 self.cache.put(key, found, item=name, model=self.model, reply=reply)
             except OSError as error:  # the judgement is there all the same; the next run asks once more
                 logger.warning("a judgement could not be kept in %s: %s", self.cache.folder, error)
+
+
+def _reason(draws: Sequence[Opinion]) -> str:
+    """Why a judge's draws say what they say: the reason of the one nearest to their mean; or why there are too few."""
+    there = [one for one in draws if not math.isnan(one.score)]
+    failed = [one.reason for one in draws if math.isnan(one.score)]
+    if len(there) < least(len(draws)):
+        few = f"{len(there)} of {len(draws)} draws could be had, fewer than {least(len(draws))}; the last that failed: "
+        return (few if len(draws) > 1 else "") + failed[-1]
+    mean = math.fsum(one.score for one in there) / len(there)
+    return min(there, key=lambda one: abs(one.score - mean)).reason
