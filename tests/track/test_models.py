@@ -83,6 +83,48 @@ def test_a_large_model_is_a_reference_with_its_tokenizer(
     assert client().search_model_versions(f"name = '{POLICY}'")[0].version == 1
 
 
+def test_adapters_are_logged_merged_where_small_and_as_they_are_where_large(
+    project: Project,
+    client: Callable[[], Any],
+    runs: Callable[[], list[Any]],
+    save_model: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who loads a small one from MLflow needs neither PEFT nor what it stands on; a large one has what PEFT reads."""
+    import mlflow
+    import torch
+
+    from grape.models.folder import ADAPTER, ADAPTER_WEIGHTS, point
+    from grape.models.load import load_language_model
+    from grape.models.lora import LoRA, adapt, save_adapter
+
+    models = project.root / "models"
+    save_model(models / "base")
+    point(models / "sft", "models/base")
+    model, tokenizer = load_language_model(str(models / "sft"))
+    for name, parameter in adapt(model, LoRA(rank=2), 0).named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.ones_(parameter)
+    save_adapter(model, tokenizer, models / "policy/grpo-0", "models/sft")
+    with StageRun(project, "rl@grpo-0", {}, 0) as run:
+        run.model("models/policy/grpo-0", "policy", register=POLICY)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", project.tracking_uri)
+    logged = mlflow.transformers.load_model(f"models:/{POLICY}/1", return_type="components")["model"]
+    ours = load_language_model(str(models / "policy/grpo-0"))[0].state_dict()
+    assert logged.state_dict().keys() == ours.keys() and all(torch.equal(ours[k], v) for k, v in logged.state_dict().items())
+
+    event = registry.model_event(project, "models/policy/grpo-0", "policy", None)
+    assert set(event["below"]) == {"models/sft", "models/base"}
+    (models / "base/name.txt").write_text("another")  # what the adapter stands on has changed: its bytes alone say nothing
+    monkeypatch.setattr(registry, "_weights", None)
+    monkeypatch.setattr(registry, "model_event", lambda *_: event)
+    with StageRun(project, "rl@grpo-1", {}, 0) as run:
+        run.model("models/policy/grpo-0", "policy")
+    (output,) = next(found for found in runs() if found.info.run_name == "rl@grpo-1").outputs.model_outputs
+    files = {path.name for path in Path(client().get_logged_model(output.model_id).artifact_location).iterdir()}
+    assert {ADAPTER, ADAPTER_WEIGHTS, "tokenizer.json"} <= files and "model.safetensors" not in files
+
+
 def test_a_reward_model_is_logged_as_a_classifier(
     project: Project, runs: Callable[[], list[Any]], save_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
