@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,14 @@ ONE = "keep one of them"
 
 
 class Source(BaseModel):
-    """Where a table is: a file, which may be written without its key, or a data set of the Hugging Face hub."""
+    """Where rows are: a file, which may be written without its key, or a data set of the Hugging Face hub; and what is told of
+    them.
+
+    Attributes:
+        name: what its rows are told by where a table has several sources.
+        weight: how often each row is seen; of a fraction that share of the rows, chosen by the seed.
+        columns, category, rows: as in `prepare`, for this source alone. item: of judgements, the rubric item they are about.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     file: str = ""
@@ -26,6 +34,12 @@ class Source(BaseModel):
     config: str | None = None
     split: str = "train"
     revision: str | None = Field(None, pattern="^[0-9a-f]{40}$")  # a branch could change without being noticed
+    name: str | None = Field(None, pattern=r"^[\w.-]+$")
+    weight: float = Field(1.0, gt=0, le=100, allow_inf_nan=False)
+    columns: dict[str, str] | None = None
+    category: str | None = Field(None, min_length=1)
+    rows: int | None = Field(None, ge=1)
+    item: str | None = Field(None, min_length=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -38,9 +52,39 @@ class Source(BaseModel):
             raise ValueError("name a file of prepare.source, or hub: ID")
         if self.hub and self.revision is None:
             raise ValueError("a data set of the hub needs its revision, a commit of 40 digits: it is the same data for ever")
-        if self.file and self.model_fields_set != {"file"}:
+        if self.file and self.model_fields_set & {"config", "split", "revision"}:
             raise ValueError("config, split and revision are those of a data set of the hub")
         return self
+
+    @property
+    def dataset(self) -> str:
+        """Its name, or that of its file or data set."""
+        return self.name or re.sub(r"[^\w.-]+", "-", self.hub.rpartition("/")[2] if self.hub else Path(self.file).stem)
+
+
+# Tables in which a row stands once, and why.
+ONCE = dict.fromkeys(("prompts", "heldout"), "every prompt stands once") | dict.fromkeys(
+    ("preferences", "judgements"), "copies of a row would be learned from and measured on"
+)
+
+
+def refuse_mixes(files: Mapping[Any, Sequence[Source]], columns: Mapping[Any, object]) -> None:
+    """
+    Raises:
+        ValueError: sources of a table that cannot be told apart; what one says would have no effect there, or do harm.
+    """
+    for table, sources in files.items():
+        names = [source.dataset for source in sources]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"files.{table}: two sources are called {twice}; give one of them another `name`")
+        for source in sources:
+            if source.weight > 1 and table in ONCE:
+                what = f"files.{table}: the weight {source.weight:g} of {source.dataset} is above 1, but {ONCE[table]}"
+                raise ValueError(f"{what}; lower the weights of the others")
+            if source.item is not None and table != "judgements":
+                raise ValueError(f"files.{table}: an item is what judgements are about")
+        if table in columns and all(source.columns is not None for source in sources):
+            raise ValueError(f"columns.{table} has no effect: every source of {table} has columns of its own")
 
 
 def find(folder: Path, stem: str) -> Path | None:

@@ -7,7 +7,7 @@ import shutil
 from functools import partial
 
 from grape.algorithms.sft import ALGORITHM
-from grape.artifacts import Demonstration, read_rows
+from grape.artifacts import Demonstration
 from grape.files import replacing
 from grape.models.encode import encode_turns
 from grape.models.forward import language
@@ -15,6 +15,7 @@ from grape.models.load import device, load_language_model, save_model
 from grape.stages.chats import chat_of
 from grape.stages.fit import fit
 from grape.stages.stage import Stage
+from grape.table import each_row
 
 
 def run(stage: Stage) -> None:
@@ -30,7 +31,7 @@ def run(stage: Stage) -> None:
 def _tune(stage: Stage) -> None:
     stage.datasets("data/sft")
     model, tokenizer = load_language_model(str(stage.path("models/base")))
-    demonstrations = read_rows(
+    demonstrations = each_row(
         stage.path("data/sft/train.jsonl"), Demonstration, mend="run the prepare stage again: grape run prepare"
     )
     chat, positions = chat_of(stage, tokenizer, model), stage.params.model.positions

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
 
 from grape.artifacts import Demonstration, Preference, PromptRow, Record, checked
-from grape.data.shapes import converted
+from grape.data.shapes import Told, converted
 from grape.errors import GrapeError
 
 USER, ANSWER = {"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "So it is 4.\n#### 4"}
@@ -22,10 +23,18 @@ ADDED = {"role": "user", "content": "Add.\n\n2, 2"}
 KINDS: dict[str, type[Record]] = {"sft": Demonstration, "prompts": PromptRow, "preferences": Preference}
 
 
-def records(table: str, *rows: dict[str, Any], columns: dict[str, str] | None = None, said: list[str] | None = None) -> list[Any]:
+def records(
+    table: str,
+    *rows: dict[str, Any],
+    columns: dict[str, str] | None = None,
+    said: list[str] | None = None,
+    item: str | None = None,
+    left_out: Counter[str] | None = None,
+) -> list[Any]:
     placed = [(f"file.jsonl:{n}", row) for n, row in enumerate(rows, 1)]
     say = (said if said is not None else []).append
-    return checked(converted(placed, table, "file.jsonl", columns or {}, "any", say), KINDS[table])
+    told = Told(columns or {}, "any", item)
+    return checked(converted(placed, table, "file.jsonl", told, say, Counter() if left_out is None else left_out), KINDS[table])
 
 
 def messages(turns: list[Any]) -> list[dict[str, Any]]:
