@@ -77,8 +77,8 @@ def _checked(rows: Iterable[Placed], kind: type[AnyRecord], ids: Ids, mend: str 
     """
     try:
         for where, row in rows:
-            record = one_checked(where, row, kind, mend)
             try:
+                record = one_checked(where, row, kind, mend)
                 line = as_line(as_row(record))
             except ValueError as error:  # NaN, or half of a character, which rows of a program or of a table can hold
                 raise GrapeError(f"cannot be written: {error}", where=where, mend="mend the row") from error
@@ -91,13 +91,24 @@ def _checked(rows: Iterable[Placed], kind: type[AnyRecord], ids: Ids, mend: str 
     ids.refuse_repeats()
 
 
+def _placed(path: Path, mend: str) -> Iterator[Placed]:
+    return ((f"{path}:{number}", row) for number, row in read_lines(path, mend or None))
+
+
 def each_row(path: Path, kind: type[AnyRecord], mend: str = "") -> Iterator[AnyRecord]:
     """The records of a JSON-lines file, one after the other.
 
     Raises: as `grape.artifacts.read_rows`.
     """
-    rows = ((f"{path}:{number}", row) for number, row in read_lines(path, mend or None))
-    return (record for record, _ in _checked(rows, kind, Ids(), mend))
+    return (record for record, _ in _checked(_placed(path, mend), kind, Ids(), mend))
+
+
+def read_table(path: Path, kind: type[AnyRecord], mend: str = "") -> Table[AnyRecord]:
+    """The records of a JSON-lines file, on the disk.
+
+    Raises: as `grape.artifacts.read_rows`.
+    """
+    return Table(kind, _placed(path, mend), mend)
 
 
 class Table(Sequence[AnyRecord], Generic[AnyRecord]):
@@ -109,9 +120,9 @@ class Table(Sequence[AnyRecord], Generic[AnyRecord]):
     Raises: as `grape.artifacts.checked`.
     """
 
-    def __init__(self, kind: type[AnyRecord], rows: Iterable[Placed] = ()) -> None:
+    def __init__(self, kind: type[AnyRecord], rows: Iterable[Placed] = (), mend: str = "") -> None:
         self.kind, self._ids, self._lines = kind, Ids(), Spilled()
-        for _, line in _checked(rows, kind, self._ids):
+        for _, line in _checked(rows, kind, self._ids, mend):
             self._lines.append(line)
         self._places: Sequence[int] | np.ndarray = range(len(self._lines))
 

@@ -6,6 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from grape.errors import GrapeError
 from grape.files import read_json, read_lines, read_text
 
 ONE = "keep one of them"
+HUB_SECONDS = 10
 
 
 class Source(BaseModel):
@@ -175,19 +177,60 @@ def _saved(path: Path) -> Iterator[Placed]:
 
 
 def from_hub(source: Source) -> Iterator[Placed]:
-    """The rows of a split. What was downloaded once is not asked for again.
+    """The rows of a split. What was downloaded once is there without the hub too.
 
     Raises:
-        GrapeError: the hub does not have it, or cannot be reached.
+        GrapeError: the hub does not have it, or cannot be reached; a folder here is called like it, and would be read in its place.
     """
+    where = f"params.yaml, prepare.files, {source.hub}"
+    if Path(source.hub).exists():
+        mend = "name files of prepare.source with `file`, or move the folder away"
+        raise GrapeError("this is a path here, and would be read in place of the hub's data set", where=where, mend=mend)
+    with _offline() if unreachable(source) else nullcontext():
+        yield from loaded(source.hub, source, where)
+
+
+def unreachable(source: Source) -> bool:
+    """Whether the hub does not answer within HUB_SECONDS. Asked once: `datasets` asks five times, for half a minute."""
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        huggingface_hub.HfApi().dataset_info(source.hub, revision=source.revision, timeout=HUB_SECONDS)
+    except HfHubHTTPError:
+        return False  # it answers; what it says is said by `datasets`
+    except Exception:  # each way to have no connection has a kind of its own
+        return True
+    return False
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """As HF_HUB_OFFLINE, which libraries read once: what was downloaded is read, nothing else is waited for."""
+    import datasets
+    import huggingface_hub.constants
+
+    places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
+    before = [place.HF_HUB_OFFLINE for place in places]
+    try:
+        for place in places:
+            place.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value
+
+
+def loaded(path: str, source: Source, where: str) -> Iterator[Placed]:
+    """The rows of a data set's split. path: its id on the hub, or a folder laid out like its repository."""
     import datasets
 
     try:
-        found = datasets.load_dataset(source.hub, source.config, split=source.split, revision=source.revision)
+        found = datasets.load_dataset(path, source.config, split=source.split, revision=source.revision)
     except Exception as error:  # datasets, its readers and the hub's client each raise their own kinds
         raise GrapeError(
             f"the data set cannot be had: {type(error).__name__}: {_first(error)}",
-            where=f"params.yaml, prepare.files, {source.hub}",
+            where=where,
             mend="check its name, config, split and revision, and the way to the hub",
         ) from error
     yield from _numbered(source.hub, found)

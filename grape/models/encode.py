@@ -55,10 +55,6 @@ class TokenRows(Sequence[Row]):
         ids = np.frombuffer(entry, np.int32, tokens).tolist()
         return Row(ids[:before], ids[before:], tuple(map(bool, entry[4 * tokens :])))
 
-    def tokens(self) -> list[int]:
-        """How long each row is."""
-        return np.frombuffer(self._sizes, np.int32).reshape(-1, 2).sum(1).tolist() if self._sizes else []
-
 
 @dataclass
 class Rows:
