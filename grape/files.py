@@ -127,18 +127,18 @@ def read_lines(path: Path, mend: str | None = None) -> Iterator[tuple[int, Row]]
         raise GrapeError(f"cannot be read: {error.strerror or error}", where=str(path), mend=mend) from error
 
 
-def read_text(path: Path, mend: str | None = None) -> str:
-    """The whole of a text file, line ends as they are.
+def text_lines(path: Path, mend: str | None = None) -> Iterator[str]:
+    """The lines of a text file, one after the other, with their ends as they are.
 
     Raises:
         GrapeError: with file and line: it cannot be read, or is no UTF-8 text.
     """
     try:
-        lines = path.read_bytes().split(b"\n")
+        with path.open("rb") as file:
+            for number, raw in enumerate(file, 1):
+                yield _decoded(path, number, _text_begins(path, raw, "text") if number == 1 else raw, mend)
     except OSError as error:
         raise GrapeError(f"cannot be read: {error.strerror or error}", where=str(path), mend=mend) from error
-    lines[0] = _text_begins(path, lines[0], "text")
-    return "\n".join(_decoded(path, number, raw, mend) for number, raw in enumerate(lines, 1))
 
 
 def read_json(path: Path, mend: str = "mend that file") -> Any:
@@ -147,7 +147,7 @@ def read_json(path: Path, mend: str = "mend that file") -> Any:
     Raises:
         GrapeError: with file and line.
     """
-    return _value(path, None, read_text(path, mend), mend)
+    return _value(path, None, "".join(text_lines(path, mend)), mend)
 
 
 def _text_begins(path: Path, first: bytes, wanted: str = "JSON lines") -> bytes:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from grape.data.shapes import SHAPES, Placed, Told, converted, names
+from grape.data.converted import Told, converted
+from grape.data.shapes import SHAPES, Placed, names
 from grape.data.tables import Source, find, from_hub, read
 from grape.errors import GrapeError
 from grape.randomness import permutation

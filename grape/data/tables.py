@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from grape.data.shapes import Placed
 from grape.errors import GrapeError
-from grape.files import read_json, read_lines, read_text
+from grape.files import read_json, read_lines, text_lines
 
 ONE = "keep one of them"
 HUB_SECONDS = 10
@@ -132,7 +132,7 @@ def _json(path: Path) -> Iterator[Placed]:
 
 def _csv(path: Path) -> Iterator[Placed]:
     """Every cell is text, as it stands; an empty one is no value."""
-    rows = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+    rows = csv.DictReader((piece for text in text_lines(path) for piece in io.StringIO(text, newline="")), strict=True)
     try:
         for row in rows:
             where = f"{path}:{rows.line_num}"

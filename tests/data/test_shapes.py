@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from grape.artifacts import Demonstration, Judgement, Preference, PromptRow, Record, checked
-from grape.data.shapes import Told, converted
+from grape.data.converted import Told, converted
 from grape.errors import GrapeError
 
 USER, ANSWER = {"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "So it is 4.\n#### 4"}
