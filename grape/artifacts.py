@@ -110,10 +110,12 @@ class Document(Record):
 
 
 class Identified(Record):
-    """What every row has that can be drawn: ids key the draws, categories name the rubrics."""
+    """What every row has that can be drawn: ids key the draws, categories name the rubrics. `dataset`: where several are mixed, the
+    one it comes from; written where it is said."""
 
     id: Text = Field(min_length=1)
     category: Text = Field(min_length=1)
+    dataset: Text = ""
 
 
 class Demonstration(Identified):
@@ -141,7 +143,7 @@ class PromptRow(Identified):
         return self
 
     def value(self) -> Prompt:
-        return Prompt(self.id, self.category, tuple(turn.message() for turn in self.prompt), self.answer)
+        return Prompt(self.id, self.category, tuple(turn.message() for turn in self.prompt), self.answer, self.dataset)
 
 
 class Judgement(Identified):
@@ -195,23 +197,34 @@ def checked(rows: Iterable[tuple[str, Mapping[str, Any]]], kind: type[AnyRecord]
     """
     records: list[AnyRecord] = []
     seen: dict[str, tuple[AnyRecord, str]] = {}
-    named = "id" in kind.model_fields
     for where, row in rows:
-        given = {**row, "id": "made"} if named and row.get("id") is None else row
-        try:
-            record = kind.model_validate(given)
-        except ValidationError as error:
-            raise _refused(error, where, kind, mend) from error
-        if named:
-            if given is not row:
-                record = record.model_copy(update={"id": _content_id(record)})
-            name = record.id  # type: ignore[attr-defined]
-            other, place = seen.setdefault(name, (record, where))
+        record = one_checked(where, row, kind, mend)
+        if isinstance(record, Identified):
+            other, place = seen.setdefault(record.id, (record, where))
             if other != record:
-                mend = "give every row its own id, or leave the column out: ids are then made from the content"
-                raise GrapeError(f"the id {name!r} already stands at {place}, for another row", where=where, mend=mend)
+                raise repeated(record.id, place, where)
         records.append(record)
     return records
+
+
+def one_checked(where: str, row: Mapping[str, Any], kind: type[AnyRecord], mend: str = "") -> AnyRecord:
+    """A row as a record, with an id.
+
+    Raises:
+        GrapeError: a missing or wrong column.
+    """
+    named = "id" not in kind.model_fields or row.get("id") is not None
+    try:
+        record = kind.model_validate(row if named else {**row, "id": "made"})
+    except ValidationError as error:
+        raise _refused(error, where, kind, mend) from error
+    return record if named else record.model_copy(update={"id": _content_id(record)})
+
+
+def repeated(name: str, place: str, where: str) -> GrapeError:
+    """That two different rows have one id, which keys what is drawn and kept. place: of the first."""
+    mend = "give every row its own id, or leave the column out: ids are then made from the content"
+    return GrapeError(f"the id {name!r} already stands at {place}, for another row", where=where, mend=mend)
 
 
 def _refused(error: ValidationError, where: str, kind: type[Record], mend: str) -> GrapeError:
@@ -220,7 +233,7 @@ def _refused(error: ValidationError, where: str, kind: type[Record], mend: str) 
         known = ", ".join(Turn.model_fields)
         mend = f"known in a turn: {known}; remove the others"
         return GrapeError(f"column {column}: a turn has no such key", where=where, mend=mend)
-    mend = mend or f"every row has the columns {', '.join(kind.model_fields)}"
+    mend = mend or f"every row has the columns {', '.join(columns(kind))}"
     return GrapeError(f"column {column}: {what}" if column else what, where=where, mend=mend)
 
 
@@ -229,11 +242,18 @@ def _content_id(record: Record) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
+def columns(kind: type[Record]) -> list[str]:
+    """Those that a row is to have."""
+    return [name for name in kind.model_fields if name != "dataset"]
+
+
 def as_row(record: Record) -> dict[str, Any]:
     """Every column of the record's type; in a turn only what it says."""
     row: dict[str, Any] = {}
     for name in type(record).model_fields:
         value = getattr(record, name)
+        if name == "dataset" and not value:
+            continue
         turns = isinstance(value, list) and value and isinstance(value[0], Turn)
         row[name] = [turn.message() for turn in value] if turns else value
     return row
@@ -248,7 +268,7 @@ def read_rows(path: Path, kind: type[AnyRecord], mend: str = "") -> list[AnyReco
     return checked(((f"{path}:{number}", row) for number, row in read_lines(path, mend or None)), kind, mend)
 
 
-def write_rows(path: Path, records: Sequence[Record]) -> None:
+def write_rows(path: Path, records: Iterable[Record]) -> None:
     """Write validated records as JSON lines: readable by people, `load_dataset("json", ...)` and by DVC's diff."""
     write_lines(path, (as_row(record) for record in records))
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from grape.commands.terminal import Commands, entered, print_json, print_lines, project, show_as
+from grape.commands.terminal import Commands, entered, print_json, print_lines, project, show_as, speaks_utf8
 from grape.errors import GrapeError
 
 if TYPE_CHECKING:
@@ -266,7 +266,7 @@ def preview(
     from grape.commands import data
 
     found = data.preview(here, stage, rows)
-    show_as(found, data.lines(found), as_json)
+    show_as(found, data.lines(found, "\u2588" if speaks_utf8() else "#"), as_json)
 
 
 def main() -> None:

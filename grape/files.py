@@ -10,9 +10,11 @@ import json
 import os
 import shutil
 import threading
+from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import SpooledTemporaryFile
 from typing import Any, NoReturn
 
 from grape.errors import GrapeError
@@ -30,6 +32,7 @@ MAGIC = {
     b"ARROW1": "an Arrow file",
 }
 BOM = b"\xef\xbb\xbf"
+IN_MEMORY = 32 * 2**20  # bytes of a `Spilled` that do not go to the disk
 
 
 @contextmanager
@@ -91,7 +94,18 @@ def write_sorted(path: Path, value: Mapping[str, Any]) -> None:
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """JSON lines. NaN and infinity, which JSON has no word for, are refused (ValueError): say null where there is no number."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+    write_whole(path, map(as_line, rows))
+
+
+def as_line(row: Mapping[str, Any]) -> bytes:
+    """A row as a line of JSON lines."""
+    return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+
+
+def write_whole(path: Path, parts: Iterable[bytes]) -> None:
+    """A file of these parts, one after the other; they need not fit into memory together."""
+    with replacing(path) as beside, beside.open("wb") as file:
+        file.writelines(parts)
 
 
 def read_lines(path: Path, mend: str | None = None) -> Iterator[tuple[int, Row]]:
@@ -113,18 +127,18 @@ def read_lines(path: Path, mend: str | None = None) -> Iterator[tuple[int, Row]]
         raise GrapeError(f"cannot be read: {error.strerror or error}", where=str(path), mend=mend) from error
 
 
-def read_text(path: Path, mend: str | None = None) -> str:
-    """The whole of a text file, line ends as they are.
+def text_lines(path: Path, mend: str | None = None) -> Iterator[str]:
+    """The lines of a text file, one after the other, with their ends as they are.
 
     Raises:
         GrapeError: with file and line: it cannot be read, or is no UTF-8 text.
     """
     try:
-        lines = path.read_bytes().split(b"\n")
+        with path.open("rb") as file:
+            for number, raw in enumerate(file, 1):
+                yield _decoded(path, number, _text_begins(path, raw, "text") if number == 1 else raw, mend)
     except OSError as error:
         raise GrapeError(f"cannot be read: {error.strerror or error}", where=str(path), mend=mend) from error
-    lines[0] = _text_begins(path, lines[0], "text")
-    return "\n".join(_decoded(path, number, raw, mend) for number, raw in enumerate(lines, 1))
 
 
 def read_json(path: Path, mend: str = "mend that file") -> Any:
@@ -133,7 +147,7 @@ def read_json(path: Path, mend: str = "mend that file") -> Any:
     Raises:
         GrapeError: with file and line.
     """
-    return _value(path, None, read_text(path, mend), mend)
+    return _value(path, None, "".join(text_lines(path, mend)), mend)
 
 
 def _text_begins(path: Path, first: bytes, wanted: str = "JSON lines") -> bytes:
@@ -199,3 +213,36 @@ def _finite(text: str) -> float:
 
 def _no_number(text: str) -> NoReturn:
     raise ValueError(f"{text} is no JSON")
+
+
+class Spilled:
+    """A list of byte strings that may be larger than memory: beyond 32 MB it lies in a file without a name in the folder for
+    temporary files, so that whatever ends the program leaves nothing behind. Of an entry 8 bytes stay in memory."""
+
+    def __init__(self) -> None:
+        self._file = SpooledTemporaryFile(IN_MEMORY)
+        self._ends = array("q", [0])
+        self._adding = True
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def append(self, entry: bytes) -> None:
+        if not self._adding:
+            self._file.seek(self._ends[-1])
+            self._adding = True
+        self._file.write(entry)
+        self._ends.append(self._ends[-1] + len(entry))
+
+    def __getitem__(self, place: int) -> bytes:
+        """The entry at a place from 0."""
+        self._adding = False
+        begin, end = self._ends[place], self._ends[place + 1]
+        self._file.seek(begin)
+        return self._file.read(end - begin)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (self[place] for place in range(len(self)))
+
+    def __del__(self) -> None:
+        self._file.close()

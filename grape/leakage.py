@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any
 
 from grape.artifacts import Demonstration, Preference, PromptRow, Turn
@@ -33,11 +34,11 @@ def holds(heldout: Iterable[PromptRow], known: Iterable[PromptRow] = ()) -> Call
             different things), the system turn is part of the question.
     """
     rows = list(heldout)
-    answers: dict[tuple[Said, ...], set[str]] = {}
-    for row in (*rows, *known):
-        if row.answer is not None:
-            answers.setdefault(said(row.prompt), set()).add(row.answer)
-    whole = [len(answers.get(said(row.prompt), ())) > 1 and row.prompt[0].role == "system" for row in rows]
+    answers: dict[tuple[Said, ...], set[str]] = {said(row.prompt): set() for row in rows}
+    for row in chain(rows, known):
+        if row.answer is not None and (words := said(row.prompt)) in answers:
+            answers[words].add(row.answer)
+    whole = [len(answers[said(row.prompt)]) > 1 and row.prompt[0].role == "system" for row in rows]
     asked = {said(row.prompt, full) for row, full in zip(rows, whole, strict=True)}
     lengths = {len(turns) for turns in asked}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -32,7 +32,8 @@ def _fields(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
     kind: Any = model
     for part in location[:-1]:
         field = kind.model_fields.get(part) if _is_model(kind) else None
-        kind = field.annotation if field else get_args(kind)[-1] if get_origin(kind) is dict else None
+        kind = field.annotation if field else get_args(kind)[0 if get_origin(kind) is list else -1] if get_args(kind) else None
+        kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     return list(kind.model_fields) if _is_model(kind) else []
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from grape import slot
 from grape.algorithms.base import AnyAlgorithm, SlotParams
-from grape.data.tables import Source
+from grape.data.tables import Source, refuse_mixes
 from grape.models.lora import LoRA
 from grape.models.template import Template
 from grape.reward.critics.judge import Judge, Panel, refuse_alike
@@ -54,7 +54,7 @@ Table = Literal["corpus", "sft", "prompts", "heldout", "judgements", "preference
 
 class Prepare(Section):
     source: str = Field(min_length=1)
-    files: dict[Table, Source]
+    files: dict[Table, Annotated[list[Source], Field(min_length=1)]]
     columns: dict[Table, dict[str, str]]
     category: str | None = Field(min_length=1)
     rows: dict[Table, Annotated[int, Field(ge=1)]]
@@ -64,6 +64,19 @@ class Prepare(Section):
     heldout: int = Field(ge=2)
     judgements: int = Field(ge=0)
     noise: float = Field(ge=0, le=1)
+
+    @field_validator("files", mode="before")
+    @classmethod
+    def _one_source(cls, given: object) -> object:
+        """A table with one source needs no list."""
+        if not isinstance(given, dict):
+            return given
+        return {table: sources if isinstance(sources, list) else [sources] for table, sources in given.items()}
+
+    @model_validator(mode="after")
+    def _sources_that_mix(self) -> Prepare:
+        refuse_mixes(self.files, self.columns)
+        return self
 
 
 class Optimisation(Section):

@@ -35,11 +35,14 @@ class Commands(TyperGroup):
             raise typer.Exit(130) from interrupt
 
 
+def speaks_utf8() -> bool:
+    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+
+
 def print_json(value: object) -> None:
     import json
 
-    readable = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=not readable))
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=not speaks_utf8()))
 
 
 def print_lines(lines: Iterable[str]) -> None:

@@ -7,6 +7,7 @@
     prompt, completion               texts or turns (TRL); also `response`
     question, answer                 GSM8K
     prompt?, chosen, rejected        pairs; the prompt may stand in both answers
+    prompt, completion, label        single answers that were liked or not (TRL's KTO); also `response`
     text                             documents
 
 An answer that stands behind a prompt is its reference for verifiers; of one whose last line is `#### 72`, that is `72`.
@@ -15,11 +16,9 @@ An answer that stands behind a prompt is its reference for verifiers; of one who
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from grape.errors import GrapeError
 
 Row = Mapping[str, Any]
 Placed = tuple[str, Row]  # where a row stands, and what it says
@@ -37,10 +36,12 @@ MARK = re.compile(r"^####[ \t]*([^\n]*?)\s*\Z", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Shape:
-    """A form of rows: the columns it is known by, and how a row becomes grape's own columns (ValueError: it cannot)."""
+    """A form of rows: the columns it is known by, and how a row becomes grape's own columns (ValueError: it cannot). unpaired: two
+    rows together make one."""
 
     columns: tuple[str, ...]
     convert: Callable[[Row], dict[str, Any]]
+    unpaired: bool = False
 
     @property
     def name(self) -> str:
@@ -121,6 +122,43 @@ def _asked(task: Callable[[Row], Any], answer: str) -> Callable[[Row], dict[str,
     return convert
 
 
+LABELS = {"true": 1, "false": 0, "1": 1, "0": 0}
+
+
+def _label(value: Any) -> Any:
+    """1 or 0 for what says so: a bool, a number, or a text as in CSV; else the value as it stands."""
+    if isinstance(value, bool | int | float) and value in (0, 1):
+        return int(value)
+    return LABELS.get(value.strip().lower(), value) if isinstance(value, str) else value
+
+
+def _liked(answer: str) -> Callable[[Row], dict[str, Any]]:
+    """An answer that was liked or not."""
+
+    def convert(row: Row) -> dict[str, Any]:
+        label = _label(row["label"])
+        if label not in (0, 1):
+            raise ValueError(f"the label {row['label']!r} is neither true nor false")
+        return {"prompt": turns(row["prompt"], "user"), "completion": turns(row[answer], "assistant"), "label": bool(label)}
+
+    return convert
+
+
+def _judged(answer: str) -> Callable[[Row], dict[str, Any]]:
+    """A person's yes or no about an answer: a text, or the assistant's only turn."""
+
+    def convert(row: Row) -> dict[str, Any]:
+        said = row[answer]
+        if isinstance(said, list):
+            given = conversation(said)
+            if len(given) != 1 or given[0].get("role") != "assistant":
+                raise ValueError("a judgement is of one turn of the assistant")
+            said = given[0].get("content")
+        return {"prompt": turns(row["prompt"], "user"), "response": said, "label": _label(row["label"])}
+
+    return convert
+
+
 def _talk(name: str) -> Callable[[Row], dict[str, Any]]:
     return lambda row: {"messages": conversation(row[name])}
 
@@ -149,8 +187,11 @@ SHAPES: dict[str, list[Shape]] = {
         *(Shape(("instruction", answer), _asked(_instruction, answer)) for answer in ("output", "response")),
         Shape(("question",), _asked(_of("question"), "answer")),
     ],
-    "preferences": [Shape(("chosen", "rejected"), _apart)],
-    "judgements": [Shape(("prompt", "response", "label"), lambda row: {"prompt": turns(row["prompt"], "user")})],
+    "preferences": [
+        Shape(("chosen", "rejected"), _apart),
+        *(Shape(("prompt", answer, "label"), _liked(answer), unpaired=True) for answer in ("completion", "response")),
+    ],
+    "judgements": [Shape(("prompt", answer, "label"), _judged(answer)) for answer in ("response", "completion")],
 }
 
 
@@ -163,56 +204,3 @@ def recognised(table: str, columns: Iterable[str]) -> Shape | None:
 def names(table: str) -> set[str]:
     """The columns of all shapes of a table."""
     return {name for shape in SHAPES[table] for name in shape.columns} | {"input", "instances"}
-
-
-def _each(rows: Iterable[Placed], columns: Mapping[str, str], source: str) -> Iterator[Placed]:
-    """Rows with our names in place of theirs, `columns`; of one with several instances, each."""
-    unseen = set(columns.values())
-    for where, given in rows:
-        unseen -= given.keys()
-        kept = {name: value for name, value in given.items() if name not in columns.values()}
-        row = kept | {ours: given[theirs] for ours, theirs in columns.items() if theirs in given}
-        instances = row.get("instances")
-        if "instruction" not in row or not isinstance(instances, list) or not all(isinstance(i, Mapping) for i in instances):
-            yield where, row
-            continue
-        if not instances:
-            raise GrapeError("its list of instances is empty", where=where, mend="mend the row, or leave it out")
-        del row["instances"]
-        for number, instance in enumerate(instances, 1):
-            own = {"id": f"{row['id']}-{number}"} if "id" in row and len(instances) > 1 else {}
-            yield where, {**row, **own, **instance}
-    if unseen:
-        what = f"no row has the column {min(unseen)}"
-        raise GrapeError(what, where=source, mend="mend prepare.columns in params.yaml")
-
-
-def converted(
-    rows: Iterable[Placed], table: str, source: str, columns: Mapping[str, str], category: str | None, say: Callable[[str], None]
-) -> Iterator[Placed]:
-    """Rows of one source with the columns of their table. The first row says which shape all have.
-
-    Args:
-        source: what the rows are from, for messages. columns: the table's names -> those of the rows.
-        category: of rows that have none.
-
-    Raises:
-        GrapeError: no shape is known of these columns, or a row is of another shape.
-    """
-    shape: Shape | None = None
-    for where, row in _each(rows, columns, source):
-        if shape is None:
-            shape = recognised(table, row)
-            if shape is None:
-                known = "; or ".join(one.name for one in SHAPES[table])
-                what = f"no shape of rows is known with the columns {', '.join(row)}"
-                raise GrapeError(what, where=where, mend=f"name them in prepare.columns.{table}: {known}")
-            say(f"{source}: rows of {shape.name}" + ", answer" * ("answer" in row and "answer" not in shape.columns))
-        if missing := [name for name in shape.columns if name not in row]:
-            what = f"column {missing[0]} is missing, which the rows before have"
-            raise GrapeError(what, where=where, mend="give all rows of a file the same columns")
-        try:
-            made = {**row, **shape.convert(row)}
-        except (ValueError, KeyError, TypeError) as error:
-            raise GrapeError(f"rows of {shape.name}: {error}", where=where, mend="mend the row") from error
-        yield where, made if made.get("category") is not None or category is None else {**made, "category": category}

@@ -3,18 +3,22 @@ is ids in and ids out. What does not fit is left out whole and counted: cutting 
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import chain
+from typing import Any, overload
 
+import numpy as np
 import torch
 
 from grape.artifacts import Demonstration, Preference
+from grape.files import Spilled
 from grape.models.chat import Chat, Encoded, Row
 from grape.types import Prompt, Tokens
 
-__all__ = ["Row", "Rows", "collate", "encode_documents", "encode_pairs", "encode_turns", "fitting_prompts"]
+__all__ = ["Row", "Rows", "TokenRows", "collate", "encode_documents", "encode_pairs", "encode_turns", "fitting_prompts"]
 
 
 Where = str | Callable[[Any], str]  # the folder of the records, or what says where each stands; for messages
@@ -22,6 +26,34 @@ Where = str | Callable[[Any], str]  # the folder of the records, or what says wh
 
 def _at(where: Where, record: Demonstration | Preference | Prompt) -> str:
     return where(record) if callable(where) else f"{where}, {record.id}"
+
+
+class TokenRows(Sequence[Row]):
+    """Rows of token ids, as 4 bytes a token that lie on the disk where they are many; a row is read when it is asked for."""
+
+    def __init__(self) -> None:
+        self._ids, self._sizes = Spilled(), array("i")
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def append(self, row: Row) -> None:
+        ids = np.fromiter(chain(row.prompt, row.response), np.int32, row.tokens)
+        self._ids.append(ids.tobytes() + bytes(row.given))
+        self._sizes.extend((len(row.prompt), len(row.response)))
+
+    @overload
+    def __getitem__(self, place: int) -> Row: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Row]: ...
+    def __getitem__(self, place: int | slice) -> Row | list[Row]:
+        if isinstance(place, slice):
+            return [self[i] for i in range(len(self))[place]]
+        place = range(len(self))[place]
+        before, behind = self._sizes[2 * place : 2 * place + 2]
+        entry, tokens = self._ids[place], before + behind
+        ids = np.frombuffer(entry, np.int32, tokens).tolist()
+        return Row(ids[:before], ids[before:], tuple(map(bool, entry[4 * tokens :])))
 
 
 @dataclass
@@ -35,14 +67,15 @@ class Rows:
             token, or whose answer the tokenizer would join with the prompt.
     """
 
-    rows: list[Row] = field(default_factory=list)
+    rows: Sequence[Row] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
 
-def _fitting(encoded: Iterable[Sequence[Encoded]], positions: int) -> Rows:
-    """The records whose rows all fit into `positions` tokens."""
-    made = Rows()
+def _fitting(encoded: Iterable[Sequence[Encoded]], positions: int, keep: bool = True) -> Rows:
+    """The records whose rows all fit into `positions` tokens. keep: the rows themselves, not their number alone."""
+    fitting = TokenRows()
+    made = Rows(fitting)
     made.counts["dropped/too_long"] = 0
     for i, parts in enumerate(encoded):
         made.counts["spelled_tokens"] += any(part.spelled for part in parts)
@@ -50,23 +83,30 @@ def _fitting(encoded: Iterable[Sequence[Encoded]], positions: int) -> Rows:
         if any(part.row.tokens > positions for part in parts):
             made.counts["dropped/too_long"] += 1
             continue
-        made.rows += [part.row for part in parts]
+        for part in parts if keep else ():
+            fitting.append(part.row)
         made.kept.append(i)
     return made
 
 
-def encode_turns(chat: Chat, demonstrations: Sequence[Demonstration], positions: int, where: Where, turns: str = "last") -> Rows:
-    """Demonstrations, loss on all of the assistant's turns or on the last one."""
+def encode_turns(
+    chat: Chat, demonstrations: Iterable[Demonstration], positions: int, where: Where, turns: str = "last", keep: bool = True
+) -> Rows:
+    """Demonstrations, loss on all of the assistant's turns or on the last one.
+
+    Args:
+        keep: the rows; else they are counted alone.
+    """
 
     def encoded(record: Demonstration) -> list[Encoded]:
         messages = [turn.message() for turn in record.messages]
         learned = [i for i, m in enumerate(messages) if m["role"] == "assistant"] if turns == "all" else None
         return [chat.conversation(messages, _at(where, record), learned)]
 
-    return _fitting(map(encoded, demonstrations), positions)
+    return _fitting(map(encoded, demonstrations), positions, keep)
 
 
-def encode_pairs(chat: Chat, pairs: Sequence[Preference], positions: int, where: Where) -> Rows:
+def encode_pairs(chat: Chat, pairs: Iterable[Preference], positions: int, where: Where) -> Rows:
     """Rows chosen, rejected, chosen, .. of preference pairs; of an answer of several turns all that the assistant says counts."""
 
     def encoded(pair: Preference) -> list[Encoded]:
@@ -81,18 +121,18 @@ def encode_pairs(chat: Chat, pairs: Sequence[Preference], positions: int, where:
     return _fitting(map(encoded, pairs), positions)
 
 
-def encode_documents(chat: Chat, texts: Sequence[str], positions: int) -> Rows:
-    """Pre-training documents: an empty prompt (BOS, or EOS where a tokenizer has no BOS) and the text with EOS."""
+def encode_documents(chat: Chat, texts: Iterable[str], positions: int, keep: bool = True) -> Rows:
+    """Pre-training documents: an empty prompt (BOS, or EOS where a tokenizer has no BOS) and the text with EOS. keep: as above."""
     start, end = chat.tokenizer.bos_token_id, chat.tokenizer.eos_token_id
 
     def encoded(text: str) -> list[Encoded]:
         ids, spelled = chat.plain(text)
         return [Encoded(Row([end if start is None else start], [*ids, end]), spelled)]
 
-    return _fitting(map(encoded, texts), positions)
+    return _fitting(map(encoded, texts), positions, keep)
 
 
-def fitting_prompts(chat: Chat, prompts: Sequence[Prompt], room: int, where: Where) -> tuple[list[Prompt], list[int]]:
+def fitting_prompts(chat: Chat, prompts: Iterable[Prompt], room: int, where: Where) -> tuple[list[Prompt], list[int]]:
     """The prompts of at most `room` tokens, and the places of the others.
 
     Raises:

@@ -66,8 +66,8 @@ class Template(BaseModel):
         return arguments
 
 
-# What transformers puts before a control token that is to be text.
-MARK = "\U000f0000"
+# What transformers puts before and behind a control token that is to be text.
+MARK, CLOSE = "\U000f0000", "\U000f0001"
 
 
 def mark(value: Any, tokens: frozenset[str]) -> Any:

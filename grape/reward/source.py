@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, get_args
 
@@ -133,7 +133,7 @@ class RubricReward:
                 raise GrapeError(what, where="rubrics/", mend=f"run the stage that makes it, or remove the {kind} items")
 
     def check(
-        self, prompts: Sequence[Prompt], place: str | Callable[[Prompt], str] | None = None, usable: Collection[str] | None = None
+        self, prompts: Iterable[Prompt], place: str | Callable[[Prompt], str] | None = None, usable: Collection[str] | None = None
     ) -> None:
         """Refuse prompts that could not be scored, before any training.
 

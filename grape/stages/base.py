@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 from grape.algorithms.sft import ALGORITHM
-from grape.artifacts import Document, read_rows
+from grape.artifacts import Document
 from grape.errors import GrapeError
 from grape.models.encode import Rows, encode_documents
 from grape.models.folder import point
@@ -21,15 +22,16 @@ from grape.stages.chats import chat_of
 from grape.stages.fit import fit
 from grape.stages.stage import Stage
 from grape.stages.trained import save_trained, trainable
+from grape.table import each_row
 
 
 def run(stage: Stage) -> None:
     params = stage.params.model
-    documents = [row.text for row in read_rows(stage.path("data/corpus/train.jsonl"), Document)]
+    there = next(_documents(stage), None) is not None
     stage.datasets("data/corpus")
-    model, tokenizer = _scratch(stage, documents) if params.base == "scratch" else _pretrained(stage)
+    model, tokenizer = _scratch(stage, there) if params.base == "scratch" else _pretrained(stage)
     # A model that comes trained is taken as it is, unless there is a corpus to go on with.
-    section = stage.params.base if documents else stage.params.base.model_copy(update={"steps": 0})
+    section = stage.params.base if there else stage.params.base.model_copy(update={"steps": 0})
     chat = chat_of(stage, tokenizer, model)
     if missing := chat.stops - _named_ends(model):
         # So that every program that loads what grape saves stops where grape does.
@@ -40,7 +42,7 @@ def run(stage: Stage) -> None:
     elif section.steps and params.lora.rank:
         print("base: a model from scratch has no weights for adapters to stand on, and is trained in full", flush=True)
     model.to(device())
-    rows = encode_documents(chat, documents, params.positions) if section.steps else Rows()
+    rows = encode_documents(chat, _documents(stage), params.positions) if section.steps else Rows()
     stage.left_out(rows.counts, len(rows.kept), "documents", f"model.positions = {params.positions} tokens")
     forward = partial(language, model, dtype=params.dtype)
     history = fit(stage, model, chat, ALGORITHM, ALGORITHM.params(), rows.rows, section, forward)
@@ -74,15 +76,20 @@ def _save(stage: Stage, model: LanguageModel, tokenizer: Tokenizer, trained: boo
         save_trained(stage, model, tokenizer, "models/base", name, revision)
 
 
-def _scratch(stage: Stage, documents: list[str]) -> tuple[LanguageModel, Tokenizer]:
+def _documents(stage: Stage) -> Iterator[str]:
+    """The texts of the corpus, one after the other."""
+    return (row.text for row in each_row(stage.path("data/corpus/train.jsonl"), Document))
+
+
+def _scratch(stage: Stage, there: bool) -> tuple[LanguageModel, Tokenizer]:
     params = stage.params.model
-    if not documents:
+    if not there:
         raise GrapeError(
             "there is no corpus to train a model from scratch on",
             where="data/corpus",
             mend="add corpus.jsonl to prepare.source, or set model.base to a pre-trained model",
         )
-    tokenizer = character_tokenizer(documents)
+    tokenizer = character_tokenizer(_documents(stage))
     seed = key(stage.params.seed, "base", "weights") % 2**63
     return scratch(params.architecture, params.layers, params.width, params.heads, params.positions, tokenizer, seed), tokenizer
 

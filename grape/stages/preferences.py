@@ -117,6 +117,7 @@ def _pair(best: Response, worst: Response, high: float, low: float, source: str)
     return Preference(
         id=prompt.id,
         category=prompt.category,
+        dataset=prompt.dataset,
         prompt=[Turn(**m) for m in prompt.messages],
         chosen=[Turn(role="assistant", content=best.written)],
         rejected=[Turn(role="assistant", content=worst.written)],

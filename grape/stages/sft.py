@@ -6,7 +6,7 @@ from __future__ import annotations
 from functools import partial
 
 from grape.algorithms.sft import ALGORITHM
-from grape.artifacts import Demonstration, read_rows
+from grape.artifacts import Demonstration
 from grape.models.encode import encode_turns
 from grape.models.folder import point
 from grape.models.forward import language
@@ -15,6 +15,7 @@ from grape.stages.chats import chat_of
 from grape.stages.fit import fit
 from grape.stages.stage import Stage
 from grape.stages.trained import save_trained, trainable
+from grape.table import each_row
 
 
 def run(stage: Stage) -> None:
@@ -31,7 +32,7 @@ def _tune(stage: Stage) -> None:
     stage.datasets("data/sft")
     model, tokenizer = load_language_model(stage.model("models/base"))
     model = trainable(stage, model)
-    demonstrations = read_rows(
+    demonstrations = each_row(
         stage.path("data/sft/train.jsonl"), Demonstration, mend="run the prepare stage again: grape run prepare"
     )
     chat, positions = chat_of(stage, tokenizer, model), stage.params.model.positions

@@ -6,14 +6,16 @@ Nothing is taken out here: the stage that would learn from a row leaves it out, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grape.artifacts import Document
+from grape.artifacts import Document, PromptRow
 from grape.errors import GrapeError
 from grape.models.chat import Chat
-from grape.models.encode import encode_documents, encode_turns, fitting_prompts
+from grape.models.encode import encode_documents, encode_turns
 from grape.models.load import load_tokenizer, place
 from grape.models.protocols import Tokenizer
 from grape.models.scratch import character_tokenizer
@@ -22,13 +24,13 @@ from grape.reward.source import RubricReward
 from grape.stages.lessons import lesson, question
 from grape.stages.modules import load_module
 from grape.stages.stage import Stage
+from grape.table import Table
 from grape.types import Prompt
 
 if TYPE_CHECKING:
     from grape.schema import Model
 
-Tables = Mapping[str, Sequence[Any]]
-Places = dict[tuple[str, str], str]  # (table, id) -> where the row stands in the source
+Tables = Mapping[str, Table[Any]]
 
 
 def required(stage: Stage) -> set[str]:
@@ -40,7 +42,7 @@ def required(stage: Stage) -> set[str]:
     return {name for name, is_needed in needed.items() if is_needed}
 
 
-def check(stage: Stage, tables: Tables, places: Places) -> dict[str, float]:
+def check(stage: Stage, tables: Tables) -> dict[str, float]:
     """
     Returns:
         `too_long/TABLE` -> rows that do not fit.
@@ -59,10 +61,9 @@ def check(stage: Stage, tables: Tables, places: Places) -> dict[str, float]:
     gold = stage.path(f"{stage.params.prepare.source}/gold.py")
     if gold.is_file():
         load_module(gold)
-    prompts = {name: [row.value() for row in tables[name]] for name in ("train", "heldout")}
-    _scorable(stage, prompts, places)
+    _scorable(stage, tables)
     tokenizer = base_tokenizer(stage.params.model, stage.project.root, tables["corpus"])
-    long = _long(stage, tables, prompts, Chat(tokenizer, stage.params.model.template), places)
+    long = _long(stage, tables, Chat(tokenizer, stage.params.model.template))
     refuse = stage.params.model.too_long == "refuse"
     for name, (count, longest) in long.items():
         if count and (refuse or count == len(tables[name])):
@@ -77,55 +78,56 @@ def check(stage: Stage, tables: Tables, places: Places) -> dict[str, float]:
     return {f"too_long/{name}": float(count) for name, (count, _) in long.items()}
 
 
-def _at(places: Places, table: str) -> Callable[[Any], str]:
-    """Where a row of the table stands. Held-out prompts may have been set aside from the training ones."""
-    return lambda row: places.get((table, row.id)) or places.get(("train", row.id)) or f"{table}, {row.id}"
+def _prompts(table: Table[PromptRow]) -> Iterator[Prompt]:
+    return (row.value() for row in table)
 
 
-def _scorable(stage: Stage, prompts: Mapping[str, list[Prompt]], places: Places) -> None:
+def _scorable(stage: Stage, tables: Tables) -> None:
     """Refuse what the rubrics cannot score, where anything is scored by them."""
     params = stage.params
     if params.rl.reward != "rubric" and params.preferences.source == "people":
         return
     rubrics = load_rubrics(stage.path("rubrics"))
     verifiers = RubricReward(rubrics, kinds=frozenset({"verify"}))
-    for name, rows in prompts.items():
-        verifiers.check(rows, _at(places, name), usable=rubrics)
+    for name in ("train", "heldout"):
+        verifiers.check(_prompts(tables[name]), tables[name].where, usable=rubrics)
 
 
-def base_tokenizer(model: Model, root: Path, corpus: Sequence[Document]) -> Tokenizer:
+def base_tokenizer(model: Model, root: Path, corpus: Iterable[Document]) -> Tokenizer:
     """As the base stage will have it."""
     if model.base != "scratch":
         return load_tokenizer(place(model.base, root), model.revision)
-    if not corpus:
+    texts = (row.text for row in corpus)
+    first = next(texts, None)
+    if first is None:
         raise GrapeError(
             "there is no corpus to train a model from scratch on",
             where="params.yaml, model.base",
             mend="add corpus.jsonl to prepare.source, or set model.base to a pre-trained model",
         )
-    return character_tokenizer([row.text for row in corpus])
+    return character_tokenizer(chain([first], texts))
 
 
-def _long(
-    stage: Stage, tables: Tables, prompts: Mapping[str, list[Prompt]], chat: Chat, places: Places
-) -> dict[str, tuple[int, str]]:
+def _long(stage: Stage, tables: Tables, chat: Chat) -> dict[str, tuple[int, str]]:
     """Table -> rows too long for it, and for what. A table that nobody learns from is not looked at."""
     params, found = stage.params, {}
     positions, whole = params.model.positions, f"model.positions = {params.model.positions} tokens"
     if params.base.steps:
-        rows = encode_documents(chat, [row.text for row in tables["corpus"]], positions)
+        rows = encode_documents(chat, (row.text for row in tables["corpus"]), positions, keep=False)
         found["corpus"] = (rows.counts["dropped/too_long"], whole)
     if params.sft.steps:
-        rows = encode_turns(chat, tables["sft"], positions, _at(places, "sft"), params.sft.turns)
+        rows = encode_turns(chat, tables["sft"], positions, tables["sft"].where, params.sft.turns, keep=False)
         found["sft"] = (rows.counts["dropped/too_long"], whole)
     room = positions - params.rl.max_new_tokens
-    for name, given in prompts.items():
-        _, dropped = fitting_prompts(chat, given, room, _at(places, name))
-        found[name] = (len(dropped), f"model.positions - rl.max_new_tokens = {room} tokens")
+    for name in ("train", "heldout"):
+        where = tables[name].where
+        dropped = sum(len(chat.prompt(prompt.messages, where(prompt))) > room for prompt in _prompts(tables[name]))
+        found[name] = (dropped, f"model.positions - rl.max_new_tokens = {room} tokens")
     if tables["judgements"]:
-        rubrics, where = load_rubrics(stage.path("rubrics")), _at(places, "judgements")
-        asked = [lesson(row, question(rubrics, row, where(row))) for row in tables["judgements"]]
+        rubrics, where = load_rubrics(stage.path("rubrics")), tables["judgements"].where
+        asked = (lesson(row, question(rubrics, row, where(row))) for row in tables["judgements"])
         if params.critic.steps and params.critic.judge.backend == "trained":
-            rows = encode_turns(chat, asked, positions, where)
+            rows = encode_turns(chat, asked, positions, where, keep=False)
             found["judgements"] = (rows.counts["dropped/too_long"], whole)
+        deque(asked, maxlen=0)  # a question that cannot be asked is refused though nobody is trained on it
     return found

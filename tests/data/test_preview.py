@@ -11,6 +11,7 @@ import pytest
 from grape import params as params_file
 from grape.artifacts import Demonstration, Document, Judgement, Preference, PromptRow, checked, write_rows
 from grape.commands.data import lines, preview
+from grape.data import near
 from grape.errors import GrapeError
 from grape.project import Project
 
@@ -88,3 +89,49 @@ def test_what_is_not_there_is_named(project: Project) -> None:
     with pytest.raises(GrapeError, match=r"sft/train\.jsonl") as caught:
         preview(project, "sft", 1)
     assert "grape run prepare" in str(caught.value)
+
+
+LONG = "Tell me in two or three plain words why the sky is blue on a clear day in June"
+
+
+def test_rows_that_are_alike_are_shown_and_stay(project: Project) -> None:
+    def turns(text: str) -> list[dict[str, Any]]:
+        return [{"role": "user", "content": text}, HI]
+
+    texts = [
+        "Hello there",
+        LONG,
+        LONG.replace("June", "May"),
+        "Hello there",
+        "Something else is asked of you here",
+        f"{LONG}! Well?",
+    ]
+    write_rows(
+        project.root / "data/sft/train.jsonl",
+        checked(
+            [("here", {"id": str(n), "category": "any", "messages": turns(text)}) for n, text in enumerate(texts)], Demonstration
+        ),
+    )
+    held = {"category": "any", "prompt": [{"role": "user", "content": LONG + " now"}]}
+    write_rows(project.root / "data/prompts/heldout.jsonl", checked([("here", held)], PromptRow))
+    (project.root / "reports/train").mkdir(parents=True)
+    (project.root / "reports/train/prepare.jsonl").write_text(
+        '{"step": 0, "rows/kept": 9, "dropped/leakage": 2.0, "dropped/duplicate": 0}\n'
+    )
+    found = preview(project, "sft", 0)
+    assert found["duplicates"] == [{"row": 4, "as_row": 1}] and found["left_out_by_prepare"] == {"leakage": 2}
+    assert [(one["row"], one["as_row"]) for one in found["near_duplicates"]] == [(3, 2)]
+    assert [(one["row"], one["heldout_row"]) for one in found["near_heldout"]] == [(2, 1), (3, 1), (6, 1)]
+    text = "\n".join(lines(found, "\u2588"))
+    assert "1 rows say what another says\n  row 4 and row 1" in text and "prepare: leakage 2" in text and "\u2588" in text
+    assert "\n".join(lines(found)).isascii()
+
+
+def test_similarities_are_those_of_the_sets(project: Project) -> None:
+    words = [str(n) for n in range(200)]
+    a, b = " ".join(words), " ".join([*words[:180], *(f"x{n}" for n in range(20))])
+    ((place, other, value),) = near.similar(["nothing like it", a, b, a])
+    assert (place, other, value) == (2, 1, 178 / 218)  # 198 trigrams each, 178 of them in both
+    ((place, question, value),) = near.overlapping(["x y", " ".join(words[:50])], ["a b c", " ".join(words[10:90])])
+    assert (place, question, value) == (1, 1, 38 / 48)
+    assert list(near.overlapping([], ["a"])) == [] == list(near.similar([]))

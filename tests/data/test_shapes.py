@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
 
-from grape.artifacts import Demonstration, Preference, PromptRow, Record, checked
-from grape.data.shapes import converted
+from grape.artifacts import Demonstration, Judgement, Preference, PromptRow, Record, checked
+from grape.data.converted import Told, converted
 from grape.errors import GrapeError
 
 USER, ANSWER = {"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "So it is 4.\n#### 4"}
@@ -19,13 +20,21 @@ SHARE = [
 ]
 ALPACA = {"instruction": "Add.", "input": "2, 2", "output": "4"}
 ADDED = {"role": "user", "content": "Add.\n\n2, 2"}
-KINDS: dict[str, type[Record]] = {"sft": Demonstration, "prompts": PromptRow, "preferences": Preference}
+KINDS: dict[str, type[Record]] = {"sft": Demonstration, "prompts": PromptRow, "preferences": Preference, "judgements": Judgement}
 
 
-def records(table: str, *rows: dict[str, Any], columns: dict[str, str] | None = None, said: list[str] | None = None) -> list[Any]:
+def records(
+    table: str,
+    *rows: dict[str, Any],
+    columns: dict[str, str] | None = None,
+    said: list[str] | None = None,
+    item: str | None = None,
+    left_out: Counter[str] | None = None,
+) -> list[Any]:
     placed = [(f"file.jsonl:{n}", row) for n, row in enumerate(rows, 1)]
     say = (said if said is not None else []).append
-    return checked(converted(placed, table, "file.jsonl", columns or {}, "any", say), KINDS[table])
+    told = Told(columns or {}, "any", item)
+    return checked(converted(placed, table, "file.jsonl", told, say, Counter() if left_out is None else left_out), KINDS[table])
 
 
 def messages(turns: list[Any]) -> list[dict[str, Any]]:
@@ -129,6 +138,46 @@ def test_the_shape_is_said_once_and_a_category_of_a_row_wins() -> None:
     assert said == ["file.jsonl: rows of question"] and (first.category, second.category) == ("any", "own")
 
 
+def liked(prompt: Any, completion: Any, label: Any, **more: Any) -> dict[str, Any]:
+    return {"prompt": prompt, "completion": completion, "label": label, **more}
+
+
+def test_the_ith_liked_answer_is_paired_with_the_ith_disliked_one() -> None:
+    left_out: Counter[str] = Counter()
+    found = records(
+        "preferences",
+        liked("2 + 2?", "4", True, id="a"),
+        liked([USER], [{**ANSWER, "content": "four"}], 1),
+        liked("3 + 3?", "7", "false"),  # of another prompt
+        liked("2 + 2?", "5", False, id="a"),
+        liked("2 + 2?", "6", "False"),
+        liked("2 + 2?", "8", 0),  # nobody is left to be preferred to it
+        left_out=left_out,
+    )
+    said = [(r.prompt[0].content, r.chosen[0].content, r.rejected[0].content) for r in found]
+    assert said == [("2 + 2?", "4", "5"), ("2 + 2?", "four", "6")] and left_out == {"unpaired": 2}
+
+
+def test_an_answer_both_liked_and_disliked_is_no_pair_with_itself() -> None:
+    left_out: Counter[str] = Counter()
+    rows = [liked("2 + 2?", "4", True), liked("2 + 2?", "4", False), liked("2 + 2?", "5", False)]
+    (found,) = records("preferences", *rows, left_out=left_out)
+    assert (found.chosen[0].content, found.rejected[0].content) == ("4", "5") and left_out == {"unpaired": 1}
+
+
+def test_answers_of_one_prompt_in_two_categories_are_apart() -> None:
+    left_out: Counter[str] = Counter()
+    rows = [liked("2 + 2?", "4", True, category="one"), liked("2 + 2?", "5", False, category="two")]
+    assert records("preferences", *rows, left_out=left_out) == [] and left_out == {"unpaired": 2}
+
+
+@pytest.mark.parametrize("label", [True, 1, "true", "TRUE", "1", 1.0])
+@pytest.mark.parametrize("completion", ["4", [{**ANSWER, "content": "4"}]])
+def test_unpaired_feedback_judges_the_item_that_is_named(label: Any, completion: Any) -> None:
+    (found,) = records("judgements", liked("2 + 2?", completion, label), item="right")
+    assert (found.item, found.response, found.label) == ("right", "4", 1) and messages(found.prompt) == [USER]
+
+
 @pytest.mark.parametrize(
     ("table", "rows", "message"),
     [
@@ -145,6 +194,13 @@ def test_the_shape_is_said_once_and_a_category_of_a_row_wins() -> None:
         ("prompts", [{"messages": []}], "prompt"),
         ("preferences", [{"prompt": [SYSTEM, USER], "chosen": [USER, GOOD], "rejected": [USER, BAD]}], "not those of prompt"),
         ("preferences", [{"prompt": "2?", "chosen": "4", "rejected": "4"}], "the same"),
+        ("preferences", [liked("2?", "4", "good")], "label 'good' is neither true nor false"),
+        ("preferences", [liked("2?", "4", 2)], "label 2 is neither"),
+        ("preferences", [liked("2?", "4", True), {"prompt": "2?", "completion": "5"}], "column label is missing"),
+        ("preferences", [liked("2?", [USER], True), liked("2?", "5", False)], "chosen begins with a turn of the user"),
+        ("judgements", [liked("2?", "4", True)], "column item"),
+        ("judgements", [liked("2?", [USER], True)], "one turn of the assistant"),
+        ("judgements", [liked("2?", "4", "good", item="right")], "column label"),
     ],
 )
 def test_what_has_no_shape_or_another_is_refused(table: str, rows: list[dict[str, Any]], message: str) -> None:

@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
+import huggingface_hub
 import pytest
 from pydantic import ValidationError
 
+from grape.data import tables
 from grape.data.tables import Source, find, from_hub, read
 from grape.errors import GrapeError
 
@@ -21,7 +24,6 @@ def write(folder: Path, kind: str) -> Path:
 
     import pyarrow
     import pyarrow.parquet
-    from datasets import Dataset
 
     path = folder / f"prompts{kind}"
     if kind == ".jsonl":
@@ -36,7 +38,7 @@ def write(folder: Path, kind: str) -> Path:
     elif kind == ".parquet":
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
     else:
-        Dataset.from_list(ROWS).save_to_disk(path)
+        datasets.Dataset.from_list(ROWS).save_to_disk(path)
     return path
 
 
@@ -93,8 +95,6 @@ def test_a_folder_that_datasets_did_not_save_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_hub_is_asked_for_the_very_split_and_revision(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
     asked: list[Any] = []
 
     def load(*names: Any, **how: Any) -> Any:
@@ -102,6 +102,7 @@ def test_the_hub_is_asked_for_the_very_split_and_revision(monkeypatch: pytest.Mo
         return datasets.Dataset.from_list(ROWS)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(tables, "unreachable", lambda source: False)
     rows = list(from_hub(Source(hub="org/name", config="main", split="train[:2]", revision=COMMIT)))
     assert asked == [(("org/name", "main"), {"split": "train[:2]", "revision": COMMIT})]
     assert rows[0] == ("org/name, row 1", ROWS[0])
@@ -129,14 +130,43 @@ def test_a_file_needs_no_key() -> None:
     assert Source.model_validate("a.csv") == Source(file="a.csv")
 
 
-def test_a_hub_that_does_not_answer_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
+def test_a_hub_that_does_not_answer_is_one_message_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets` alone would try five times, and wait 1, 2, 4, 8 and 8 s between."""
+    for place in (datasets.config, huggingface_hub.constants):
+        monkeypatch.setattr(place, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    with pytest.raises(GrapeError, match=r"params.yaml, prepare.files, org/name: .*ConnectionError.*org/name"):
+        list(from_hub(Source(hub="org/name", revision=COMMIT)))
+    assert waited == []
+    assert not any(place.HF_HUB_OFFLINE for place in (datasets.config, huggingface_hub.constants))
 
-    def load(*_: Any, **__: Any) -> Any:
-        raise ConnectionError("no way to the hub\nand more")
 
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    with pytest.raises(
-        GrapeError, match=r"params.yaml, prepare.files, org/name: .*ConnectionError: no way to the hub$|no way to the hub"
-    ):
+def test_a_repository_of_the_hub_is_read_by_its_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `datasets` itself reads one: a folder laid out like it."""
+    import pyarrow
+    import pyarrow.parquet
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for split in ("train", "test"):
+        path = tmp_path / f"repository/main/{split}-00000.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pyarrow.parquet.write_table(
+            pyarrow.Table.from_pylist([{"question": f"{split} {n}?", "answer": "1"} for n in range(3)]), path
+        )
+    told = "".join(f"  - split: {split}\n    path: main/{split}-*\n" for split in ("train", "test"))
+    (tmp_path / "repository/README.md").write_text(f"---\nconfigs:\n- config_name: main\n  data_files:\n{told}---\n# Mine\n")
+    source = Source(hub="org/mine", config="main", split="test[:2]", revision=COMMIT)
+    rows = list(tables.loaded(str(tmp_path / "repository"), source, "here"))
+    assert rows == [(f"org/mine, row {n + 1}", {"question": f"test {n}?", "answer": "1"}) for n in range(2)]
+    for wrong in ({"config": "other"}, {"split": "dev"}):
+        with pytest.raises(GrapeError, match="here: the data set cannot be had"):
+            list(tables.loaded(str(tmp_path / "repository"), source.model_copy(update=wrong), "here"))
+
+
+def test_a_folder_called_like_a_data_set_is_not_read_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "org/name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(GrapeError, match="would be read in place"):
         list(from_hub(Source(hub="org/name", revision=COMMIT)))

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import codecs
 import json
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from grape import params as params_file
+from grape.artifacts import read_prompts
 from grape.errors import GrapeError
 from grape.project import NONCE, Project
 from grape.stages import prepare
@@ -341,3 +343,89 @@ def test_what_would_have_no_effect_is_refused(project: Project, change: list[str
     with pytest.raises(GrapeError, match=words):
         run(project)
     assert not (project.root / "data").exists()
+
+
+def mixed(project: Project, *changes: str) -> dict[str, float]:
+    params_file.set_values(project.params, list(changes))
+    return run(project)
+
+
+def test_a_mix_has_its_weights_and_every_row_its_source(project: Project) -> None:
+    asked = [{"id": n, "question": f"What is {n} + 5?", "answer": str(n + 5)} for n in range(10)]
+    (project.root / "mine/other.json").write_text(json.dumps(asked))
+    other = "{file: other.json, weight: 1.5, category: sums, rows: 8}"
+    mixed(project, f"prepare.files={{sft: [{{file: sft.jsonl, weight: 2}}, {other}]}}")
+    rows = written(project, SFT)
+    assert Counter(row["dataset"] for row in rows) == {"sft": 12, "other": 12}
+    assert sorted(Counter(row["id"] for row in rows if row["dataset"] == "other").values()) == [1] * 4 + [2] * 4
+    assert all(row["id"].startswith("other/") for row in rows if row["dataset"] == "other")
+    before = (project.root / "data" / SFT).read_bytes()
+    run(project)
+    assert (project.root / "data" / SFT).read_bytes() == before
+
+
+def test_held_out_prompts_are_taken_from_each_source_of_a_mix_by_its_share(project: Project) -> None:
+    for name, numbers in (("a", range(100, 112)), ("b", range(200, 204))):
+        (project.root / f"mine/{name}.jsonl").write_bytes(b"".join(line(**question(n)) for n in numbers))
+    (project.root / "mine/heldout.jsonl").unlink()
+    mixed(project, "prepare.files={prompts: [a.jsonl, {file: b.jsonl, name: second}]}", "prepare.heldout=4")
+    assert Counter(row["dataset"] for row in written(project, HELD)) == {"a": 3, "second": 1}
+    assert Counter(row["dataset"] for row in written(project, TRAIN)) == {"a": 9, "second": 3}
+
+
+def test_held_out_prompts_of_several_data_sets_keep_their_names(project: Project) -> None:
+    (project.root / "mine/gsm8k-test.jsonl").write_bytes(line(**question(31, id="1")) + line(**question(32, id="2")))
+    (project.root / "mine/more.jsonl").write_bytes(line(**question(33, id="1")))
+    mixed(project, "prepare.files={heldout: [{file: gsm8k-test.jsonl, name: gsm8k}, more.jsonl]}")
+    prompts = read_prompts(project.root / "data" / HELD)
+    assert [(p.dataset, p.id) for p in prompts] == [("gsm8k", "gsm8k/1"), ("gsm8k", "gsm8k/2"), ("more", "more/1")]
+    assert all(p.dataset == "" for p in read_prompts(project.root / "data" / TRAIN))  # of one source without a name
+
+
+def test_unpaired_feedback_becomes_pairs_and_judgements(project: Project) -> None:
+    said = b"".join(
+        line(category="talk", prompt="Hi?", completion=text, label=good) for text, good in (("Ho", 1), ("No", 0), ("Yo", 1))
+    )
+    (project.root / "mine/liked.jsonl").write_bytes(said)
+    files = "{preferences: liked.jsonl, judgements: {file: liked.jsonl, item: kind}}"
+    headline = mixed(project, f"prepare.files={files}", "preferences.source=people")
+    (pair,) = written(project, "labelled/train.jsonl")
+    assert [pair[side][0]["content"] for side in ("chosen", "rejected")] == ["Ho", "No"] and "label" not in pair
+    assert headline["dropped/unpaired"] == 1 and headline["rows/preferences"] == 1
+    assert [(row["item"], row["response"], row["label"]) for row in written(project, "judgements/train.jsonl")] == [
+        ("kind", "Ho", 1), ("kind", "No", 0), ("kind", "Yo", 1),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("files", "words"), [
+    ("{sft: [sft.jsonl, sft.jsonl]}", "two sources are called sft"), ("{sft: []}", "at least 1 item"),
+    ("{prompts: [{file: prompts.jsonl, weight: 2}]}", "every prompt stands once"),
+    ("{judgements: {file: judgements.jsonl, weight: 1.5}}", "measured on"),
+    ("{sft: {file: sft.jsonl, weight: 0}}", "weight"), ("{sft: {file: sft.jsonl, weight: -1}}", "weight"),
+    ("{sft: {file: sft.jsonl, weight: .nan}}", "weight"), ("{sft: {file: sft.jsonl, weight: '2'}}", "weight"),
+    ("{sft: {file: sft.jsonl, weight: 0.01}}", "no row of sft is left by its weight 0.01"),
+    ("{sft: {file: sft.jsonl, item: kind}}", "an item is what judgements are about"),
+    ("{sft: {file: sft.jsonl, name: a/b}}", "name"), ("{sft: {file: sft.jsonl, wieght: 2}}", "did you mean 'weight'"),
+    ("{sft: [sft.jsonl, {file: prompts.jsonl, rows: 0}]}", "rows"), ("{sft: [sft.jsonl, none.jsonl]}", "no such file"),
+    ("{sft: [sft.jsonl, prompts.jsonl]}", "prompts.jsonl:1"), ("{sft: [sft.jsonl, 3]}", "dictionary"),
+    ("{sft: {file: sft.jsonl, columns: {mesages: talk}}}", r"files.sft.0.columns: sft has no column mesages"),
+    ("{sft: {file: sft.jsonl, columns: {messages: talk}}}", "no row has the column talk"),
+])  # fmt: skip
+def test_a_mix_that_cannot_be_is_refused(project: Project, files: str, words: str) -> None:
+    with pytest.raises(GrapeError, match=words):
+        mixed(project, f"prepare.files={files}")
+    assert not (project.root / "data").exists()
+
+
+def test_columns_that_every_source_has_its_own_of_are_refused(project: Project) -> None:
+    with pytest.raises(GrapeError, match="columns.sft has no effect"):
+        mixed(project, "prepare.files={sft: {file: sft.jsonl, columns: {}}}", "prepare.columns={sft: {messages: talk}}")
+
+
+def test_a_source_of_its_own_columns_and_a_limit_over_all(project: Project) -> None:
+    (project.root / "mine/b.csv").write_text("q,a,from\n" + "".join(f"What is {n} + 9?,{n + 9},web\n" for n in range(5)))
+    columns = "{question: q, answer: a, dataset: from}"
+    files = f"{{sft: [sft.jsonl, {{file: b.csv, category: sums, columns: {columns}}}]}}"
+    mixed(project, f"prepare.files={files}", "prepare.rows={sft: 7}")
+    rows = written(project, SFT)
+    assert len(rows) == 7 and {row["dataset"] for row in rows} <= {"sft", "web"}
