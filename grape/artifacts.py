@@ -130,10 +130,12 @@ class Demonstration(Identified):
 
 
 class PromptRow(Identified):
-    """A prompt, with the reference answer verifiers compare with (null if there is none)."""
+    """A prompt, with the reference answer verifiers compare with (null if there is none), and the data set it is from ("": none is
+    named; then the column is not written)."""
 
     prompt: list[Turn] = Field(min_length=1)
     answer: Text | None = None
+    dataset: str = ""
 
     @model_validator(mode="after")
     def _ends_with_the_user(self) -> PromptRow:
@@ -141,7 +143,7 @@ class PromptRow(Identified):
         return self
 
     def value(self) -> Prompt:
-        return Prompt(self.id, self.category, tuple(turn.message() for turn in self.prompt), self.answer)
+        return Prompt(self.id, self.category, tuple(turn.message() for turn in self.prompt), self.answer, self.dataset)
 
 
 class Judgement(Identified):
@@ -236,6 +238,8 @@ def as_row(record: Record) -> dict[str, Any]:
         value = getattr(record, name)
         turns = isinstance(value, list) and value and isinstance(value[0], Turn)
         row[name] = [turn.message() for turn in value] if turns else value
+    if row.get("dataset") == "":
+        del row["dataset"]
     return row
 
 

@@ -29,12 +29,13 @@ PerItem = Annotated[Tensor, "B K"]
 @dataclass(frozen=True)
 class Prompt:
     """A question x. `messages` are chat turns (role, content, ..), the last one the user's; `answer` is what verifiers compare
-    with."""
+    with; `dataset` is where it is from, "" where nothing says so."""
 
     id: str
     category: str
     messages: tuple[Mapping[str, Any], ...]
     answer: str | None = None
+    dataset: str = ""
 
     @property
     def text(self) -> str:

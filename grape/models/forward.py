@@ -102,15 +102,15 @@ def batched_scores(model: ScalarModel, batch: Tokens, max_tokens: int, dtype: Dt
 
 @torch.no_grad()
 def exact_kl(
-    policy: LanguageModel, reference: LanguageModel, batch: Tokens, temperature: float, max_tokens: int
+    policy: LanguageModel, reference: LanguageModel, batch: Tokens, temperature: float, max_tokens: int, dtype: Dtype = "float32"
 ) -> tuple[Tensor, Tensor]:
     """KL(pi || ref) over the vocabulary at every response token of pi's samples, and pi's entropy, both (B, T) in nats."""
     kl = torch.zeros(batch.response.shape, device=batch.response.device)
     entropy = torch.zeros_like(kl)
     for index in micro_batches(batch, max_tokens):
         part = batch.select(index)
-        p = log_softmax(response_logits(policy, part), temperature)
-        q = log_softmax(response_logits(reference, part), temperature)
+        p = log_softmax(response_logits(policy, part, dtype), temperature)
+        q = log_softmax(response_logits(reference, part, dtype), temperature)
         width = part.mask.shape[1]
         kl[index, :width] = kl_exact(p, q) * part.mask
         entropy[index, :width] = entropies(p) * part.mask
