@@ -18,7 +18,7 @@ from grape.project import Project
 from grape.track import digest
 
 FOLDER = "inputs"
-KEYS = ("model.base", "critic.judge.model")
+KEYS = ("model.base", "critic.judge.model", "evaluate.benchmarks.folder")
 
 
 def write(project: Project, params: Any, paths: Collection[str]) -> None:

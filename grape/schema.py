@@ -146,10 +146,29 @@ class RL(Section):
         return self
 
 
+class Benchmarks(Section):
+    tasks: list[Annotated[str, Field(min_length=1)]]
+    folder: str | None = Field(min_length=1)
+    limit: int | None = Field(ge=1)
+    fewshot: int | None = Field(ge=0)
+    batch: int = Field(ge=1)
+    chat: bool
+
+    @model_validator(mode="after")
+    def _nothing_without_tasks(self) -> Benchmarks:
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"tasks has a name twice: {self.tasks}")
+        given = [name for name in ("folder", "limit", "fewshot", "chat") if getattr(self, name) not in (None, False)]
+        if given and not self.tasks:
+            raise ValueError(f"{given[0]} has no effect where tasks is []")
+        return self
+
+
 class Evaluate(Section):
     samples: int = Field(ge=1)
     temperature: float = Field(gt=0)
     confidence: float = Field(gt=0, lt=1)
+    benchmarks: Benchmarks
 
 
 class Report(Section):

@@ -72,7 +72,10 @@ class Overlap(Strict):
 
 
 class Side(Judged):
-    """One model's held-out results; `length` in tokens, `entropy` in nats per token, `finished` a share."""
+    """One model's held-out results; `length` in tokens, `entropy` in nats per token, `finished` a share.
+
+    `datasets`: as `categories`, by the data set that a prompt is from; empty where prompts name none.
+    """
 
     greedy: Greedy
     length: float
@@ -80,6 +83,7 @@ class Side(Judged):
     entropy: float
     pass_at: dict[str, float] = Field(default_factory=dict)
     categories: dict[str, Category]
+    datasets: dict[str, Category] = Field(default_factory=dict)
     items: dict[str, ItemStatistics]
     overlap: list[Overlap]
 
@@ -95,21 +99,50 @@ class KL(Strict):
     sequence: float
 
 
+class Benchmark(Strict):
+    """One metric of a standard benchmark, in the harness's own unit, over `n` documents; `base` None: it was not measured.
+
+    `difference` is the policy's value less SFT's: with an interval where the metric is a mean over documents, else alone.
+    """
+
+    task: str
+    metric: str
+    higher_is_better: bool | None
+    n: int
+    base: float | None
+    sft: float
+    policy: float
+    difference: Interval | float
+
+
 class Evaluation(Strict):
+    """`base`: the pre-trained model's side, "sft": the two are one model (no SFT step); None: it was not evaluated.
+
+    `dataset_differences`: by how much the policy is better than SFT on the prompts of each data set.
+    """
+
     algorithm: str
     seed: int
     prompts: int
     samples: int
+    base: Side | Literal["sft"] | None = None
     sft: Side
     policy: Side
     difference: Judged
+    dataset_differences: dict[str, Judged] = Field(default_factory=dict)
     win_rate: WinRate
     dropped: dict[str, int] = Field(default_factory=dict)
     kl: KL
+    benchmarks: list[Benchmark] = Field(default_factory=list)
 
     @property
     def name(self) -> str:
         return f"{self.algorithm}-{self.seed}"
+
+    @property
+    def base_side(self) -> Side | None:
+        """The base model's numbers, those of SFT where the two are one."""
+        return self.sft if self.base == "sft" else self.base
 
 
 class ItemScore(Strict):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from grape.evaluation.record import Category, Greedy, ItemScore, Judged, Sample, SampledAnswer, Side, WinRate
+from grape.evaluation.record import KL, Category, Greedy, ItemScore, Judged, Sample, SampledAnswer, Side, WinRate
 from grape.evaluation.statistics import Bootstrap, item_statistics, number, overlaps, pass_at, prompt_means, wins
 from grape.types import Prompt, Response, Scores
 
@@ -25,6 +25,7 @@ class Answers:
         proxy: (P, G) rewards by the judge that is trained on, NaN where missing.
         gold: (P, G) by the one that is not, NaN-free; None: there is none.
         entropy: nats per token.
+        kl: from the SFT policy, of a policy.
     """
 
     responses: Sequence[Response]
@@ -33,20 +34,20 @@ class Answers:
     gold: np.ndarray | None
     greedy: Greedy
     entropy: float
+    kl: KL | None = None
 
 
 def describe(prompts: Sequence[Prompt], answers: Answers, over: Bootstrap) -> Side:
     """One policy's numbers."""
     proxy = prompt_means(answers.proxy)
     gold = None if answers.gold is None else answers.gold.mean(1)
-    names = np.array([p.category for p in prompts])
+    names, sources = (np.array([getattr(p, of) for p in prompts]) for of in ("category", "dataset"))
     best = answers.proxy if answers.gold is None else answers.gold
     lengths = torch.tensor([len(r.ids) for r in answers.responses])
 
-    def category(name: str) -> Category:
-        its = names == name
-        there = None if gold is None else over(gold[its], "gold", name)
-        return Category(n=int(its.sum()), gold=there, proxy=over(proxy[its], "proxy", name))
+    def part(its: np.ndarray, *name: str) -> Category:
+        there = None if gold is None else over(gold[its], "gold", *name)
+        return Category(n=int(its.sum()), gold=there, proxy=over(proxy[its], "proxy", *name))
 
     return Side(
         gold=None if gold is None else over(gold, "gold"),
@@ -56,18 +57,34 @@ def describe(prompts: Sequence[Prompt], answers: Answers, over: Bootstrap) -> Si
         finished=round(float(np.mean([r.finished for r in answers.responses])), 6),
         entropy=answers.entropy,
         pass_at={str(k): round(pass_at(best >= SOLVED, k), 6) for k in sorted({1, best.shape[1]})},
-        categories={c: category(c) for c in sorted(set(names.tolist()))},
+        categories={c: part(names == c, c) for c in sorted(set(names.tolist()))},
+        datasets={d: part(sources == d, "dataset", d) for d in datasets(prompts)},
         items=item_statistics(answers.scores, lengths, len(prompts)),
         overlap=list(overlaps(answers.scores)),
     )
 
 
+def datasets(prompts: Sequence[Prompt]) -> list[str]:
+    """The data sets that prompts name, sorted; prompts that name none are no data set of their own."""
+    return sorted({p.dataset for p in prompts} - {""})
+
+
 def difference(sft: Answers, own: Answers, over: Bootstrap) -> Judged:
     """By how much the policy is better, prompt by prompt."""
+    return _difference(sft, own, over, slice(None))
+
+
+def dataset_differences(prompts: Sequence[Prompt], sft: Answers, own: Answers, over: Bootstrap) -> dict[str, Judged]:
+    """`difference` on the prompts of each data set."""
+    sources = np.array([p.dataset for p in prompts])
+    return {d: _difference(sft, own, over, sources == d, "dataset", d) for d in datasets(prompts)}
+
+
+def _difference(sft: Answers, own: Answers, over: Bootstrap, its: np.ndarray | slice, *name: str) -> Judged:
     gold = None
     if own.gold is not None and sft.gold is not None:
-        gold = over(own.gold.mean(1) - sft.gold.mean(1), "difference")
-    return Judged(gold=gold, proxy=over(prompt_means(own.proxy) - prompt_means(sft.proxy), "difference"))
+        gold = over((own.gold.mean(1) - sft.gold.mean(1))[its], "difference", *name)
+    return Judged(gold=gold, proxy=over((prompt_means(own.proxy) - prompt_means(sft.proxy))[its], "difference", *name))
 
 
 def win_rate(sft: Answers, own: Answers, over: Bootstrap) -> WinRate:

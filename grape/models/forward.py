@@ -115,7 +115,7 @@ def batched_scores(model: ScalarModel, batch: Tokens, max_tokens: int, dtype: Dt
 
 @torch.no_grad()
 def exact_kl(
-    policy: LanguageModel, reference: LanguageModel, batch: Tokens, temperature: float, max_tokens: int
+    policy: LanguageModel, reference: LanguageModel, batch: Tokens, temperature: float, max_tokens: int, dtype: Dtype = "float32"
 ) -> tuple[Tensor, Tensor]:
     """KL(pi || ref) over the vocabulary at every response token of pi's samples, and pi's entropy, both (B, T) in nats."""
     kl = torch.zeros(batch.response.shape, device=batch.response.device)
@@ -123,11 +123,13 @@ def exact_kl(
     for index in micro_batches(batch, max_tokens):
         part = batch.select(index)
         width = part.mask.shape[1]
-        kl[index, :width], entropy[index, :width] = _exact_kl(policy, reference, part, temperature)
+        kl[index, :width], entropy[index, :width] = _exact_kl(policy, reference, part, temperature, dtype)
     return kl, entropy
 
 
-def _exact_kl(policy: LanguageModel, reference: LanguageModel, part: Tokens, temperature: float) -> tuple[Tensor, Tensor]:
+def _exact_kl(
+    policy: LanguageModel, reference: LanguageModel, part: Tokens, temperature: float, dtype: Dtype
+) -> tuple[Tensor, Tensor]:
     """Of one micro-batch, both (B, T), 0 outside the mask."""
 
     def compared(p_logits: Tensor, q_logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,9 +138,10 @@ def _exact_kl(policy: LanguageModel, reference: LanguageModel, part: Tokens, tem
 
     p_head, q_head = (head_of(model, part.response.numel()) for model in (policy, reference))
     if p_head is not None and q_head is not None:
-        hidden = [hidden_states(model, head, _asked(part)) for model, head in ((policy, p_head), (reference, q_head))]
-        if hidden[0] is not None and hidden[1] is not None:
-            size = chunk(p_head.vocabulary, part.mask.device)
-            return each_chunk(lambda p, q: compared(p_head(p), q_head(q)), size, part.mask, hidden[0], hidden[1])
-    kl, entropy = compared(response_logits(policy, part), response_logits(reference, part))
+        with autocast(dtype, part.response.device):
+            hidden = [hidden_states(model, head, _asked(part)) for model, head in ((policy, p_head), (reference, q_head))]
+            if hidden[0] is not None and hidden[1] is not None:
+                size = chunk(p_head.vocabulary, part.mask.device)
+                return each_chunk(lambda p, q: compared(p_head(p), q_head(q)), size, part.mask, hidden[0], hidden[1])
+    kl, entropy = compared(response_logits(policy, part, dtype), response_logits(reference, part, dtype))
     return kl * part.mask, entropy * part.mask

@@ -76,7 +76,9 @@ def metrics(inputs: ReportInputs, level: float) -> dict[str, Any]:
     judge, names = inputs.judge, inputs.algorithms
     policies = {run.name: _policy(run) | asdict(inputs.cost(run.name)) for run in inputs.evaluations}
     algorithms = {name: _algorithm(inputs.of(name), judge, level) | asdict(cost(inputs, name)) for name in names}
-    return {"judge": judge, "sft": _sft(inputs), "policies": policies, "algorithms": algorithms}
+    base = inputs.evaluations[0].base
+    sides = {"base": _side(base) if isinstance(base, Side) else base, "sft": _sft(inputs)}
+    return {"judge": judge, **sides, "policies": policies, "algorithms": algorithms}
 
 
 def cost(inputs: ReportInputs, algorithm: str) -> Cost:
@@ -122,6 +124,7 @@ def _side(side: Side) -> dict[str, Any]:
         **{name: _round(getattr(side, name)) for name in ("length", "finished", "entropy")},
         "pass_at": {k: _round(value) for k, value in side.pass_at.items()},
         "categories": {name: {"n": category.n, **_scores(category)} for name, category in side.categories.items()},
+        "datasets": {name: {"n": part.n, **_scores(part)} for name, part in side.datasets.items()},
     }
 
 
@@ -144,6 +147,8 @@ def _policy(run: Evaluation) -> dict[str, Any]:
         "seed": run.seed,
         **_side(run.policy),
         "difference": _scores(run.difference),
+        "dataset_differences": {name: _scores(gain) for name, gain in run.dataset_differences.items()},
+        "benchmarks": [row.model_dump() for row in run.benchmarks],
         **_interval("win_rate", run.win_rate),
         "kl_token": _round(run.kl.token),
         "kl_sequence": _round(run.kl.sequence),

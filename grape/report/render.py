@@ -40,7 +40,10 @@ def context(inputs: ReportInputs, level: float, knobs: Report, figures: dict[str
         "pass_at": sorted(first.sft.pass_at, key=int),
         "unneeded": inputs.unneeded,
         "left": tables.left_out(inputs),
+        "base": tables.apart(inputs) is not None,
         "categories": tables.categories(inputs),
+        "datasets": tables.datasets(inputs, level),
+        "benchmarks": tables.benchmarks(inputs, level),
         "items": tables.items(inputs),
         "judges": tables.judges(inputs),
         "judges_agree": inputs.judges.statistic if inputs.judges and len(inputs.judges.judges) > 1 else None,
@@ -63,7 +66,7 @@ def markdown(values: dict[str, Any]) -> str:
 def _environment(autoescape: bool) -> Environment:
     blocks: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     environment = Environment(loader=PackageLoader("grape.report"), autoescape=autoescape, undefined=StrictUndefined, **blocks)
-    filters: tuple[Callable[..., str], ...] = (number, signed, share, interval, signed_interval, cell)
+    filters: tuple[Callable[..., str], ...] = (number, signed, share, interval, signed_interval, direction, cell)
     environment.filters |= {function.__name__: function for function in filters}
     return environment
 
@@ -89,6 +92,13 @@ def interval(value: Interval | float | None, sign: str = "") -> str:
 
 def signed_interval(value: Interval | float | None) -> str:
     return interval(value, "+").replace("-", "−")
+
+
+def direction(value: Interval | float, higher_is_better: bool | None = True) -> str:
+    """The colour of a difference whose interval excludes 0, `up` for the better."""
+    if isinstance(value, float) or value.low <= 0 <= value.high or higher_is_better is None:
+        return ""
+    return "up" if (value.low > 0) == higher_is_better else "down"
 
 
 def cell(text: object) -> str:

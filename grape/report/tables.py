@@ -27,15 +27,23 @@ class Example:
 
 
 def league(inputs: ReportInputs, champion: str | None) -> list[Row]:
-    """SFT, then every policy, the best first."""
+    """Every policy, the best first, then SFT and base; where these two are one model, its row says so."""
     judge = inputs.judge
     order = sorted(inputs.evaluations, key=lambda run: (-run.policy.of(judge).mean, run.name))
     rows = []
     for run in order:
         against = {"difference": run.difference.of(judge), "win_rate": run.win_rate, "kl": run.kl.sequence}
         rows.append({**_side(run.name, run.policy, judge), "champion": run.name == champion, **against})
-    sft = {**_side("SFT", inputs.evaluations[0].sft, judge), "champion": False, "difference": None, "win_rate": None, "kl": None}
-    return [*rows, sft]
+    first, none = inputs.evaluations[0], {"champion": False, "difference": None, "win_rate": None, "kl": None}
+    rows.append(_side("SFT (= base)" if first.base == "sft" else "SFT", first.sft, judge) | none)
+    base = apart(inputs)
+    return [*rows, _side("base", base, judge) | none] if base else rows
+
+
+def apart(inputs: ReportInputs) -> Side | None:
+    """The base model's side, where it is another model than SFT and was evaluated."""
+    base = inputs.evaluations[0].base
+    return base if isinstance(base, Side) else None
 
 
 def _side(name: str, side: Side, judge: JudgeName) -> Row:
@@ -102,22 +110,57 @@ def title(rows: Sequence[Row]) -> str:
 
 def categories(inputs: ReportInputs) -> list[Row]:
     """Score per category: SFT, then each algorithm's mean over seeds."""
-    judge, rows = inputs.judge, []
+    judge, rows, base = inputs.judge, [], apart(inputs)
     groups = [[run.policy for run in inputs.of(algorithm)] for algorithm in inputs.algorithms]
     for name, category in inputs.evaluations[0].sft.categories.items():
         means = [fmean(policy.categories[name].of(judge).mean for policy in policies) for policies in groups]
-        rows.append({"name": name, "n": category.n, "sft": category.of(judge), "algorithms": means})
+        before = base.categories[name].of(judge) if base else None
+        rows.append({"name": name, "n": category.n, "base": before, "sft": category.of(judge), "algorithms": means})
     return rows
+
+
+def datasets(inputs: ReportInputs, level: float) -> list[Row]:
+    """By each judge that there is, the score per data set: base, SFT, then each algorithm's mean over seeds and its difference."""
+    first, base, rows = inputs.evaluations[0], apart(inputs), []
+    judges: tuple[JudgeName, ...] = ("gold", "proxy") if inputs.judge == "gold" else ("proxy",)
+    for name, judge in ((n, j) for n in first.sft.datasets for j in judges):
+        groups = [inputs.of(algorithm) for algorithm in inputs.algorithms]
+        cells = []
+        for runs in groups:
+            gains = [run.dataset_differences[name].of(judge) for run in runs]
+            cells.append((fmean(run.policy.datasets[name].of(judge).mean for run in runs), _gain_over_seeds(gains, level)))
+        before, sft = base.datasets[name].of(judge) if base else None, first.sft.datasets[name]
+        rows.append({"name": name, "judge": judge, "n": sft.n, "base": before, "sft": sft.of(judge), "algorithms": cells})
+    return rows
+
+
+def benchmarks(inputs: ReportInputs, level: float) -> list[Row]:
+    """Every metric of the standard benchmarks: base, SFT, then each algorithm's mean over seeds and its difference."""
+    rows = []
+    for place, found in enumerate(inputs.evaluations[0].benchmarks):
+        cells = []
+        for algorithm in inputs.algorithms:
+            runs = [run.benchmarks[place] for run in inputs.of(algorithm)]
+            cells.append((fmean(run.policy for run in runs), _gain_over_seeds([run.difference for run in runs], level)))
+        same = {name: getattr(found, name) for name in ("task", "metric", "n", "sft")}
+        rows.append({**same, "base": found.base if apart(inputs) else None, "up": found.higher_is_better, "algorithms": cells})
+    return rows
+
+
+def _gain_over_seeds(gains: Sequence[Interval | float], level: float) -> Interval | float:
+    """The mean over seeds with its interval; of one seed its own."""
+    return over_seeds([g if isinstance(g, float) else g.mean for g in gains], level) or gains[0]
 
 
 def items(inputs: ReportInputs) -> list[Row]:
     """Every rubric item before and after, each algorithm averaged over its seeds."""
-    rows = []
+    rows, base = [], apart(inputs)
     groups = [[run.policy.items for run in inputs.of(algorithm)] for algorithm in inputs.algorithms]
     for name, before in inputs.evaluations[0].sft.items.items():
         category, _, item = name.rpartition("/")
         after = [_average([found[name] for found in group if name in found]) for group in groups]
-        rows.append({"category": category, "item": item, "sft": before, "algorithms": after})
+        origin = base.items.get(name) if base else None
+        rows.append({"category": category, "item": item, "base": origin, "sft": before, "algorithms": after})
     return rows
 
 

@@ -1,135 +1,83 @@
-"""evaluate: the policy against the SFT policy it came from, on held-out prompts. Gold, rubric, win rate, KL, lengths, samples."""
+"""evaluate: a policy beside the SFT policy it came from and the base model: on held-out prompts (gold, rubric, win rate, KL,
+lengths, samples), and on standard benchmarks, where one sees what was forgotten."""
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-
-import numpy as np
-import torch
+from typing import NamedTuple
 
 from grape.artifacts import read_prompts
-from grape.errors import GrapeError
-from grape.evaluation.record import KL, Evaluation, Greedy, Sample
-from grape.evaluation.sides import COLUMNS, Answers, describe, difference, samples, table, win_rate
-from grape.evaluation.statistics import Bootstrap, prompt_groups
+from grape.evaluation.harness import Measured
+from grape.evaluation.record import Evaluation, JudgeName, Sample
+from grape.evaluation.sides import COLUMNS, Answers, dataset_differences, describe, difference, samples, table, win_rate
+from grape.evaluation.statistics import Bootstrap
 from grape.files import write_json, write_lines, write_text
-from grape.models.chat import Chat
-from grape.models.encode import collate, fitting_prompts
-from grape.models.forward import batched_language, exact_kl
-from grape.models.load import device, load_language_model
-from grape.models.protocols import LanguageModel
-from grape.reward.limit import time_limit
-from grape.sampling import response_rows, sample
+from grape.models.encode import fitting_prompts
+from grape.models.load import load_tokenizer
+from grape.stages.answers import Answering, Evaluated
+from grape.stages.benchmarks import benchmarked, beside
 from grape.stages.chats import chat_of
-from grape.stages.judges import Gold, gold_judge, reward_source
+from grape.stages.judges import gold_judge, reward_source
 from grape.stages.stage import Stage
-from grape.types import Prompt, Response, Scores
+from grape.types import Prompt
 
-GOLD_SECONDS = 20.0  # for one answer
 TABLE = "samples.json"  # its place among the artifacts of the MLflow run
-Source = Callable[[Sequence[Response]], Scores]
+LINEAGE = ("models/base", "models/sft")
+
+
+class Found(NamedTuple):
+    """What was found out about one model."""
+
+    answers: Answers
+    tasks: Measured
 
 
 def run(stage: Stage) -> None:
     prompts = read_prompts(stage.path("data/prompts/heldout.jsonl"))
     stage.datasets("data/prompts", "rubrics", context="evaluation")
     source, gold = reward_source(stage, prompts, "data/prompts/heldout.jsonl"), gold_judge(stage)
-    weights = stage.params.model.weights  # of both: else the KL would be that of rounding, too
-    reference, tokenizer = load_language_model(stage.model("models/sft"), weights=weights)
-    policy, policy_tokenizer = load_language_model(stage.model(f"models/policy/{stage.policy}"), weights=weights)
-    chat, own_chat = chat_of(stage, tokenizer, reference), chat_of(stage, policy_tokenizer, policy)
+    chat = chat_of(stage, load_tokenizer(stage.model("models/sft")))
     room = stage.params.model.positions - stage.params.rl.max_new_tokens
     prompts, dropped = fitting_prompts(chat, prompts, room, "data/prompts")
     longest = f"model.positions - rl.max_new_tokens = {room} tokens"
     stage.left_out({"dropped/too_long": len(dropped)}, len(prompts), "held-out prompts", longest)
-    sft = answer(stage, reference.to(device()), chat, prompts, source, gold)
-    own = answer(stage, policy.to(device()), own_chat, prompts, source, gold)
-    kl = divergence(stage, policy, reference, own_chat, own.responses)
-    write(stage, compare(stage, prompts, sft, own, kl, len(dropped)), samples(prompts, sft, own))
+    answered = Answering(stage, prompts, source, gold)
+    measured = partial(_measured, answered)
+    # One after the other, so that no more than two are in memory: a policy and, for its KL, SFT.
+    base = measured(Evaluated(stage, "base", LINEAGE[:1])) if stage.params.sft.steps else None
+    reference = Evaluated(stage, "SFT", LINEAGE)
+    sft = measured(reference)
+    own = measured(Evaluated(stage, stage.policy, (*LINEAGE, f"models/policy/{stage.policy}")), reference)
+    found = compare(stage, prompts, base, sft, own, len(dropped))
+    write(stage, found, samples(prompts, sft.answers, own.answers))
 
 
-def answer(stage: Stage, model: LanguageModel, chat: Chat, prompts: Sequence[Prompt], source: Source, gold: Gold | None) -> Answers:
-    """Sample and score. The draws are the same for both policies: common random numbers narrow the interval of the difference."""
-    params, of_model = stage.params.evaluate, stage.params.model
-    draw = partial(
-        sample,
-        model,
-        chat,
-        prompts,
-        max_new_tokens=stage.params.rl.max_new_tokens,
-        positions=of_model.positions,
-        keys=(stage.params.seed, "evaluate"),
-        dtype=of_model.dtype,
-    )
-    responses = draw(params.samples, temperature=params.temperature)
-    scores = source(responses)
-    greedy = draw(1, temperature=0.0)
-    batch = collate(response_rows(chat, responses), chat.pad).to(device())
-    out = batched_language(model, batch, params.temperature, of_model.micro_batch_tokens, of_model.dtype)
-    return Answers(
-        responses,
-        scores,
-        proxy=_rewards(scores, len(prompts)),
-        gold=None if gold is None else np.array([_gold(gold, r) for r in responses]).reshape(len(prompts), -1),
-        greedy=Greedy(
-            gold=None if gold is None else round(float(np.mean([_gold(gold, r) for r in greedy])), 6),
-            proxy=round(float(np.nanmean(_rewards(source(greedy), len(prompts)))), 6),
-        ),
-        entropy=round(float(out.entropy.sum() / batch.mask.sum()), 6),
-    )
+def _measured(answered: Answering, model: Evaluated, reference: Evaluated | None = None) -> Found:
+    return Found(answered(model, reference), benchmarked(answered.stage, model))
 
 
-def _gold(gold: Gold, response: Response) -> float:
-    """A truncated answer is judged by what there is of it; a judge's value outside [0, 1] is its author's mistake."""
-    try:
-        with time_limit(GOLD_SECONDS):
-            value = float(gold(response.prompt, response.text))
-    except Exception as error:  # the gold judge is a program of the user's
-        raise GrapeError(
-            f"the gold judge raised {type(error).__name__} for prompt {response.prompt.id}: {error}",
-            where="prepare.source, gold",
-            mend="mend `gold`: it takes any text and returns a score in [0, 1]",
-        ) from error
-    if not 0 <= value <= 1:
-        raise GrapeError(
-            f"the gold judge gave {value} for prompt {response.prompt.id}",
-            where="prepare.source, gold",
-            mend="return a score in [0, 1]",
-        )
-    return value
-
-
-def _rewards(scores: Scores, prompts: int) -> np.ndarray:
-    """(P, G) rubric rewards, NaN where missing."""
-    reward, known = scores.reward(prompt_groups(scores.score.shape[0], prompts))
-    return torch.where(known, reward, torch.nan).reshape(prompts, -1).double().numpy()
-
-
-def divergence(stage: Stage, policy: LanguageModel, reference: LanguageModel, chat: Chat, responses: Sequence[Response]) -> KL:
-    """Exact KL(policy || SFT) over the vocabulary on the policy's samples: mean per token, and mean sum per response, nats."""
-    batch = collate(response_rows(chat, responses), chat.pad).to(device())
-    kl, _ = exact_kl(policy, reference, batch, stage.params.evaluate.temperature, stage.params.model.micro_batch_tokens)
-    return KL(token=round(float(kl.sum() / batch.mask.sum()), 6), sequence=round(float(kl.sum(1).mean()), 6))
-
-
-def compare(stage: Stage, prompts: Sequence[Prompt], sft: Answers, own: Answers, kl: KL, too_long: int) -> Evaluation:
-    """Everything that reports/evaluate says of the policy."""
+def compare(stage: Stage, prompts: Sequence[Prompt], base: Found | None, sft: Found, own: Found, too_long: int) -> Evaluation:
+    """Everything that reports/evaluate says of the policy `own`. base: None: it is the SFT model."""
     over = Bootstrap(stage.params.evaluate.confidence, (stage.params.seed, "evaluate", "bootstrap"))
+    assert own.answers.kl is not None
     return Evaluation(
         algorithm=stage.algorithm,
         seed=stage.seed,
         prompts=len(prompts),
         samples=stage.params.evaluate.samples,
-        sft=describe(prompts, sft, over),
-        policy=describe(prompts, own, over),
-        difference=difference(sft, own, over),
-        win_rate=win_rate(sft, own, over),
+        base=describe(prompts, base.answers, over) if base else "sft",
+        sft=describe(prompts, sft.answers, over),
+        policy=describe(prompts, own.answers, over),
+        difference=difference(sft.answers, own.answers, over),
+        dataset_differences=dataset_differences(prompts, sft.answers, own.answers, over),
+        win_rate=win_rate(sft.answers, own.answers, over),
         dropped={"too_long": too_long},
-        kl=kl,
+        kl=own.answers.kl,
+        benchmarks=list(beside((base or sft).tasks, sft.tasks, own.tasks, over)),
     )
 
 
@@ -139,18 +87,36 @@ def write(stage: Stage, found: Evaluation, answers: Sequence[Sample]) -> None:
     write_json(folder / "metrics.json", found.model_dump())
     write_lines(folder / "samples.jsonl", (answer.row() for answer in answers))
     log_table(stage, answers)
-    gain = found.difference.of(judge)
+    gain, base = found.difference.of(judge), found.base_side
+    assert base is not None
     stage.run.headline(
         {
             "policy": found.policy.of(judge).mean,
             "sft": found.sft.of(judge).mean,
+            "base": base.of(judge).mean,
             "difference": gain.mean,
             "difference_low": gain.low,
             "win_rate": found.win_rate.mean,
             "kl": found.kl.token,
             "length": found.policy.length,
+            **parts(found, judge),
         }
     )
+
+
+def parts(found: Evaluation, judge: JudgeName) -> dict[str, float]:
+    """The numbers of every data set and benchmark, as metrics of the run."""
+    numbers: dict[str, float] = {}
+    for name, gain in found.dataset_differences.items():
+        sides = {"policy": found.policy, "sft": found.sft, "base": found.base_side}
+        numbers |= {f"dataset/{name}/{who}": side.datasets[name].of(judge).mean for who, side in sides.items() if side}
+        numbers |= {f"dataset/{name}/difference": gain.of(judge).mean, f"dataset/{name}/difference_low": gain.of(judge).low}
+    for row in found.benchmarks:
+        gained, place = row.difference, f"benchmark/{row.task}/{row.metric}"
+        numbers |= {f"{place}/policy": row.policy, f"{place}/sft": row.sft}
+        numbers |= {f"{place}/difference": gained if isinstance(gained, float) else gained.mean}
+        numbers |= {} if row.base is None else {f"{place}/base": row.base}
+    return numbers
 
 
 def log_table(stage: Stage, answers: Sequence[Sample]) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from grape.artifacts import Document, PromptRow
 from grape.errors import GrapeError
+from grape.evaluation import harness
 from grape.models.chat import Chat
 from grape.models.encode import encode_documents, encode_turns
 from grape.models.load import load_tokenizer, place
@@ -58,6 +59,7 @@ def check(stage: Stage, tables: Tables) -> dict[str, float]:
     ):
         if not tables[name] and name in required(stage):
             raise GrapeError(f"no {what} is left", where=f"prepare.source, {name}", mend=mend + other)
+    harness.refuse(stage.params.evaluate.benchmarks, stage.project.root)
     gold = stage.path(f"{stage.params.prepare.source}/gold.py")
     if gold.is_file():
         load_module(gold)

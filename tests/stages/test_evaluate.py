@@ -124,8 +124,10 @@ def test_the_files_hold_their_fields_in_this_order_and_are_read_back() -> None:
         difference=difference(sft, own, over), win_rate=win_rate(sft, own, over), dropped={"too_long": 0},
         kl=KL(token=0.0, sequence=0.0))  # fmt: skip
     found = made.model_dump()
-    assert " ".join(found) == "algorithm seed prompts samples sft policy difference win_rate dropped kl"
-    assert " ".join(found["sft"]) == "gold proxy greedy length finished entropy pass_at categories items overlap"
+    assert " ".join(found) == (
+        "algorithm seed prompts samples base sft policy difference dataset_differences win_rate dropped kl benchmarks"
+    )
+    assert " ".join(found["sft"]) == "gold proxy greedy length finished entropy pass_at categories datasets items overlap"
     (category,) = found["sft"]["categories"].values()
     assert " ".join(category) == "n gold proxy" and " ".join(found["win_rate"]) == "mean low high judge"
     assert " ".join(found["sft"]["items"]["a/x"]) == "score confidence missing spread length_correlation"
