@@ -148,7 +148,9 @@ def write(stage: Stage, found: Evaluation, answers: Sequence[Sample]) -> None:
             "win_rate": found.win_rate.mean,
             "kl": found.kl.token,
             "length": found.policy.length,
-        }
+        },
+        model=f"models/policy/{stage.policy}",
+        dataset="data/prompts",
     )
 
 
