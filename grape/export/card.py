@@ -140,7 +140,10 @@ def _introduction(about: About) -> Iterator[str]:
     base = stage_of(about.lineage, "base")
     if base:
         named, revision = param(base, "model.base"), param(base, "model.revision")
-        yield f"Base model: `{named}`" + (f", revision `{revision}`" if revision else "") + "."
+        if named == "scratch":
+            yield f"Base model: a {param(base, 'model.architecture')} trained from scratch on the corpus below."
+        else:
+            yield f"Base model: `{named}`" + (f", revision `{revision}`" if revision else "") + "."
     cards = [s["says"] for s in about.lineage["sources"] if s["path"] == "inputs/model.base" and "says" in s]
     yield from (card for card in cards if "md5" in card)
     for note in about.notes:

@@ -91,7 +91,8 @@ def refuse_output(project: Project, out: Path, file: Path) -> None:
 def _refuse_own(project: Project, target: Path) -> None:
     outs = {out.split("/")[0] for entry in dvc.stages(project).values() for out in dvc.outputs(entry)}
     for name in sorted({*outs, "data", "models", "reports", ".grape", ".dvc", ".git"}):
-        if target.resolve().is_relative_to(project.root / name):
+        inside = target.resolve().is_relative_to(project.root / name)
+        if inside and not target.resolve().is_relative_to(project.state / "tmp"):
             what = f"{name}/ is the pipeline's own: what is put there would be lost, or taken for a result"
             raise GrapeError(what, where=str(target), mend="name a place elsewhere")
 

@@ -125,20 +125,23 @@ def of_run(records: Records, run: str) -> Lineage:
 
 
 def _walk(records: Records, first: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Every stage from `first` back, and what they read that no stage made."""
-    todo = [first]
+    """Every stage from `first` back, each before those that made what it read; and what they read that no stage made."""
     stages: dict[str, dict[str, Any]] = {}
     sources: dict[str, dict[str, Any]] = {}
-    while todo:
-        name = todo.pop(0)
-        if name in stages:
-            continue
-        stages[name] = _stage(records, name)
-        for dep in stages[name]["inputs"]:
-            todo += dep["made_by"]
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        if name in stages or name in above:
+            return
+        found = _stage(records, name)
+        for dep in found["inputs"]:
+            for maker in dep["made_by"]:
+                visit(maker, (*above, name))
             if not dep["made_by"]:
                 sources.setdefault(dep["path"], _source(records, dep))
-    return list(stages.values()), list(sources.values())
+        stages[name] = found
+
+    visit(first, ())
+    return list(reversed(stages.values())), list(sources.values())
 
 
 def _stage(records: Records, name: str) -> dict[str, Any]:

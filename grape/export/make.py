@@ -24,7 +24,6 @@ from grape.track import digest
 from grape.types import Prompt
 
 ADAPTER = "adapter_config.json"
-REPLAYED = 8  # answers, unless told otherwise
 
 
 def export(project: Project, stage: str, target: Path, order: Order, say: Callable[[str], None]) -> None:
@@ -85,9 +84,9 @@ def _language(job: Job) -> card.About:
     model, tokenizer = load_language_model(job.source)
     chat = job.chat(tokenizer, model.to(device()))
     folder.refuse_full(job.place, folder.bytes_of(model, dtype) * (2 if job.order.gguf else 1))
-    count = REPLAYED if job.order.replay is None else job.order.replay
     positions, longest = job.params.model.positions, job.params.rl.max_new_tokens
-    prompts = replay.usable(chat, _heldout(job.project), positions - longest, count) if count else []
+    asked = job.order.replay != 0
+    prompts = replay.usable(chat, _heldout(job.project), positions - longest, job.order.replay) if asked else []
     policy = replay.greedy(model, chat, prompts, longest, positions)
     if dtype != "float32":
         folder.rounded(model, dtype, job.source)
@@ -96,7 +95,8 @@ def _language(job: Job) -> card.About:
     notes = [f"Left out of the base's generation config, since it was trained without: {', '.join(left)}."] if left else []
     proof = "Not made (--replay 0)."
     if prompts:
-        found = replay.compare(chat, job.place, policy, own, [longest] * len(prompts))
+        plainly = replay.plainly(job.place, [prompt.messages for prompt in prompts], [longest] * len(prompts))
+        found = replay.compare(chat, dtype, policy, own, plainly)
         if found.difference:
             mend = "this should not be: please report it; --replay 0 exports without the proof"
             raise GrapeError(f"the exported model answers otherwise: {found.line()}", where=job.stage, mend=mend)

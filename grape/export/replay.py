@@ -28,6 +28,8 @@ from grape.net import scrub
 from grape.sampling import sample
 from grape.types import Prompt, Response
 
+USUAL = 8  # answers, where nobody says how many
+
 
 @dataclass(frozen=True)
 class Replay:
@@ -51,19 +53,23 @@ class Replay:
         return f"{said}. First difference: {self.difference}" if self.difference else said
 
 
-def usable(chat: Chat, prompts: Sequence[Prompt], room: int, count: int) -> list[Prompt]:
+def usable(chat: Chat, prompts: Sequence[Prompt], room: int, wanted: int | None) -> list[Prompt]:
     """The first prompts of at most `room` tokens in which no control token stands as text: transformers alone would obey it.
 
+    Args:
+        wanted: how many; None: USUAL, or as many as there are.
+
     Raises:
-        GrapeError: there are fewer than `count`.
+        GrapeError: there are fewer, or none.
     """
+    count = USUAL if wanted is None else wanted
     found: list[Prompt] = []
     for prompt in prompts:
         if len(found) == count:
             break
         if len(chat.prompt(prompt.messages, prompt.id)) <= room and MARK not in chat.text(prompt.messages, True, prompt.id):
             found.append(prompt)
-    if len(found) < count:
+    if len(found) < count and (wanted is not None or not found):
         what = f"{count} answers are to be replayed, and {len(found)} held-out prompts can be"
         raise GrapeError(what, where="--replay", mend=f"use --replay {len(found)}" + " (no replay)" * (not found))
     return found
@@ -91,12 +97,13 @@ def plainly(folder: Path, questions: Sequence[Any], limits: Sequence[int]) -> li
     return [(list(prompt), list(answer)) for prompt, answer in json.loads(done.stdout.strip().splitlines()[-1])]
 
 
-def compare(chat: Chat, folder: Path, policy: Sequence[Response], own: Sequence[Response], limits: Sequence[int]) -> Replay:
+def compare(
+    chat: Chat, dtype: str, policy: Sequence[Response], own: Sequence[Response], found: Sequence[tuple[list[int], list[int]]]
+) -> Replay:
     """
     Args:
-        policy: answers in float32. own: of the weights as they were written, in `folder`. limits: longest answers, tokens.
+        dtype: of the weights as they were written. policy: answers in float32. own: of these weights. found: those of `plainly`.
     """
-    found = plainly(folder, [r.prompt.messages for r in own], limits)
     equal, difference = 0, ""
     for response, (prompt, answer) in zip(own, found, strict=True):
         asked = chat.prompt(response.prompt.messages, response.prompt.id)
@@ -107,7 +114,6 @@ def compare(chat: Chat, folder: Path, policy: Sequence[Response], own: Sequence[
         elif not difference:
             difference = f"prompt {response.prompt.id}: {_apart(chat, list(response.ids), answer)}"
     same = sum(a.ids == b.ids for a, b in zip(policy, own, strict=True))
-    dtype = str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("dtype"))
     return Replay(len(own), equal, same, dtype, difference)
 
 
