@@ -4,7 +4,7 @@ Training, and future directions with GRAPE" (R. Patel, arXiv 2509.04501).
 Reading order: types (what travels), data (what people bring), maths (the equations), algorithms (one file = one section of the
 paper), models and sampling (what a policy says), reward (what it is told; sandbox runs the programs it judges), training (the
 one loop; assemble.py joins an algorithm with what it needs), stages (what dvc.yaml runs), evaluation and report (what came of
-it), pipeline and track (how it is run and kept), commands (what the command line calls).
+it), pipeline and track (how it is run and kept), export (how a model leaves), commands (what the command line calls).
 
     paper            name in code       shape        unit
     x                Prompt             P

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from grape.commands import leaving
 from grape.commands.terminal import Commands, entered, print_json, print_lines, project, show_as, speaks_utf8
 from grape.errors import GrapeError
 
@@ -33,6 +34,7 @@ rubric_app = typer.Typer(no_args_is_help=True, help="The rubrics: check them, sh
 app.add_typer(rubric_app, name="rubric")
 data_app = typer.Typer(no_args_is_help=True, help="The data, as the model will see them.")
 app.add_typer(data_app, name="data")
+app.add_typer(leaving.app)
 
 
 class EngineName(StrEnum):

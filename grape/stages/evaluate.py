@@ -100,7 +100,9 @@ def write(stage: Stage, found: Evaluation, answers: Sequence[Sample]) -> None:
             "kl": found.kl.token,
             "length": found.policy.length,
             **parts(found, judge),
-        }
+        },
+        model=f"models/policy/{stage.policy}",
+        dataset="data/prompts",
     )
 
 

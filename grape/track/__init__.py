@@ -10,5 +10,6 @@ from grape.track.courier import close_dead_runs, sync
 from grape.track.parent import close_parent, link_cached, open_parent
 from grape.track.registry import POLICY, Candidate
 from grape.track.run import StageRun
+from grape.track.runs import known_runs
 
-__all__ = ["POLICY", "Candidate", "StageRun", "close_dead_runs", "close_parent", "link_cached", "open_parent", "sync"]
+__all__ = ["POLICY", "Candidate", "StageRun", "close_dead_runs", "close_parent", "known_runs", "link_cached", "open_parent", "sync"]

@@ -137,12 +137,19 @@ class Delivery:
         from mlflow.entities import Metric
 
         values = ((event, name, value) for event in events for name, value in event["values"].items())
-        metrics = [Metric(metric_key(name), value, event["ms"], event["step"]) for event, name, value in values]
+        metrics = [
+            Metric(metric_key(name), value, event["ms"], event["step"], **event.get("of", {})) for event, name, value in values
+        ]
         for chunk in _chunks(metrics, BATCH):
             self.store.client.log_batch(self.run_id, metrics=chunk)
 
     def _headline(self, event: Event) -> None:
-        self._metrics({**event, "step": 0})
+        """Of a model and a data set, where it says so: MLflow then shows the numbers on the model's page."""
+        on = event.get("dataset")
+        of = {"dataset_name": on["path"], "dataset_digest": on["digest"]} if on else {}
+        if "model" in event:
+            of["model_id"] = registry.find_model(self.store, event["model"]["digest"])
+        self._metrics({**event, "step": 0, "of": of})
 
     def _tags(self, event: Event) -> None:
         for name, value in event["values"].items():

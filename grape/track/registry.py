@@ -188,6 +188,13 @@ def find_version(store: Store, name: str, md5: str, run_id: str | None = None) -
     return max(found, default=None)
 
 
+def find_model(store: Store, md5: str) -> str | None:
+    """The newest logged model of these bytes, whichever run logged it; None: the store never saw it."""
+    newest, wanted = [{"field_name": "creation_timestamp", "ascending": False}], f"tags.`grape.digest` = '{md5}'"
+    found = store.client.search_logged_models([store.experiment_id], wanted, max_results=1, order_by=newest)
+    return str(found[0].model_id) if found else None
+
+
 def champion_event(project: Project, candidates: Iterable[Candidate]) -> dict[str, Any] | None:
     """Which policy is to become champion, and its bytes; None when none beats SFT."""
     winner = best(candidates)

@@ -90,11 +90,18 @@ class StageRun:
         """A saved model folder, project-relative; it must stay as it is until the stage ends."""
         self._spool.append("model", **registry.model_event(self.project, path, name, register))
 
-    def headline(self, metrics: Mapping[str, float]) -> None:
-        """The few numbers the stage is judged by: metrics without a step, also in the receipt."""
+    def headline(self, metrics: Mapping[str, float], model: str | None = None, dataset: str | None = None) -> None:
+        """The few numbers the stage is judged by: metrics without a step, also in the receipt.
+
+        Args:
+            model: the folder of the model whose numbers they are, project-relative: MLflow's page of it shows them, too.
+            dataset: what they were measured on, project-relative.
+        """
         values = {name: float(value) for name, value in metrics.items()}
         self._headline.update(values)
-        self._spool.append("headline", values=values)
+        paths = {"model": model, "dataset": dataset}
+        of = {name: {"path": path, "digest": digest.tracked(self.project, path)} for name, path in paths.items() if path}
+        self._spool.append("headline", values=values, **of)
 
     def tag(self, values: Mapping[str, str]) -> None:
         """Facts about how the stage ran, e.g. the sandbox's tier: tags of the MLflow run, and in the receipt."""

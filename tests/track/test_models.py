@@ -55,6 +55,33 @@ def test_the_champion_loads_and_answers(
     assert champion(client).version == 2
 
 
+def test_an_evaluation_ranks_policies_on_mlflows_page_of_models(
+    project: Project, client: Callable[[], Any], runs: Callable[[], list[Any]], save_model: Callable[..., Path]
+) -> None:
+    data = project.root / "data" / "prompts" / "heldout.jsonl"
+    data.parent.mkdir(parents=True)
+    data.write_text("{}\n")
+    for name, score in (("grpo-0", 0.25), ("grpo-1", 0.5), ("grpo-2", 0.75)):
+        folder = f"models/policy/{name}"
+        if name != "grpo-2":  # whose model this store never sees
+            policy(project, save_model, name)
+        else:
+            save_model(project.root / folder).joinpath("name.txt").write_text(name)
+        with StageRun(project, f"evaluate@{name}", {}, 0) as run:
+            run.dataset("data/prompts", "evaluation")
+            run.headline({"policy": score}, model=folder, dataset="data/prompts")
+            run.headline({"seconds": 1.0})
+    experiment = client().get_experiment_by_name("grape").experiment_id
+    best = [{"field_name": "metrics.policy", "ascending": False}]
+    ranked = client().search_logged_models([experiment], "metrics.policy > 0", order_by=best)
+    assert [model.name for model in ranked] == ["grpo-1", "grpo-0"]
+    (metric,) = client().get_logged_model(ranked[0].model_id).metrics
+    (used,) = runs()[3].inputs.dataset_inputs
+    assert (metric.key, metric.value, metric.run_id) == ("policy", 0.5, runs()[3].info.run_id)
+    assert (metric.dataset_name, metric.dataset_digest) == (used.dataset.name, used.dataset.digest)
+    assert [run.data.metrics.get("policy") for run in runs() if "evaluate" in run.info.run_name] == [0.25, 0.5, 0.75]
+
+
 def test_a_champion_the_store_never_saw_is_registered(
     project: Project, client: Callable[[], Any], save_model: Callable[..., Path]
 ) -> None:
