@@ -35,6 +35,7 @@ def token_logp(
         logp (B, T), 0 outside the mask; entropy (B, T) in nats, 0 outside the mask.
     """
     logp_all = log_softmax(logits, temperature)
+    del logits  # as large again, and read no more
     logp = logp_all.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
     entropy = entropies(logp_all if entropy_gradient else logp_all.detach())
     # masked_fill and not a product: a padded position may hold -inf, and 0 * -inf is NaN.
@@ -43,4 +44,5 @@ def token_logp(
 
 def entropies(logp_all: Tensor) -> Tensor:
     """(..., V) log-probabilities -> (...) entropies in nats."""
-    return -(logp_all.exp() * logp_all.clamp(min=-1e4)).sum(-1)
+    p, bounded = logp_all.exp(), logp_all.clamp(min=-1e4)
+    return -(p * bounded if logp_all.requires_grad else p.mul_(bounded)).sum(-1)

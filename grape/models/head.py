@@ -19,9 +19,9 @@ from torch.utils.checkpoint import checkpoint
 from grape.maths.logprob import token_logp
 from grape.models.protocols import LanguageModel
 
-# Logits of one chunk. A small model's micro-batch is below it and computed whole; above it, on a CPU a chunk of 32 MiB is as fast
-# as any, while an accelerator wants longer matrix products.
-CHUNK = {"cpu": 1 << 23}
+# Logits of one chunk. A small model's micro-batch is below it and computed whole. On a CPU a chunk is just above 32 MiB: memory of
+# that size the C library gives back as soon as it is free; smaller pieces it keeps. An accelerator wants longer matrix products.
+CHUNK = {"cpu": 9 << 20}
 CHUNK_OF_ACCELERATORS = 1 << 26
 # Models whose logits are not known to be what `Head` makes of hidden states: theirs are computed whole.
 _whole: WeakSet[Any] = WeakSet()
