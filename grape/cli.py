@@ -195,11 +195,28 @@ def doctor(
 
 
 @app.command()
-def init(folder: Annotated[Path, typer.Argument(help="an empty or new folder")]) -> None:
+def init(
+    folder: Annotated[Path, typer.Argument(help="an empty or new folder")],
+    preset: Annotated[
+        list[str], typer.Option(metavar="NAME", help="For a model, a machine or a data set (`grape presets`). Repeatable.")
+    ] = [],  # noqa: B006 - Typer copies it
+    base: Annotated[
+        str | None, typer.Option(help="model.base: a folder, a .gguf file or a hub id. [default: the preset's]")
+    ] = None,
+) -> None:
     """Make a working project in an empty folder."""
     from grape.commands import init as maker
 
-    print_lines(maker.make(folder))
+    print_lines(maker.make(folder, preset, base))
+
+
+@app.command()
+def presets() -> None:
+    """List what `grape init --preset` knows: for which machine, how long it takes, what to expect."""
+    from grape.commands import init as maker
+    from grape.commands import presets as known
+
+    print_lines(known.lines(maker.template() / "presets"))
 
 
 @app.command()

@@ -1,0 +1,80 @@
+"""Presets: each makes a project whose parameters, rubrics and data hold, and whose model is looked for where it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from grape import yamlfile
+from grape.artifacts import Judgement, PromptRow, checked
+from grape.commands import init, presets
+from grape.data.shapes import converted
+from grape.data.tables import find, read
+from grape.errors import GrapeError
+from grape.params import load
+from grape.reward.rubric import load_rubrics
+
+HERE = init.template() / "presets"
+
+
+@pytest.mark.parametrize("name", presets.names(HERE))
+def test_a_preset_makes_a_whole_project(name: str, tmp_path: Path) -> None:
+    said = list(init.make(tmp_path / "p", [name]))
+    preset, params, rubrics = presets.read(HERE, name), load(tmp_path / "p/params.yaml"), load_rubrics(tmp_path / "p/rubrics")
+    assert said[-1].endswith("grape run pipeline")
+    written = yamlfile.read(tmp_path / "p/params.yaml")
+    assert {key: yamlfile.at(written, key, None) for key in preset.params} == preset.params
+    if preset.base:
+        assert params.model.base == preset.base.hub or params.model.base.endswith(preset.base.file)
+    source = tmp_path / "p" / params.prepare.source
+    assert source.exists()
+    assert bool(preset.needs) == any("to do:" in line for line in said)
+    if source.is_dir() and (path := find(source, "prompts")):
+        rows = checked(list(converted(read(path), "prompts", str(path), {}, None, print)), PromptRow)
+        assert {row.category for row in rows} == rubrics.keys()
+        held = find(source, "heldout")
+        assert held is not None
+        questions = {row.prompt if isinstance(row.prompt, str) else row.prompt[-1].content for row in rows}
+        apart = checked(list(converted(read(held), "prompts", str(held), {}, None, print)), PromptRow)
+        assert not questions & {row.prompt if isinstance(row.prompt, str) else row.prompt[-1].content for row in apart}
+
+
+def test_the_judgements_of_the_instructions_are_labels_of_the_rubrics_critic_items() -> None:
+    folder = HERE / "instructions"
+    rubrics = load_rubrics(folder / "rubrics")
+    path = folder / "instructions/judgements.jsonl"
+    rows = checked(list(converted(read(path), "judgements", str(path), {}, None, print)), Judgement)
+    asked = {(c, item.id) for c, rubric in rubrics.items() for item in rubric.items if item.kind == "critic"}
+    assert {(row.category, row.item) for row in rows} == asked
+    assert sum(row.label for row in rows) == len(rows) / 2
+
+
+def test_a_later_preset_counts(tmp_path: Path) -> None:
+    said = list(init.make(tmp_path / "p", ["smollm2", "gsm8k"], "./nowhere"))
+    params = load(tmp_path / "p/params.yaml")
+    assert (params.model.base, params.prepare.source, params.sft.steps) == ("./nowhere", "gsm8k", 0)
+    assert load_rubrics(tmp_path / "p/rubrics").keys() == {"sums"}
+    assert any(line.startswith("to do: put gsm8k-train.jsonl") for line in said)
+    assert not (tmp_path / "p/world.py").exists()
+
+
+def test_the_model_of_an_installed_package_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "some_model"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    base = presets.Base(hub="org/name", package="some_model", file="m.gguf")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert base.found()[0] == "org/name"
+    (package / "m.gguf").touch()
+    assert base.found()[0] == str(package / "m.gguf")
+
+
+@pytest.mark.parametrize(
+    "named, base, said", [(["smolm2"], None, "did you mean 'smollm2'"), (["x"], None, "one of default, "), ([], "", "model.base")]
+)
+def test_what_is_wrong_leaves_nothing_behind(named: list[str], base: str | None, said: str, tmp_path: Path) -> None:
+    with pytest.raises(GrapeError) as error:
+        list(init.make(tmp_path / "p", named, base))
+    assert said in f"{error.value} {error.value.where} {error.value.mend}"
+    assert not (tmp_path / "p").exists()
