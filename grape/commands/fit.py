@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM
 
-from grape import memory
+from grape import memory, needed
 from grape.algorithms.base import OnlineParams, ValueParams
 from grape.models.checkpointing import checkpointed
 from grape.models.forward import Dtype, Weights, autocast
@@ -71,20 +72,21 @@ def program() -> int:
 
 
 def training(
-    stage: str, size: Size, trainable: int, *, frozen: int = 0, cache: int = 0, micro: int, head: bool = True
+    stage: str, size: Size, trainable: int, *, frozen: int = 0, cache: int = 0, micro: int, head: bool = True, each: int = 4
 ) -> Footprint:
     """A stage that trains `trainable` of a model's weights with Adam, in float32.
 
     Args:
         frozen: bytes of other models. cache: bytes that sampling takes, where it samples. micro: positions of a micro-batch.
-        head: whether it ends in logits over a vocabulary.
+        head: whether it ends in logits over a vocabulary. each: bytes of a weight below adapters.
     """
     chunk = min(micro, max(1, _chunk() // size.vocabulary))
     # The head's gradient is made chunk by chunk: the sum so far, and what is being added.
     of_head = 2 * 4 * size.head if head and trainable >= size.weights else 0
+    weights = each * size.weights + 4 * trainable if trainable < size.weights else 4 * size.weights
     return Footprint(
-        stage, 4 * size.weights + 4 * (trainable if trainable < size.weights else 0), frozen, 8 * trainable, 4 * trainable,
-        size.kept, HEAD_BACKWARD * 4 * chunk * size.vocabulary * head + of_head, cache,
+        stage, weights, frozen, 8 * trainable, 4 * trainable, size.kept,
+        HEAD_BACKWARD * 4 * chunk * size.vocabulary * head + of_head, cache,
     )  # fmt: skip
 
 
@@ -157,7 +159,8 @@ def estimate(project: Project, params: Params) -> list[Footprint]:
     width = min(model.positions, model.micro_batch_tokens)
     micro = max(model.micro_batch_tokens // width, 1) * width
     size, trainable = sized(config, micro // width, width, model.dtype, model.checkpointing, model.lora)
-    frozen = size.weights * getattr(torch, model.weights).itemsize
+    each = getattr(torch, model.weights).itemsize
+    frozen, trained = size.weights * each, partial(training, size=size, trainable=trainable, micro=micro, each=each)
     kinds = {item.kind for rubric in load_rubrics(project.root / "rubrics").values() for item in rubric.items}
     judges = frozen * (("critic" in kinds and params.critic.judge.backend == "trained") + ("reward_model" in kinds))
 
@@ -165,12 +168,12 @@ def estimate(project: Project, params: Params) -> list[Footprint]:
         longest = model.positions
         return min(rows * row_bytes(config, longest, model.dtype, getattr(torch, weights)), memory.free_bytes(device()) // 4)
 
-    needs = [training(name, size, trainable, micro=micro) for name in ("base", "sft", "critic") if getattr(params, name).steps]
+    needs = [trained(name) for name in ("base", "sft", "critic") if getattr(params, name).steps]
     preferences = params.preferences
     if preferences.source != "people":
         asked = cache(preferences.prompts * preferences.samples, model.weights)
         needs.append(asking("preferences", size, frozen=frozen + judges, cache=asked, micro=micro))
-    needs.append(training("reward", size, trainable, micro=micro, head=False))
+    needs.append(trained("reward", head=False))
     for name in rl.algorithms:
         slot, knobs = params.slot(name), params.algorithm(name)
         online = slot.data == "rollouts"
@@ -178,9 +181,10 @@ def estimate(project: Project, params: Params) -> list[Footprint]:
         own_value = "value" in wanted and isinstance(knobs, ValueParams) and knobs.value != "head"
         rounds = (knobs.rounds if isinstance(knobs, OnlineParams) else None) or rl.steps
         rows = rl.prompts * rl.steps // rounds * rl.samples
-        others = frozen * ("reference" in wanted or online and rl.kl_every > 0) + judges * online
+        compared = "reference" in wanted or online and rl.kl_every > 0
+        others = frozen * (compared and not model.lora.rank) + judges * online  # adapters are switched off instead
         sampled = cache(rows, "float32") if online else 0
-        need = training(f"rl@{name}", size, trainable, frozen=others, cache=sampled, micro=micro)
+        need = trained(f"rl@{name}", frozen=others, cache=sampled)
         if own_value:
             need = replace(need, **{part: 2 * getattr(need, part) for part in ("weights", "optimiser", "gradients", "activations")})
         if slot.update == "natural_gradient":
@@ -191,8 +195,9 @@ def estimate(project: Project, params: Params) -> list[Footprint]:
 
 
 def examine(project: Project) -> list[Footprint]:
-    """`estimate` of the project as its params.yaml stands."""
-    return estimate(project, load(project.params))
+    """`estimate` of the project as its params.yaml stands, without the stages that nobody needs."""
+    params, left = load(project.params), needed.unneeded(project)
+    return [need for need in estimate(project, params) if need.stage not in left]
 
 
 def config_of(project: Project, params: Params) -> Any:

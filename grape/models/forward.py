@@ -72,7 +72,8 @@ def scalar(model: ScalarModel, batch: Tokens, dtype: Dtype = "float32") -> Outpu
     last = batch.prompt.shape[1] + batch.present.sum(1) - 1
     with autocast(dtype, batch.prompt.device):
         hidden = model.base_model(**inputs(batch), use_cache=False).last_hidden_state
-        score = model.score(hidden[torch.arange(batch.rows, device=last.device), last])
+        # A head that is trained above frozen weights in half precision is in full.
+        score = model.score(hidden[torch.arange(batch.rows, device=last.device), last].to(model.score.weight.dtype))
     return Outputs(score=score.float().squeeze(-1))
 
 

@@ -100,7 +100,7 @@ def adapt(model: AnyModel, lora: LoRA, seed: int) -> AnyModel:
         if parameter.requires_grad:  # half-precision weights still have adapters in full
             parameter.data = parameter.data.float()
     if hasattr(model, HEAD):
-        getattr(model, HEAD).requires_grad_(True)
+        getattr(model, HEAD).float().requires_grad_(True)
     model.eval()
     return model
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from grape.maths.logprob import predicting_columns, token_logp
-from grape.models.forward import Dtype, autocast, inputs, micro_batches
+from grape.models.forward import Dtype, autocast, inputs, language, micro_batches
+from grape.models.head import chunked_logp, head_of, hidden_states
 from grape.models.protocols import LanguageModel, ScalarModel
 from grape.types import Outputs, Tokens
 
@@ -46,22 +47,37 @@ def valued(
     model: ValuedPolicy, batch: Tokens, temperature: float = 1.0, dtype: Dtype = "float32", entropy_gradient: bool = False
 ) -> Outputs:
     """log pi(y_t | s_t), entropies, and V(s_t) read where the logits predict y_t."""
-    logits, value = _both(model, batch, dtype)
-    logp, entropy = token_logp(logits, batch.response, batch.mask, temperature, entropy_gradient)
+    if model.value is not None:
+        said = language(model.policy, batch, temperature, dtype, entropy_gradient)
+        return said.with_(value=_values(model, batch, dtype)[:, :-1])
+    with autocast(dtype, batch.prompt.device):
+        given, head = inputs(batch) | {"logits_to_keep": _states(batch)}, head_of(model.policy, batch.response.numel())
+        hidden = hidden_states(model.policy, head, given) if head else None
+        if head and hidden is not None:
+            logp, entropy = chunked_logp(head, hidden[:, :-1], batch.response, batch.mask, temperature, entropy_gradient)
+            return Outputs(logp=logp, entropy=entropy, value=_read(model, hidden)[:, :-1])
+        out = model.policy(**given | {"logits_to_keep": _states(batch)[:-1]}, use_cache=False, output_hidden_states=True)
+        value = _read(model, out.hidden_states[-1][:, _states(batch)])
+    logp, entropy = token_logp(out.logits, batch.response, batch.mask, temperature, entropy_gradient)
     return Outputs(logp=logp, entropy=entropy, value=value[:, :-1])
 
 
-def _both(model: ValuedPolicy, batch: Tokens, dtype: Dtype) -> tuple[Tensor, Tensor]:
-    """Logits (B, T, V) and values (B, T + 1): before every response token, and behind the last column."""
-    width, length, device = batch.prompt.shape[1], batch.response.shape[1], batch.prompt.device
-    columns = predicting_columns(width, length, device)
-    states = predicting_columns(width, length + 1, device)
-    apart = model.value
-    with autocast(dtype, device):
-        out = model.policy(**inputs(batch), logits_to_keep=columns, use_cache=False, output_hidden_states=apart is None)
-        hidden = out.hidden_states[-1] if apart is None else apart.base_model(**inputs(batch), use_cache=False).last_hidden_state
-        value: Tensor = model.score(hidden[:, states])
-    return out.logits, value.float().squeeze(-1)
+def _states(batch: Tokens) -> Tensor:
+    """The columns before every response token, and behind the last: (T + 1,)."""
+    return predicting_columns(batch.prompt.shape[1], batch.response.shape[1] + 1, batch.prompt.device)
+
+
+def _values(model: ValuedPolicy, batch: Tokens, dtype: Dtype) -> Tensor:
+    """(B, T + 1) values: before every response token, and behind the last column. No logits are made."""
+    trunk = (model.policy if model.value is None else model.value).base_model
+    with autocast(dtype, batch.prompt.device):
+        return _read(model, trunk(**inputs(batch), use_cache=False).last_hidden_state[:, _states(batch)])
+
+
+def _read(model: ValuedPolicy, hidden: Tensor) -> Tensor:
+    # A head that is trained above frozen weights in half precision is in full.
+    value: Tensor = model.score(hidden.to(next(model.score.parameters()).dtype))
+    return value.float().squeeze(-1)
 
 
 @torch.no_grad()
@@ -71,7 +87,7 @@ def batched_values(model: ValuedPolicy, batch: Tokens, max_tokens: int, dtype: D
     behind = torch.zeros(batch.rows, device=batch.response.device)
     for index in micro_batches(batch, max_tokens):
         part = batch.select(index)
-        found = _both(model, part, dtype)[1]
+        found = _values(model, part, dtype)
         value[index, : part.mask.shape[1]] = found[:, :-1] * part.mask
         behind[index] = found.gather(1, part.mask.sum(1, keepdim=True)).squeeze(1)
     return value, behind

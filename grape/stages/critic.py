@@ -30,7 +30,7 @@ from grape.stages.fit import fit
 from grape.stages.lessons import lesson, question
 from grape.stages.panel import Heldout, calibrate_all, tell
 from grape.stages.stage import Stage
-from grape.stages.trained import save_trained, trainable
+from grape.stages.trained import kept_in, save_trained, trainable
 
 
 def run(stage: Stage) -> None:
@@ -71,7 +71,7 @@ def _outside(stage: Stage, judge: Judge) -> Critic:
 def _trained(stage: Stage, judgements: list[Judgement], questions: list[Question], training: list[int]) -> Critic:
     """The critic trained on these judgements and saved."""
     params, common = stage.params.critic, stage.params.model
-    model, tokenizer = load_language_model(stage.model("models/base"))
+    model, tokenizer = load_language_model(stage.model("models/base"), weights=kept_in(stage))
     chat, rows = chat_of(stage, tokenizer, model), Rows()
     if training and params.steps:
         asked = [lesson(judgements[i], questions[i]) for i in training]

@@ -20,13 +20,13 @@ from grape.reward.learned import STATISTICS
 from grape.stages.chats import chat_of
 from grape.stages.fit import fit
 from grape.stages.stage import Stage
-from grape.stages.trained import save_trained, trainable
+from grape.stages.trained import kept_in, save_trained, trainable
 
 
 def run(stage: Stage) -> None:
     stage.datasets("data/preferences")
     params = stage.params.reward
-    model, tokenizer = load_scalar_model(stage.model("models/sft"), from_language_model=True)
+    model, tokenizer = load_scalar_model(stage.model("models/sft"), from_language_model=True, weights=kept_in(stage))
     trainable(stage, model)
     labelled = made(stage.path("data/preferences/train.jsonl"))
     preferences = read_rows(labelled, Preference, mend="run it again: grape run preferences")

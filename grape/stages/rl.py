@@ -23,7 +23,7 @@ from grape.stages.fit import checkpoints, tracker
 from grape.stages.judges import reward_source
 from grape.stages.slot_checks import check_round, refuse
 from grape.stages.stage import Stage
-from grape.stages.trained import save_trained, trainable
+from grape.stages.trained import kept_in, save_trained, trainable
 from grape.track import digest
 from grape.track.identity import peak_memory_mb
 from grape.training.adam import AdamParams
@@ -41,7 +41,7 @@ def run(stage: Stage) -> None:
     algorithm, knobs = stage.params.slot(stage.algorithm), stage.params.algorithm(stage.algorithm)
     prompts = read_prompts(stage.path("data/prompts/train.jsonl"))
     refuse(stage, algorithm, knobs, prompts)
-    policy, tokenizer = load_language_model(stage.model("models/sft"))
+    policy, tokenizer = load_language_model(stage.model("models/sft"), weights=kept_in(stage))
     policy = trainable(stage, policy, stage.seed, "policy")
     checkpointed(policy, stage.params.model.checkpointing).to(device())
     chat = chat_of(stage, tokenizer, policy)
@@ -90,7 +90,8 @@ def _value_model(stage: Stage, knobs: SlotParams) -> ScalarModel | None:
     if not isinstance(knobs, ValueParams) or knobs.value == "head":
         return None
     learned = knobs.from_reward_model
-    model = load_scalar_model(stage.model("models/reward" if learned else "models/sft"), not learned)[0]
+    name = "models/reward" if learned else "models/sft"
+    model, _ = load_scalar_model(stage.model(name), not learned, kept_in(stage))
     model = trainable(stage, model, stage.seed, "value")
     return checkpointed(model, stage.params.model.checkpointing).to(device())
 

@@ -14,7 +14,7 @@ from grape.models.load import device, load_language_model
 from grape.stages.chats import chat_of
 from grape.stages.fit import fit
 from grape.stages.stage import Stage
-from grape.stages.trained import save_trained, trainable
+from grape.stages.trained import kept_in, save_trained, trainable
 from grape.table import each_row
 
 
@@ -30,7 +30,7 @@ def run(stage: Stage) -> None:
 
 def _tune(stage: Stage) -> None:
     stage.datasets("data/sft")
-    model, tokenizer = load_language_model(stage.model("models/base"))
+    model, tokenizer = load_language_model(stage.model("models/base"), weights=kept_in(stage))
     model = trainable(stage, model)
     demonstrations = each_row(
         stage.path("data/sft/train.jsonl"), Demonstration, mend="run the prepare stage again: grape run prepare"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+from grape.models.forward import Weights
 from grape.models.load import device, save_model
 from grape.models.lora import adapt, is_adapted, save_adapter
 from grape.models.protocols import Tokenizer, Transformer
@@ -12,6 +13,12 @@ from grape.randomness import key
 from grape.stages.stage import Stage
 
 AnyModel = TypeVar("AnyModel", bound=Transformer)
+
+
+def kept_in(stage: Stage) -> Weights:
+    """What the weights of a model that is about to be trained are loaded in: those below adapters are frozen."""
+    how = stage.params.model
+    return how.weights if how.lora.rank and not how.quantise else "float32"
 
 
 def trainable(stage: Stage, model: AnyModel, *what: object) -> AnyModel:
