@@ -3,6 +3,7 @@ measured or said does not stand in it."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,23 +59,9 @@ def text(about: About, found: Evaluation | None) -> str:
 
 
 def _front(about: About, found: Evaluation | None) -> Any:
-    from huggingface_hub import EvalResult, ModelCardData
+    from huggingface_hub import ModelCardData
 
-    side = _side(about, found)
-    digest = _digest(about.lineage, "data/prompts")
-    results = [
-        EvalResult(
-            task_type="text-generation",
-            dataset_type="held-out-prompts",
-            dataset_name="held-out prompts (data/prompts)",
-            dataset_args={"md5": digest},
-            metric_type=name,
-            metric_name=f"{name} score, mean of {found.prompts} prompts",
-            metric_value=value.mean,
-        )
-        for name, value in (("gold", side.gold), ("proxy", side.proxy))
-        if value is not None and found is not None
-    ] if side else []  # fmt: skip
+    results = list(_measured(about, found))
     tags = ["grape", *([about.algorithm] if about.algorithm else []), *(["reward-model"] if not about.answers else [])]
     return ModelCardData(
         license=about.license,
@@ -85,6 +72,24 @@ def _front(about: About, found: Evaluation | None) -> Any:
         model_name=about.stage if results else None,
         eval_results=results or None,
     )
+
+
+def _measured(about: About, found: Evaluation | None) -> Iterator[Any]:
+    """The scores as the hub's model index has them."""
+    from huggingface_hub import EvalResult
+
+    side = _side(about, found)
+    for name, value in (("gold", side.gold), ("proxy", side.proxy)) if side and found else ():
+        if value is not None and found is not None:
+            yield EvalResult(
+                task_type="text-generation",
+                dataset_type="held-out-prompts",
+                dataset_name="held-out prompts (data/prompts)",
+                dataset_args={"md5": _digest(about.lineage, "data/prompts")},
+                metric_type=name,
+                metric_name=f"{name} score, mean of {found.prompts} prompts",
+                metric_value=value.mean,
+            )
 
 
 def _side(about: About, found: Evaluation | None) -> Side | None:
@@ -196,8 +201,6 @@ def _training(about: About) -> Iterator[str]:
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    import json
-
     for name, inner in value.items():
         if isinstance(inner, Mapping) and inner:
             yield from _flat(inner, f"{prefix}{name}.")

@@ -17,8 +17,8 @@ AnyModel = TypeVar("AnyModel", bound=Transformer)
 
 def kept_in(stage: Stage) -> Weights:
     """What the weights of a model that is about to be trained are loaded in: those below adapters are frozen."""
-    how = stage.params.model
-    return how.weights if how.lora.rank and not how.quantise else "float32"
+    how, kept = stage.params.model, stage.params.model.weights
+    return kept if how.lora.rank and not how.quantise else "float32"
 
 
 def trainable(stage: Stage, model: AnyModel, *what: object) -> AnyModel:
