@@ -7,6 +7,7 @@ dropout: the policy that sampled must be the one that is trained.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -47,6 +48,7 @@ class LoRA(BaseModel):
 
 def package() -> Any:
     """PEFT, imported where an adapter is used and nowhere else: it takes seconds. Raises GrapeError: it is not installed."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which PEFT imports too: it tells of kernels it does without
     try:
         import peft
     except ImportError as error:

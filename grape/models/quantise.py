@@ -25,7 +25,7 @@ BLOCK = 64  # weights that share a scale
 
 def package() -> Any:
     """Raises GrapeError: bitsandbytes is not there."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of kernels of the hub that it does without
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of kernels it does without
     try:
         import bitsandbytes
     except Exception as error:  # where it cannot load its library for the machine it raises many kinds

@@ -36,7 +36,8 @@ def outside(project: Project, architecture: str) -> None:
     with torch.no_grad():
         model.get_output_embeddings().weight[tokenizer.eos_token_id] *= 3
     save_model(model, tokenizer, project.root / "pretrained")
-    params_file.set_values(project.params, ["model.base=pretrained", "base.steps=0", "model.lora.rank=2"])
+    small = ["preferences.prompts=12", "preferences.samples=6", "evaluate.samples=1", "prepare.judgements=30"]
+    params_file.set_values(project.params, ["model.base=pretrained", "base.steps=0", "model.lora.rank=2", *small])
 
 
 @pytest.mark.parametrize(("architecture", "dtype", "algorithms"), CASES, ids=[case[0] for case in CASES])
