@@ -43,8 +43,8 @@ def holds(heldout: Iterable[PromptRow], known: Iterable[PromptRow] = ()) -> Call
     lengths = {len(turns) for turns in asked}
 
     def found(turns: Iterable[Turn]) -> bool:
-        turns = list(turns)
-        ways = {said(turns), said(turns, system=True)}
+        everything = said(turns, system=True)
+        ways = {everything, tuple(turn for turn in everything if turn[0] != "system")}
         return any(way[i : i + n] in asked for way in ways for n in lengths for i in range(len(way) - n + 1))
 
     return found
