@@ -27,7 +27,7 @@ One word means one thing, in code and in prose; no two classes share a name.
     value model      says what a prefix is worth (PPO); ValuedPolicy is a policy with its value model
     reward model     scores a whole response, learned from pairs
     critic           a model that judges an item of a rubric; a *verifier* is a program that does; both give a Verdict or Verdicts
-    panel            several judges as one critic; *agreement*: how alike they, or the draws of one, are; kappa, alpha: beyond chance
+    panel            several judges as one critic; *agreement*: how alike they, or the draws of one, are
     item, rubric     one criterion; the criteria of a category
     score            what a judge gives an item; *reward*: the weighted mean of a response's scores; *gold*: the truth, to evaluate
     rollouts         what the policy sampled, as credit reads it; *batch*: what a loss reads; *round*: one turn of the loop

@@ -179,3 +179,42 @@ def test_a_conversation_is_shown_turn_by_turn(make_reports: Callable[..., Path])
     turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
     inputs.samples["grpo-0"][0] = inputs.samples["grpo-0"][0].model_copy(update={"prompt": turns})
     assert tables.samples(inputs, 3, None)[0][1][0].prompt == "user: Hello\nassistant: Hi"
+
+
+JUDGED = {
+    "agreement": 0.8,
+    "ece": 0.1,
+    "ece_floor": 0.05,
+    "judged": 40.0,
+    "courtesy/polite/agreement": 0.9,
+    "courtesy/polite/judged": 30.0,
+}
+
+
+def test_the_judges_stand_beside_people_and_each_other(make_reports: Callable[..., Path]) -> None:
+    root = make_reports(seeds=[0], steps=3)
+    inputs = data.read(root, ["grpo"], [0])
+    assert tables.judges(inputs) == [] and "Judges" not in render.markdown(render.context(inputs, 0.95, KNOBS, {}))
+    who = {"backend": "local", "model": "some|model", "repeats": 1, "curves": 2, "numbers": {**JUDGED, "kappa": 0.61}}
+    alone = {
+        "name": "raw",
+        "backend": "openai",
+        "model": "m",
+        "repeats": 3,
+        "curves": 0,
+        "numbers": {"judged": 0.0, "missing": 0.0},
+    }
+    given = {"judges": [{"name": "judge", **who}, alone], "statistic": "Cohen's kappa", "between": {"": 0.42}}
+    (root / "reports/train/judges.json").write_text(json.dumps(given))
+    inputs = data.read(root, ["grpo"], [0])
+    assert [(row["name"], row["item"], row["judged"]) for row in tables.judges(inputs)] == [
+        ("judge", "all", 40), ("judge", "courtesy/polite", 30), ("raw", "all", 0)
+    ]  # fmt: skip
+    context = render.context(inputs, 0.95, KNOBS, {})
+    text, page = render.markdown(context), render.html(context)
+    assert "| judge | some\\|model | all | 40 | 80 % | 0.61 | 0.10 (0.05) | calibrated | 0.42 |" in text
+    assert "| raw | m | all | 0 | – | – | – (–) | its own, not calibrated | 0.42 |" in text
+    assert "some|model" in page and "Cohen&#39;s kappa" in page and 'href="#judges"' in page
+    (root / "reports/train/judges.json").write_text('{"judges": 3}')
+    with pytest.raises(GrapeError, match="what stage critic writes"):
+        data.read(root, ["grpo"], [0])

@@ -480,9 +480,7 @@ def test_a_panel_is_calibrated_judge_by_judge_and_compared(trained: Project, cap
     assert found and [judge.name for judge in found.judges] == ["judge", "second", "panel"]
     assert found.statistic == "Cohen's kappa" and all(judge.numbers["judged"] == 15 for judge in found.judges)
     said = headline(trained, "critic")
-    assert (
-        said["agreement"] == found.judges[2].numbers["agreement"] and {"judge/judge/ece", "judge/second/agreement"} <= said.keys()
-    )
+    assert said["agreement"] == found.judges[2].numbers["agreement"] and {"judge/judge/ece", "judge/second/ece"} <= said.keys()
     assert any("second: agrees with people in" in line for line in show(trained, "courtesy"))
     run(trained, "rl", "grpo", 0)
     assert '"judges/agreement"' in (trained.root / "reports/train/rl/grpo-0.jsonl").read_text()
