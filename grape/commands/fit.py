@@ -31,8 +31,9 @@ from grape.sampling import row_bytes
 
 MIB = 2**20
 PROGRAM = 390 * MIB  # Python with torch and transformers before a model is there, measured: docs/memory.md
-# (tokens, V) numbers in float32 that are alive at once while a chunk's log-softmax is differentiated, and without gradient.
-HEAD_BACKWARD, HEAD_FORWARD = 5, 4
+# (tokens, V) numbers in float32 that a chunk takes on the way back and without gradient: about five and four are alive at once, and
+# what the allocator keeps between them comes on top. Fitted to what benchmarks/memory.py measures.
+HEAD_BACKWARD, HEAD_FORWARD = 8, 4
 
 
 @dataclass(frozen=True)
