@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from grape.errors import GrapeError
@@ -148,9 +149,10 @@ def _introduction(about: About) -> Iterator[str]:
         if named == "scratch":
             yield f"Base model: a {param(base, 'model.architecture')} trained from scratch on the corpus below."
         else:
-            yield f"Base model: `{named}`" + (f", revision `{revision}`" if revision else "") + "."
+            shown = str(named) if about.base == named else Path(str(named)).name  # where it lay is nobody's business
+            yield f"Base model: `{shown}`" + (f", revision `{revision}`" if revision else "") + "."
     cards = [s["says"] for s in about.lineage["sources"] if s["path"] == "inputs/model.base" and "says" in s]
-    yield from (card for card in cards if "md5" in card)
+    yield from (card.partition(". ")[0] + "." for card in cards if "md5" in card)
     for note in about.notes:
         yield f"\n{note}"
 

@@ -28,17 +28,19 @@ BESIDE = 64 << 20  # bytes for tokenizer and card
 
 
 def rounded(model: Transformer, dtype: Weights, where: str) -> Transformer:
-    """The model with weights of this dtype.
+    """The same model with weights of this dtype. What no file holds, such as the frequencies of rotary positions, stays as it is:
+    whoever loads the file computes it anew in float32.
 
     Raises:
         GrapeError: a weight is too large for it.
     """
-    made = model.to(DTYPES[dtype])
-    for name, weight in made.state_dict().items():
-        if weight.is_floating_point() and not torch.isfinite(weight).all():
-            mend = "use --dtype bfloat16, which has the range of float32"
-            raise GrapeError(f"the weight {name} is not finite in {dtype}", where=where, mend=mend)
-    return made
+    for name, weight in model.state_dict(keep_vars=True).items():
+        if weight.is_floating_point():
+            weight.data = weight.data.to(DTYPES[dtype])
+            if not torch.isfinite(weight).all():
+                mend = "use --dtype bfloat16, which has the range of float32"
+                raise GrapeError(f"the weight {name} is not finite in {dtype}", where=where, mend=mend)
+    return model
 
 
 def bytes_of(model: Transformer, dtype: Weights) -> int:

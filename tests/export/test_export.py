@@ -149,6 +149,20 @@ def test_a_weight_that_does_not_fit_is_refused() -> None:
         folder.rounded(model, "float16", "here")
 
 
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_rounded_weights_compute_what_their_file_does(tmp_path: Path, architecture: str) -> None:
+    """To the bit. A cast of the whole model would round the frequencies of rotary positions as well."""
+    from transformers import AutoModelForCausalLM
+
+    made = folder.rounded(tiny.model(architecture), "bfloat16", "here")
+    folder.write(made, tiny.chat(), tmp_path / "m")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype="auto")
+    assert loaded.dtype == made.dtype == torch.bfloat16
+    ids = torch.arange(3, 60)[None]
+    with torch.no_grad():
+        assert torch.equal(made(input_ids=ids).logits, loaded(input_ids=ids).logits)
+
+
 def test_settings_of_the_base_that_change_what_is_drawn_are_left_out(tmp_path: Path) -> None:
     model, chat = tiny.model(), tiny.chat()
     model.generation_config.repetition_penalty = 1.3
