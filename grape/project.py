@@ -97,6 +97,7 @@ class Project:
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_DATASETS_CACHE": str(state / "datasets"),
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "TQDM_DISABLE": "1",  # a bar per file and stage, some hundred lines of a log
             "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
             "TOKENIZERS_PARALLELISM": "false",
             "MPLCONFIGDIR": str(state / "matplotlib"),

@@ -109,8 +109,10 @@ def _generate(
     stops: frozenset[int],
     pad: int,
     dtype: Dtype,
+    greedy: bool,
 ) -> list[list[int]]:
-    """Response ids of every row, EOS included where it was sampled, at most `limits` of them (one number per prompt)."""
+    """Response ids of every row, EOS included where it was sampled, at most `limits` of them (one number per prompt).
+    greedy: the last row of every group takes the most likely tokens."""
     decoding = _Decoding(model, rows, samples, pad, dtype)
     device = model.device
     uniform = uniform.to(device)
@@ -121,6 +123,10 @@ def _generate(
     done = torch.zeros(len(rows) * samples, dtype=torch.bool, device=device)
     for t in range(max_new):
         token = choose(decoding.logits, uniform[decoding.row, t], temperature)
+        if greedy:
+            token = torch.where(
+                decoding.row % samples == samples - 1, choose(decoding.logits, uniform[decoding.row, t], 0.0), token
+            )
         alive = ~done[decoding.row]
         written[decoding.row[alive], t] = token[alive]
         done[decoding.row] |= torch.isin(token, stop) | (t + 1 >= limit[decoding.row])
@@ -147,6 +153,7 @@ def sample(
     keys: Sequence[object],
     dtype: Dtype = "float32",
     rows_at_once: int | None = None,
+    greedy: bool = False,
 ) -> list[Response]:
     """G = `samples` responses per prompt, grouped: responses p*G .. p*G+G-1 answer prompt p.
 
@@ -155,9 +162,11 @@ def sample(
         positions: prompt and response together stay within this many tokens.
         keys: what the draws are for, e.g. (seed, "rl", update).
         rows_at_once: bounds memory, and never changes what is drawn; None: as many as a quarter of the free memory holds.
+        greedy: every group has one response more, its last: the most likely tokens, written beside the others in the same passes.
     """
     if temperature == 0 and samples != 1:
         raise ValueError("greedy decoding gives one response per prompt")
+    samples += greedy
     encoded = [chat.prompt(prompt.messages, prompt.id) for prompt in prompts]
     responses: list[Response] = []
     longest = min(max(map(len, encoded), default=0) + max_new_tokens, positions)
@@ -170,7 +179,7 @@ def sample(
                 f"prompt {chunk[limits.index(min(limits))].id} leaves no room for a response within {positions} positions"
             )
         uniform = uniforms(chunk, samples, max(limits), keys)
-        drawn = _generate(model, rows, uniform, samples, temperature, limits, chat.stops, chat.pad, dtype)
+        drawn = _generate(model, rows, uniform, samples, temperature, limits, chat.stops, chat.pad, dtype, greedy)
         for i, ids in enumerate(drawn):
             text, raw = chat.read(ids)
             finished = bool(ids) and ids[-1] in chat.stops

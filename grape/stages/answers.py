@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -174,17 +174,20 @@ def _sampled(stage: Stage, model: Evaluated, prompts: Sequence[Prompt], referenc
     ones, in nats: means per token, and the KL's mean sum per response."""
     print(f"{stage.name}: {model.name} answers {len(prompts)} prompts", flush=True)
     params, of_model = stage.params.evaluate, stage.params.model
-    draw = partial(
-        sample,
+    drawn = sample(
         model.model,
         model.chat,
         prompts,
+        params.samples,
+        temperature=params.temperature,
         max_new_tokens=stage.params.rl.max_new_tokens,
         positions=of_model.positions,
         keys=(stage.params.seed, "evaluate"),
         dtype=of_model.dtype,
+        greedy=True,
     )
-    responses, greedy = draw(params.samples, temperature=params.temperature), draw(1, temperature=0.0)
+    responses = [response for response in drawn if response.index < params.samples]
+    greedy = [replace(response, index=0) for response in drawn if response.index == params.samples]
     batch = collate(response_rows(model.chat, responses), model.chat.pad).to(device())
     how = (batch, params.temperature, of_model.micro_batch_tokens, of_model.dtype)
     if reference is None:

@@ -111,6 +111,15 @@ def test_uniform_logits_are_sampled_uniformly() -> None:
     assert chi2 < 24.3  # 99.9 % of chi-squared with 7 degrees of freedom
 
 
+def test_the_greedy_response_beside_sampled_ones_is_the_one_written_alone() -> None:
+    model, chat, prompts = tiny.model(), tiny.chat(), [tiny.prompt("a"), tiny.prompt("what is b?"), tiny.prompt("c c")]
+    how: dict[str, Any] = {"max_new_tokens": 12, "positions": 64, "keys": (0, "together")}
+    both = sample(model, chat, prompts, 3, temperature=1.0, greedy=True, **how)
+    assert [r.index for r in both] == [0, 1, 2, 3] * 3
+    assert [r.ids for r in both if r.index < 3] == [r.ids for r in sample(model, chat, prompts, 3, temperature=1.0, **how)]
+    assert [r.ids for r in both if r.index == 3] == [r.ids for r in sample(model, chat, prompts, 1, temperature=0.0, **how)]
+
+
 def test_exact_kl_of_a_policy_with_itself_is_zero_and_with_another_positive() -> None:
     batch = tiny.batch()
     same, _ = exact_kl(tiny.model(), tiny.model(), batch, 1.0, 50)

@@ -168,10 +168,10 @@ OTHERS = {
     "preferences": {"data/labelled", "models/base"},
     "reward": {"models/base"},
     "rl": {"data/preferences", "models/reward", "models/base"},
-    "evaluate": {"models/reward", "models/base"},
+    "evaluate": {"models/reward"},
 }
 # Read where others say so: of a model that is loaded.
-UNASKED = {"prepare": {"model.revision"}, "base": {"model.revision"}}
+UNASKED = {"prepare": {"model.revision"}, "base": {"model.revision", "model.quantise"}}
 # Read by the process that runs any stage, before it comes to the stage.
 BEFORE = reached("grape/stages/__main__.py") | {"params.yaml", "dvc.yaml", "dvc.lock", ".dvcignore", "pyproject.toml"}
 
