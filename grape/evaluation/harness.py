@@ -11,6 +11,7 @@ import io
 import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,12 +64,12 @@ def measure(
     """
     with _quiet():
         manager = _load(knobs, root)
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-
         how = {"mixed_precision_dtype": "bfloat16" if dtype == "bfloat16" else None, "chat_template_args": dict(arguments)}
         seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), seed)
         try:
+            from lm_eval import simple_evaluate
+            from lm_eval.models.huggingface import HFLM
+
             found = simple_evaluate(
                 HFLM(pretrained=model, tokenizer=tokenizer, batch_size=knobs.batch, **how),
                 tasks=list(knobs.tasks),
@@ -109,13 +110,11 @@ def _metrics(task: str, found: Mapping[str, Any]) -> Iterator[tuple[str, dict[st
 
 def _load(knobs: Benchmarks, root: Path) -> Any:
     """The manager of the tasks, each of which has been loaded once, with its data."""
-    folder = _folder(knobs.folder, root)
+    folder = folder_of(knobs.folder, root)
+    installed()
     try:
         from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        what = f"benchmarks are run by lm-evaluation-harness, which is not installed ({error})"
-        raise GrapeError(what, where=WHERE, mend="pip install 'grape[eval]', or leave tasks empty") from error
-    try:
+
         manager = TaskManager(include_path=folder and str(folder), include_defaults=False)
         if set(knobs.tasks) - set(manager.all_tasks):  # reading the harness's own 10 000 files takes half a minute
             manager = TaskManager(include_path=folder and str(folder))
@@ -129,7 +128,25 @@ def _load(knobs: Benchmarks, root: Path) -> Any:
     return manager
 
 
-def _folder(named: str | None, root: Path) -> Path | None:
+def installed() -> str:
+    """The harness's version.
+
+    Raises:
+        GrapeError: there is none.
+    """
+    try:
+        return version("lm-eval")
+    except PackageNotFoundError as error:
+        what, mend = "benchmarks are run by lm-evaluation-harness, which is not installed", "pip install 'grape[eval]'"
+        raise GrapeError(what, where=WHERE, mend=f"{mend}, or leave tasks empty") from error
+
+
+def folder_of(named: str | None, root: Path) -> Path | None:
+    """What `evaluate.benchmarks.folder` names.
+
+    Raises:
+        GrapeError: no folder.
+    """
     folder = None if named is None else root / Path(named).expanduser()
     if folder is not None and not folder.is_dir():
         raise GrapeError(f"no such folder: {folder}", where=f"{WHERE}.folder", mend="give the folder with your tasks, or null")

@@ -4,7 +4,6 @@ of its own there, and it is kept up by those who read the format."""
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -36,8 +35,8 @@ def converter() -> list[str]:
             mend="install llama.cpp with its convert_hf_to_gguf.py, or name that file in LLAMA_CPP_CONVERTER; the package gguf "
             "has none",
         )
-    # A Python file need not be executable, and wants the packages that are here.
-    return [sys.executable, str(found)] if found.suffix == ".py" else [str(shutil.which(str(found)) or found)]
+    # One that is executable knows the Python that has what it needs.
+    return [str(found)] if os.access(found, os.X_OK) else [sys.executable, str(found)]
 
 
 def convert(command: Sequence[str], folder: Path, name: str, dtype: str) -> Path:

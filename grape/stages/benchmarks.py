@@ -36,8 +36,9 @@ def benchmarked(stage: Stage, model: Evaluated) -> harness.Measured:
     if not knobs.tasks:
         return {}
     tasks = {name: getattr(knobs, name) for name in ("tasks", "folder", "limit", "fewshot", "batch", "chat")}
-    files = digest.computed(stage.project.root / knobs.folder, stage.project) if knobs.folder else None
-    runs = [f"{package} {version(package)}" for package in ("lm-eval", "datasets", "torch", "transformers")]
+    folder = harness.folder_of(knobs.folder, stage.project.root)
+    files = digest.computed(folder, stage.project) if folder else None
+    runs = [harness.installed(), *(f"{package} {version(package)}" for package in ("datasets", "torch", "transformers"))]
     rest = {name: value for name, value in stage.identity().items() if name in DECIDING}
     what = {"model": model.identity, "tasks": tasks, "files": files, "rest": rest, "packages": runs, "device": device().type}
     found: harness.Measured = kept(stage.project.state / FOLDER / f"{key(what)}.json", partial(_measured, stage, model))

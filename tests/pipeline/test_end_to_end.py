@@ -218,6 +218,25 @@ def test_mlflow_has_a_parent_with_a_child_per_stage(copy: Copy) -> None:
     assert {name: known[name] for name in digests} == digests
 
 
+def test_a_policy_is_traced_to_its_data_with_every_run(copy: Copy) -> None:
+    """By what DVC and MLflow have written themselves."""
+    found = json.loads(copy.grape("trace", "models/policy/grpo-0", "--json"))
+    assert found["problems"] == []
+    runs = {stage["stage"]: stage["run"]["run_id"] for stage in found["stages"]}
+    assert runs.keys() == set(STAGES[:7])
+    assert set(copy.query("mlflow.db", "select name, run_uuid from runs")) >= runs.items()
+
+
+def test_the_numbers_of_evaluations_stand_on_the_pages_of_the_models(copy: Copy) -> None:
+    rows = copy.query(
+        "mlflow.db",
+        "select t.tag_value, m.metric_value, m.dataset_name from logged_model_metrics m join logged_model_tags t "
+        "on t.model_id = m.model_id where m.metric_name = 'policy' and t.tag_key = 'grape.path'",
+    )
+    own = {f"models/policy/{name}": copy.receipt(f"evaluate@{name}")["headline"]["policy"] for name in ("grpo-0", "reinforce-0")}
+    assert {path: value for path, value, _ in rows} == own and {name for *_, name in rows} == {"data/prompts"}
+
+
 def test_nothing_was_written_outside(copy: Copy) -> None:
     assert not list(copy.home.rglob("*"))
     tracked = subprocess.run(

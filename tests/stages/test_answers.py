@@ -6,8 +6,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shutil
-import sys
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -276,10 +276,18 @@ def test_benchmarks_that_cannot_run_are_refused_with_what_to_mend(
 
 
 def test_a_missing_harness_is_named_with_its_extra(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
-    params = params_file.set_values(project.params, ["evaluate.benchmarks.tasks=[tiny_choice]"])
+    """By prepare, which asks before anything is trained, and by evaluate."""
+
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(harness, "version", missing)
+    knobs = params_file.set_values(project.params, ["evaluate.benchmarks.tasks=[tiny_choice]"]).evaluate.benchmarks
     with pytest.raises(GrapeError, match=r"grape\[eval\]"):
-        harness.refuse(params.evaluate.benchmarks, project.root)
+        harness.refuse(knobs, project.root)
+    with pytest.raises(GrapeError, match=r"grape\[eval\]"):
+        run(project, "evaluate", "grpo", 0)
+    assert not (project.root / "reports/evaluate").exists()
 
 
 def _slow(folder: Path, made: Any) -> None:
