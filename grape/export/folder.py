@@ -12,7 +12,7 @@ import torch
 from grape import disk
 from grape.errors import GrapeError
 from grape.models.chat import Chat
-from grape.models.load import save_model
+from grape.models.load import rounded, save_model
 from grape.models.protocols import LanguageModel, Transformer
 
 Weights = Literal["float32", "bfloat16", "float16"]
@@ -27,19 +27,16 @@ DRAWING = (
 BESIDE = 64 << 20  # bytes for tokenizer and card
 
 
-def rounded(model: Transformer, dtype: Weights, where: str) -> Transformer:
-    """The same model with weights of this dtype. What no file holds, such as the frequencies of rotary positions, stays as it is:
-    whoever loads the file computes it anew in float32.
+def in_dtype(model: Transformer, dtype: Weights, where: str) -> Transformer:
+    """`grape.models.load.rounded`.
 
     Raises:
         GrapeError: a weight is too large for it.
     """
-    for name, weight in model.state_dict(keep_vars=True).items():
-        if weight.is_floating_point():
-            weight.data = weight.data.to(DTYPES[dtype])
-            if not torch.isfinite(weight).all():
-                mend = "use --dtype bfloat16, which has the range of float32"
-                raise GrapeError(f"the weight {name} is not finite in {dtype}", where=where, mend=mend)
+    for name, weight in rounded(model, DTYPES[dtype]).state_dict().items():
+        if weight.is_floating_point() and not torch.isfinite(weight).all():
+            mend = "use --dtype bfloat16, which has the range of float32"
+            raise GrapeError(f"the weight {name} is not finite in {dtype}", where=where, mend=mend)
     return model
 
 

@@ -88,7 +88,7 @@ def _language(job: Job) -> card.About:
     prompts = replay.usable(chat, _heldout(job.project), positions - longest, job.order.replay) if asked else []
     policy = replay.greedy(model, chat, prompts, longest, positions)
     if dtype != "float32":
-        folder.rounded(model, dtype, job.source)
+        folder.in_dtype(model, dtype, job.source)
     own = policy if dtype == "float32" else replay.greedy(model, chat, prompts, longest, positions)
     left = folder.write(model, chat, job.place)
     notes = [f"Left out of the base's generation config, since it was trained without: {', '.join(left)}."] if left else []
@@ -115,7 +115,7 @@ def _scalar(job: Job) -> card.About:
     dtype = job.order.dtype or "float32"
     model, tokenizer = load_scalar_model(job.source)
     folder.refuse_full(job.place, folder.bytes_of(model, dtype))
-    folder.write_scalar(folder.rounded(model, dtype, job.source), job.chat(tokenizer), job.place)
+    folder.write_scalar(folder.in_dtype(model, dtype, job.source), job.chat(tokenizer), job.place)
     proof = "Not made: a reward model answers nothing."
     return card.About(job.stage, job.lineage, dtype, job.order.license, job.hub_base, [], proof)
 

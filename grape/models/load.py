@@ -152,10 +152,19 @@ def load_language_model(base: str, revision: str | None = None, weights: Weights
         model = _dequantised(model)
     for folder in found.adapters:
         model = merged(model, folder)
-    model = model.to(kept)
+    rounded(model, kept)
     if found.generation is not None:
         model.generation_config = GenerationConfig.from_pretrained(found.generation)
     return fit_threads(model.eval()), tokenizer
+
+
+def rounded(model: AnyTransformer, dtype: torch.dtype) -> AnyTransformer:
+    """The same model with weights of this dtype. What no file holds, such as the frequencies of rotary positions, stays as it is:
+    whoever loads the file computes it anew in float32."""
+    for weight in model.state_dict(keep_vars=True).values():
+        if weight.is_floating_point():
+            weight.data = weight.data.to(dtype)
+    return model
 
 
 def _dequantised(model: Any) -> LanguageModel:
@@ -223,7 +232,7 @@ def load_scalar_model(path: str, from_language_model: bool = False, weights: Wei
         ) from error
     for folder in found.adapters:
         model = merged(model, folder)
-    model = model.to(kept)
+    rounded(model, kept)
     model.config.pad_token_id = tokenizer.pad_token_id
     if from_language_model:
         # A random head would make the first margins noise of the seed; zero makes the first loss exactly ln 2.

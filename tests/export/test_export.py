@@ -146,7 +146,7 @@ def test_a_weight_that_does_not_fit_is_refused() -> None:
     with torch.no_grad():
         model.get_input_embeddings().weight[0, 0] = 1e5
     with pytest.raises(GrapeError, match="not finite in float16"):
-        folder.rounded(model, "float16", "here")
+        folder.in_dtype(model, "float16", "here")
 
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
@@ -154,7 +154,7 @@ def test_rounded_weights_compute_what_their_file_does(tmp_path: Path, architectu
     """To the bit. A cast of the whole model would round the frequencies of rotary positions as well."""
     from transformers import AutoModelForCausalLM
 
-    made = folder.rounded(tiny.model(architecture), "bfloat16", "here")
+    made = folder.in_dtype(tiny.model(architecture), "bfloat16", "here")
     folder.write(made, tiny.chat(), tmp_path / "m")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype="auto")
     assert loaded.dtype == made.dtype == torch.bfloat16
