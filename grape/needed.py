@@ -34,6 +34,7 @@ REASONS = {
     "preferences": "no algorithm learns from pairs, and no reward model is made",
     "reward": "no algorithm, knob or rubric item reads a reward model, and reward.when is needed",
 }
+CARDS = frozenset(f"{FOLDER}/{stage}" for stage in REASONS)
 NOTE = "NOT_NEEDED.json"  # what stands in a folder that a stage did not need to make
 KEY = "not_needed"  # likewise in a file of records, and in the receipt's facts
 _CODE = ("needed.py", "params.py", "schema.py", "slot.py", "reward/rubric.py")

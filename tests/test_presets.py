@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from grape import yamlfile
 from grape.artifacts import Judgement, PromptRow, checked
 from grape.commands import init, presets
-from grape.data.shapes import converted
+from grape.data.converted import Told, converted
 from grape.data.tables import find, read
 from grape.errors import GrapeError
 from grape.params import load
@@ -31,12 +32,12 @@ def test_a_preset_makes_a_whole_project(name: str, tmp_path: Path) -> None:
     assert source.exists()
     assert bool(preset.needs) == any("to do:" in line for line in said)
     if source.is_dir() and (path := find(source, "prompts")):
-        rows = checked(list(converted(read(path), "prompts", str(path), {}, None, print)), PromptRow)
+        rows = checked(list(converted(read(path), "prompts", str(path), Told(), print, Counter())), PromptRow)
         assert {row.category for row in rows} == rubrics.keys()
         held = find(source, "heldout")
         assert held is not None
         questions = {row.prompt if isinstance(row.prompt, str) else row.prompt[-1].content for row in rows}
-        apart = checked(list(converted(read(held), "prompts", str(held), {}, None, print)), PromptRow)
+        apart = checked(list(converted(read(held), "prompts", str(held), Told(), print, Counter())), PromptRow)
         assert not questions & {row.prompt if isinstance(row.prompt, str) else row.prompt[-1].content for row in apart}
 
 
@@ -44,7 +45,7 @@ def test_the_judgements_of_the_instructions_are_labels_of_the_rubrics_critic_ite
     folder = HERE / "instructions"
     rubrics = load_rubrics(folder / "rubrics")
     path = folder / "instructions/judgements.jsonl"
-    rows = checked(list(converted(read(path), "judgements", str(path), {}, None, print)), Judgement)
+    rows = checked(list(converted(read(path), "judgements", str(path), Told(), print, Counter())), Judgement)
     asked = {(c, item.id) for c, rubric in rubrics.items() for item in rubric.items if item.kind == "critic"}
     assert {(row.category, row.item) for row in rows} == asked
     assert sum(row.label for row in rows) == len(rows) / 2

@@ -21,6 +21,7 @@ from typing import Any
 from grape import dvc, named, receipt, yamlfile
 from grape.errors import GrapeError
 from grape.files import read_json
+from grape.needed import CARDS as NEEDS
 from grape.project import Project
 from grape.track import digest, known_runs
 
@@ -136,7 +137,8 @@ def _walk(records: Records, first: str) -> tuple[list[dict[str, Any]], list[dict
         for dep in found["inputs"]:
             for maker in dep["made_by"]:
                 visit(maker, (*above, name))
-            if not dep["made_by"]:
+            # A card that only says whether a stage is needed is the source of nothing.
+            if not dep["made_by"] and dep["path"] not in NEEDS:
                 sources.setdefault(dep["path"], _source(records, dep))
         stages[name] = found
 

@@ -86,7 +86,9 @@ def read(root: Path, algorithms: Sequence[str], seeds: Sequence[int]) -> ReportI
     unneeded = {stage: reason for stage, reason in whole.items() if reason}
     training = {stage: [] if stage in unneeded else found for stage, found in training.items()}
     steps = [{name: [r for r in found if KEPT not in r] for name, found in records.items()} for records in (training, rl)]
-    return ReportInputs(evaluations, samples, steps[0], steps[1], left, unneeded, read_judges(root))
+    return ReportInputs(
+        evaluations, samples, steps[0], steps[1], left, unneeded, None if "critic" in unneeded else read_judges(root)
+    )
 
 
 def _text(root: Path, path: Path, stage: str) -> str:

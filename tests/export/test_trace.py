@@ -43,7 +43,13 @@ def test_a_policy_is_followed_back_to_every_data_set(whole: Project) -> None:
         assert stage["params"] == receipt["params"] and stage["run"]["spool"] == receipt["spool"]
     assert found["artifact"]["md5"] == digest.computed(whole.root / POLICY)
     sources = {source["path"]: source for source in found["sources"]}
-    assert set(sources) == {"grape/world.py", "rubrics", "inputs/model.base", "inputs/critic.judge.model"}
+    assert set(sources) == {
+        "grape/world.py",
+        "rubrics",
+        "inputs/model.base",
+        "inputs/critic.judge.model",
+        "inputs/evaluate.benchmarks.folder",
+    }
     assert sources["grape/world.py"]["md5"] == digest.computed(whole.root / "grape/world.py")
     one = next(whole.root.glob("rubrics/*.yaml"))
     assert sources["rubrics"]["files"][one.name] == digest.computed(one)
