@@ -52,9 +52,9 @@ def test_the_judgements_of_the_instructions_are_labels_of_the_rubrics_critic_ite
 
 
 def test_a_later_preset_counts(tmp_path: Path) -> None:
-    said = list(init.make(tmp_path / "p", ["smollm2", "gsm8k"], "./nowhere"))
+    said = list(init.make(tmp_path / "p", ["smollm2", "gsm8k"], "org/name"))
     params = load(tmp_path / "p/params.yaml")
-    assert (params.model.base, params.prepare.source, params.sft.steps) == ("./nowhere", "gsm8k", 0)
+    assert (params.model.base, params.prepare.source, params.sft.steps) == ("org/name", "gsm8k", 0)
     assert load_rubrics(tmp_path / "p/rubrics").keys() == {"sums"}
     assert any(line.startswith("to do: put gsm8k-train.jsonl") for line in said)
     assert not (tmp_path / "p/world.py").exists()
@@ -72,7 +72,13 @@ def test_the_model_of_an_installed_package_is_taken(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    "named, base, said", [(["smolm2"], None, "did you mean 'smollm2'"), (["x"], None, "one of default, "), ([], "", "model.base")]
+    "named, base, said",
+    [
+        (["smolm2"], None, "did you mean 'smollm2'"),
+        (["x"], None, "one of default, "),
+        ([], "", "model.base"),
+        ([], "./nowhere", "no such folder"),
+    ],
 )
 def test_what_is_wrong_leaves_nothing_behind(named: list[str], base: str | None, said: str, tmp_path: Path) -> None:
     with pytest.raises(GrapeError) as error:

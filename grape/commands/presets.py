@@ -80,11 +80,15 @@ def base(chosen: Sequence[Preset], given: str | None) -> tuple[str, str] | None:
     """`model.base` and a sentence about it; None: as params.yaml has it.
 
     Raises:
-        GrapeError: `given` is empty.
+        GrapeError: `given` is empty, or a path that is not there.
     """
     if given is not None and not given.strip():
         raise GrapeError(
             "no model is named", where="--base, model.base", mend="a folder, a .gguf file or a hub id such as org/name"
+        )
+    if given is not None and not Path(given).exists() and (given.startswith((".", "/", "~")) or given.endswith(".gguf")):
+        raise GrapeError(
+            "there is no such folder or file", where=f"--base {given}", mend="it counts from here; a hub id is org/name"
         )
     if given is not None:
         place = str(Path(given).resolve()) if Path(given).exists() else given  # relative to here, not to the new project
