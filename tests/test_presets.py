@@ -11,34 +11,33 @@ from grape import yamlfile
 from grape.artifacts import Judgement, PromptRow, checked
 from grape.commands import init, presets
 from grape.data.converted import Told, converted
-from grape.data.tables import find, read
+from grape.data.tables import read
 from grape.errors import GrapeError
-from grape.params import load
+from grape.params import edited, load
 from grape.reward.rubric import load_rubrics
 
 HERE = init.template() / "presets"
 
 
 @pytest.mark.parametrize("name", presets.names(HERE))
-def test_a_preset_makes_a_whole_project(name: str, tmp_path: Path) -> None:
-    said = list(init.make(tmp_path / "p", [name]))
-    preset, params, rubrics = presets.read(HERE, name), load(tmp_path / "p/params.yaml"), load_rubrics(tmp_path / "p/rubrics")
-    assert said[-1].endswith("grape run pipeline")
-    written = yamlfile.read(tmp_path / "p/params.yaml")
-    assert {key: yamlfile.at(written, key, None) for key in preset.params} == preset.params
-    if preset.base:
-        assert params.model.base == preset.base.hub or params.model.base.endswith(preset.base.file)
-    source = tmp_path / "p" / params.prepare.source
-    assert source.exists()
-    assert bool(preset.needs) == any("to do:" in line for line in said)
-    if source.is_dir() and (path := find(source, "prompts")):
+def test_what_a_preset_says_holds(name: str) -> None:
+    preset = presets.read(HERE, name)
+    text, params = edited(init.template() / "params.yaml", presets.assignments([preset]))
+    assert {key: yamlfile.at(yamlfile.parse(text, name), key, None) for key in preset.params} == preset.params
+    assert bool(preset.folder) == ("prepare.source" in preset.params)
+    assert not preset.folder or (HERE / preset.folder / params.prepare.source).is_dir()
+    assert preset.hardware and preset.time and preset.expect
+
+
+def test_the_instructions_are_those_of_the_rubrics_and_no_question_is_on_both_sides() -> None:
+    folder = HERE / "instructions"
+    asked = {}
+    for name in ("prompts", "heldout"):
+        path = folder / f"instructions/{name}.jsonl"
         rows = checked(list(converted(read(path), "prompts", str(path), Told(), print, Counter())), PromptRow)
-        assert {row.category for row in rows} == rubrics.keys()
-        held = find(source, "heldout")
-        assert held is not None
-        questions = {row.prompt if isinstance(row.prompt, str) else row.prompt[-1].content for row in rows}
-        apart = checked(list(converted(read(held), "prompts", str(held), Told(), print, Counter())), PromptRow)
-        assert not questions & {row.prompt if isinstance(row.prompt, str) else row.prompt[-1].content for row in apart}
+        assert {row.category for row in rows} == load_rubrics(folder / "rubrics").keys()
+        asked[name] = {row.prompt[-1].content.partition("?")[0] for row in rows}
+    assert not asked["prompts"] & asked["heldout"] and len(asked["heldout"]) == 21
 
 
 def test_the_judgements_of_the_instructions_are_labels_of_the_rubrics_critic_items() -> None:
