@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
+from grape import memory
 from grape.algorithms.base import LAST, AlgorithmParams, AnyAlgorithm, State
 from grape.models.protocols import Trainable
 from grape.training.adam import Forward, LossOf
@@ -53,10 +54,12 @@ def train(
     for update in range(begun.update, steps):
         began = time.perf_counter()
         given = source(update, state)
+        memory.give_back()  # what sampling took
         state, sums = given.state, dict(given.metrics)
         if given.batch is not None:
             of_all, of_last = optimiser.update(forward, loss, given.batch, (*keys, update))
             state, sums = _ended(state, of_last), sums | of_all
+            memory.give_back()
         metrics = means(sums) | {"step_time": time.perf_counter() - began}
         history.append({"step": update + 1, **metrics})
         track(update + 1, metrics)
