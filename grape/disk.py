@@ -5,10 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
-from grape.errors import GrapeError
+from grape.errors import GrapeError, causes
 
 MIN_FREE_MB = 500  # below this a run would fail halfway; GRAPE_MIN_FREE_MB overrides it
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -47,7 +46,7 @@ def refusal(error: BaseException, folder: Path) -> GrapeError | None:
     Args:
         folder: the project's, whose free room is told, and whose name the path is told without.
     """
-    chain = list(_chain(error))
+    chain = list(causes(error))
     own = next((e for e in chain if isinstance(e, OSError) and e.errno in _MACHINE), None)
     path = own.filename if own is not None and isinstance(own.filename, (str, bytes, os.PathLike)) else None
     where = os.path.relpath(os.fsdecode(path), folder) if path else str(folder)
@@ -68,11 +67,3 @@ def full(where: str, folder: Path) -> GrapeError:
 def _torch(error: BaseException, folder: Path) -> bool:
     """torch says that writing failed, not why."""
     return isinstance(error, RuntimeError) and any(word in str(error) for word in _TORCH) and free_mb(folder) < 1
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__

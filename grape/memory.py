@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from grape.errors import GrapeError
+from grape.errors import GrapeError, causes
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,7 @@ MEND = (
 
 def short(error: BaseException) -> bool:
     """Whether the error, or one that it comes from, is that memory could not be had."""
-    return any(_says(e) for e in _chain(error))
+    return any(_says(e) for e in causes(error))
 
 
 def refusal(error: BaseException, where: str) -> GrapeError | None:
@@ -43,7 +43,7 @@ def refusal(error: BaseException, where: str) -> GrapeError | None:
 
 def _wanted(error: BaseException) -> str:
     """How much was asked for when there was no more, as far as it is told."""
-    for e in _chain(error):
+    for e in causes(error):
         if found := re.search(r"tried to allocate (\d+) bytes", str(e)):
             return f": {int(found[1]) / 2**20:.0f} MiB more could not be had"
         if found := re.search(r"Tried to allocate ([\d.]+ [KMG]i?B)", str(e)):
@@ -104,14 +104,6 @@ def _limits() -> Iterator[tuple[int, int]]:
         reclaimable = next((int(line.split()[1]) for line in lines if line.split()[0] == stat), 0)
         if most < 1 << 60:
             yield most, taken - reclaimable
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def give_back() -> None:
