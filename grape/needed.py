@@ -1,5 +1,8 @@
 """Which of the stages critic, preferences and reward anybody needs. The others are not run: they only write down why.
 
+So does one of them that runs and finds nothing to make (no pair, since every group of answers is a tie): what reads it refuses
+with that reason, and all the others go on.
+
 DVC's graph cannot ask an algorithm, a knob or a rubric what it reads. So each of these stages depends on a card, `inputs/STAGE`,
 that says whether anybody reads what the stage makes, and nothing else: the stage runs again when that answer changes, not
 whenever an algorithm is added. Before each run or plan grape writes the cards anew; a stage that finds its card untrue refuses.
@@ -15,9 +18,8 @@ import subprocess
 import sys
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from grape import dvc, slot, yamlfile
 from grape.errors import GrapeError
@@ -37,20 +39,15 @@ REASONS = {
 CARDS = frozenset(f"{FOLDER}/{stage}" for stage in REASONS)
 NOTE = "NOT_NEEDED.json"  # what stands in a folder that a stage did not need to make
 KEY = "not_needed"  # likewise in a file of records, and in the receipt's facts
+UNMADE = "NOT_MADE.json"  # what stands in a folder that a stage had nothing to make from
+UNMADE_KEY = "not_made"
 _CODE = ("needed.py", "params.py", "schema.py", "slot.py", "reward/rubric.py")
 _ASK = "import sys; from grape.needed import main; sys.exit(main())"
 
 
-@dataclass(frozen=True)
-class LeftOut:
-    """now: the stages that nobody needs. sparing: those that nobody would need if `reward.when` were `needed`."""
+def answered(params: Params, root: Path) -> tuple[str, ...]:
+    """The stages that nobody needs.
 
-    now: tuple[str, ...] = ()
-    sparing: tuple[str, ...] = ()
-
-
-def answered(params: Params, root: Path) -> LeftOut:
-    """
     Raises:
         GrapeError: the rubrics are wrong, or pairs are to be judged by critic items and there is none.
     """
@@ -66,16 +63,14 @@ def answered(params: Params, root: Path) -> LeftOut:
     model_read = "reward_model" in rewards or (scored and "reward_model" in kinds) or any(v.from_reward_model for v in values)
     pairs_read = any(algorithm.data == "pairs" for algorithm, _ in slots)
 
-    def without(model: bool) -> tuple[str, ...]:
-        pairs = model or pairs_read
-        judged = scored or (pairs and source != "people")
-        if pairs and source == "critic" and "critic" not in kinds:
-            mend = "set it to rubric or people, or write an item of kind critic"
-            raise GrapeError("no rubric has an item for a critic", where="params.yaml, preferences.source", mend=mend)
-        made = {"critic": judged and "critic" in kinds, "preferences": pairs, "reward": model}
-        return tuple(stage for stage, wanted in made.items() if not wanted)
-
-    return LeftOut(without(model_read or params.reward.when == "always"), without(model_read))
+    model = model_read or params.reward.when == "always"
+    pairs = model or pairs_read
+    judged = scored or (pairs and source != "people")
+    if pairs and source == "critic" and "critic" not in kinds:
+        mend = "set it to rubric or people, or write an item of kind critic"
+        raise GrapeError("no rubric has an item for a critic", where="params.yaml, preferences.source", mend=mend)
+    made = {"critic": judged and "critic" in kinds, "preferences": pairs, "reward": model}
+    return tuple(stage for stage, wanted in made.items() if not wanted)
 
 
 def declared(project: Project) -> list[str]:
@@ -84,7 +79,7 @@ def declared(project: Project) -> list[str]:
     return [stage for stage in REASONS if f"{FOLDER}/{stage}" in (stages.get(stage, {}).get("deps") or [])]
 
 
-def answer(project: Project) -> LeftOut:
+def answer(project: Project) -> tuple[str, ...]:
     """Of params.yaml, the rubrics and the algorithms as they are now.
 
     Raises:
@@ -94,12 +89,12 @@ def answer(project: Project) -> LeftOut:
     with suppress(OSError, ValueError, TypeError, KeyError):
         known = json.loads(memo.read_text(encoding="utf-8"))
         if known["identity"] == key:
-            return LeftOut(tuple(known["now"]), tuple(known["sparing"]))
+            return tuple(known["unneeded"])
     from grape.params import load
 
     found = answered(load(project.params), project.root)
     with suppress(OSError):  # it only spares time
-        write_json(memo, {"identity": key, **asdict(found)})
+        write_json(memo, {"identity": key, "unneeded": found})
     return found
 
 
@@ -119,7 +114,7 @@ def _identity(project: Project) -> str:
     return digest.hexdigest()
 
 
-def asked(project: Project) -> LeftOut:
+def asked(project: Project) -> tuple[str, ...]:
     """`answer`, by a process of its own: a stage opens no rubric and loads no algorithm that it does not declare."""
     done = subprocess.run([sys.executable, "-c", _ASK], cwd=project.root, capture_output=True, encoding="utf-8")
     try:
@@ -129,29 +124,23 @@ def asked(project: Project) -> LeftOut:
         raise GrapeError(what, where="params.yaml, rl.algorithms", mend="`grape plan` shows the cause") from error
     if done.returncode:
         raise GrapeError(found["what"], where=found["where"], mend=found["mend"])
-    return LeftOut(tuple(found["now"]), tuple(found["sparing"]))
+    return tuple(found["unneeded"])
 
 
 def main() -> int:
     """The answer for the project of the working directory, or the refusal, as JSON; for `asked`."""
     try:
-        print(json.dumps(asdict(answer(Project.find()))))
+        print(json.dumps({"unneeded": answer(Project.find())}))
     except GrapeError as error:
         print(json.dumps({"what": error.what, "where": error.where, "mend": error.mend}))
         return 2
     return 0
 
 
-def spared(project: Project) -> bool:
-    """Whether pairs are asked for by nothing but `reward.when: always`."""
-    found = asked(project)
-    return "preferences" in found.sparing and "preferences" not in found.now
-
-
 def unneeded(project: Project) -> dict[str, str]:
     """Stage -> why nobody needs it, of the stages that have a card."""
     cards = declared(project)
-    return {stage: REASONS[stage] for stage in answer(project).now if stage in cards} if cards else {}
+    return {stage: REASONS[stage] for stage in answer(project) if stage in cards} if cards else {}
 
 
 def card(stage: str, reasons: Collection[str]) -> str:
@@ -177,7 +166,7 @@ def left_out(project: Project, stage: str, deps: Collection[str]) -> str | None:
     name = f"{FOLDER}/{stage}"
     if stage not in REASONS or name not in deps:
         return None
-    path, reasons = project.root / name, asked(project).now
+    path, reasons = project.root / name, asked(project)
     if not path.is_file() or path.read_bytes() != card(stage, reasons).encode():
         raise GrapeError(
             f"{name} does not say whether {stage} is needed now",
@@ -189,20 +178,25 @@ def left_out(project: Project, stage: str, deps: Collection[str]) -> str | None:
 
 def why_not(path: Path) -> str | None:
     """Why a folder, or the folder of a file, was not made; None where it was, or is not there."""
-    try:
-        note: Any = json.loads(((path.parent if path.suffix else path) / NOTE).read_text(encoding="utf-8"))
-        return str(note["reason"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    note = _note(path)
+    return str(note["reason"]) if note else None
+
+
+def _note(path: Path) -> dict[str, str] | None:
+    for name in (NOTE, UNMADE):
+        with suppress(OSError, ValueError):
+            found: dict[str, str] = json.loads(((path.parent if path.suffix else path) / name).read_text(encoding="utf-8"))
+            return found
+    return None
 
 
 def made(path: Path) -> Path:
     """`path`, a folder that a stage makes or a file in one, which is about to be read.
 
     Raises:
-        GrapeError: the stage was not needed when it ran.
+        GrapeError: the stage was not needed when it ran, or had nothing to make it from.
     """
-    if reason := why_not(path):
-        mend = "`grape run` looks again at what is needed, and makes it"
-        raise GrapeError(f"it was not made, because {reason}", where=str(path), mend=mend)
+    if note := _note(path):
+        mend = note.get("mend", "`grape run` looks again at what is needed, and makes it")
+        raise GrapeError(f"it was not made, because {note['reason']}", where=str(path), mend=mend)
     return path

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from grape.dvc import Graph
-from grape.needed import KEY
+from grape.needed import KEY, UNMADE_KEY
 from grape.pipeline.execute import Outcome
 from grape.project import Project
 
@@ -15,8 +15,10 @@ _HEADLINES = ("difference", "gold", "agreement", "accuracy", "reward", "perplexi
 
 
 def headline(receipt: Mapping[str, Any] | None) -> str:
-    if reason := ((receipt or {}).get("facts") or {}).get(f"grape.{KEY}"):
-        return f"not needed: {reason}"
+    facts = (receipt or {}).get("facts") or {}
+    for key, said in ((KEY, "not needed"), (UNMADE_KEY, "nothing was made")):
+        if reason := facts.get(f"grape.{key}"):
+            return f"{said}: {reason}"
     values = (receipt or {}).get("headline") or {}
     gains = [name for name in values if name.endswith("_difference")]
     for name in (*_HEADLINES, *gains, *values):

@@ -18,7 +18,8 @@ TAG = 7500  # characters; MLflow cuts the value of a tag at 8000
 def alarms(inputs: ReportInputs, missing: float) -> list[tuple[str, str]]:
     """(policy, what is wrong) for every policy. missing: the share of scores that may be missing."""
     found = [(run.name, hint) for run in inputs.evaluations for hint in hints(run, inputs.rl[run.name], missing)]
-    return [*found, *_dropped(inputs)]
+    unmade = [(stage, f"nothing was made: {reason}.") for stage, reason in inputs.unmade.items()]
+    return [*found, *unmade, *_dropped(inputs)]
 
 
 def _dropped(inputs: ReportInputs) -> Iterator[tuple[str, str]]:

@@ -15,6 +15,7 @@ from grape.evaluation.record import Evaluation, JudgeName, Sample
 from grape.files import Row, read_lines
 from grape.needed import KEY as NOT_NEEDED
 from grape.needed import REASONS
+from grape.needed import UNMADE_KEY as UNMADE
 
 TrainingRecord = dict[str, float]
 KEPT = "rows/kept"  # only the record that says what a stage left out has it
@@ -33,8 +34,8 @@ class Cost:
 @dataclass(frozen=True)
 class ReportInputs:
     """All the report is made from. `training` maps base, sft, critic, reward to records; `rl` each policy's name; `left` a stage
-    to what it says of its rows: `rows/kept`, `dropped/REASON`; `unneeded` a stage that was not run to the reason. `judges`: how far
-    they agree, where the critic stage has run."""
+    to what it says of its rows: `rows/kept`, `dropped/REASON`; `unneeded` a stage that was not run to the reason, `unmade` one that
+    found nothing to make. `judges`: how far they agree, where the critic stage has run."""
 
     evaluations: tuple[Evaluation, ...]
     samples: dict[str, list[Sample]]
@@ -42,6 +43,7 @@ class ReportInputs:
     rl: dict[str, list[TrainingRecord]]
     left: dict[str, TrainingRecord]
     unneeded: dict[str, str]
+    unmade: dict[str, str]
     judges: JudgesReport | None = None
 
     def cost(self, name: str) -> Cost:
@@ -82,12 +84,11 @@ def read(root: Path, algorithms: Sequence[str], seeds: Sequence[int]) -> ReportI
         if any(e.dropped.values()):
             left[f"evaluate@{e.name}"] = {KEPT: float(e.prompts), **{f"dropped/{why}": float(n) for why, n in e.dropped.items()}}
     samples = {name: _samples(root, reports / "evaluate" / name / "samples.jsonl", f"evaluate@{name}") for name in names}
-    whole = {stage: _unneeded(root, reports / "train" / f"{stage}.jsonl", stage) for stage in REASONS}
-    unneeded = {stage: reason for stage, reason in whole.items() if reason}
-    training = {stage: [] if stage in unneeded else found for stage, found in training.items()}
+    unneeded, unmade = (_said(root, key) for key in (NOT_NEEDED, UNMADE))
+    training = {stage: [] if stage in unneeded or stage in unmade else found for stage, found in training.items()}
     steps = [{name: [r for r in found if KEPT not in r] for name, found in records.items()} for records in (training, rl)]
     return ReportInputs(
-        evaluations, samples, steps[0], steps[1], left, unneeded, None if "critic" in unneeded else read_judges(root)
+        evaluations, samples, steps[0], steps[1], left, unneeded, unmade, None if "critic" in unneeded else read_judges(root)
     )
 
 
@@ -130,10 +131,10 @@ def _lines(root: Path, path: Path, stage: str) -> list[tuple[int, Row]]:
         raise _bad(root, path, stage, f"line {str(error.where).rpartition(':')[2]}: {error.what}") from error
 
 
-def _unneeded(root: Path, path: Path, stage: str) -> str | None:
-    """Why the stage was not run; None where it was."""
-    said = [row[NOT_NEEDED] for _, row in _lines(root, path, stage) if NOT_NEEDED in row]
-    return str(said[0]) if said else None
+def _said(root: Path, key: str) -> dict[str, str]:
+    """Stage -> the reason that stands under `key` in its records, of those that have one."""
+    files = {stage: root / "reports" / "train" / f"{stage}.jsonl" for stage in REASONS}
+    return {stage: str(row[key]) for stage, path in files.items() for _, row in _lines(root, path, stage) if key in row}
 
 
 def _records(root: Path, path: Path, stage: str) -> list[TrainingRecord]:

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import torch
 
-from grape import needed
 from grape.artifacts import Preference, Turn, read_prompts, read_rows, write_rows
-from grape.errors import GrapeError
 from grape.files import write_lines
 from grape.models.encode import fitting_prompts
 from grape.models.load import device, load_language_model
@@ -29,27 +27,20 @@ def run(stage: Stage) -> None:
     if stage.params.preferences.source == "people":
         stage.datasets("data/labelled")
         rows = read_rows(stage.path("data/labelled/train.jsonl"), Preference, mend="run it again: grape run prepare")
-        if not rows:
-            mend = "add preferences.jsonl to prepare.source, or set preferences.source: rubric"
-            raise GrapeError("there is no pair that people have labelled", where="data/labelled", mend=mend + _spared(stage))
+        reason = "there is no pair that people have labelled"
+        mend = "add preferences.jsonl to prepare.source, or set preferences.source: rubric"
     else:
         stage.datasets("data/prompts", "rubrics")
         rows, counts = collected(stage)
+        reason = "not one pair was found: every group of responses is a tie"
+        mend = "raise preferences.samples or preferences.prompts, or lower preferences.margin"
     if not rows:
-        raise GrapeError(
-            "not one pair was found: every group of responses is a tie",
-            where="stage preferences",
-            mend="raise preferences.samples or preferences.prompts, or lower preferences.margin" + _spared(stage),
-        )
+        stage.run.headline(counts)
+        return stage.not_made("data/preferences", reason, mend)
     write_rows(stage.path("data/preferences/train.jsonl"), rows)
     left = {**stage.left, **{k: v for k, v in counts.items() if k.startswith("dropped/")}}
     write_lines(stage.path("reports/train/preferences.jsonl"), [{"step": 0, **left}])
     stage.run.headline({"pairs": float(len(rows)), **counts})
-
-
-def _spared(stage: Stage) -> str:
-    """The way out where `reward.when` alone asks for pairs."""
-    return "; or set reward.when: needed, since no algorithm, knob or rubric reads a pair" if needed.spared(stage.project) else ""
 
 
 def collected(stage: Stage) -> tuple[list[Preference], dict[str, float]]:

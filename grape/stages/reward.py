@@ -14,7 +14,7 @@ from grape.models.encode import collate, encode_pairs
 from grape.models.forward import batched_scores, scalar
 from grape.models.load import device, load_scalar_model
 from grape.models.protocols import ScalarModel, Tokenizer
-from grape.needed import made
+from grape.needed import why_not
 from grape.randomness import permutation
 from grape.reward.learned import STATISTICS
 from grape.stages.chats import chat_of
@@ -26,9 +26,11 @@ from grape.stages.trained import kept_in, save_trained, trainable
 def run(stage: Stage) -> None:
     stage.datasets("data/preferences")
     params = stage.params.reward
+    labelled = stage.path("data/preferences/train.jsonl")
+    if without := why_not(labelled):
+        return stage.not_made("models/reward", without, "mend that, and run again: grape run reward")
     model, tokenizer = load_scalar_model(stage.model("models/sft"), from_language_model=True, weights=kept_in(stage))
     trainable(stage, model)
-    labelled = made(stage.path("data/preferences/train.jsonl"))
     preferences = read_rows(labelled, Preference, mend="run it again: grape run preferences")
     chat, positions = chat_of(stage, tokenizer), stage.params.model.positions
     encoded = encode_pairs(chat, preferences, positions, "data/preferences")

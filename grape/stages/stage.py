@@ -11,9 +11,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from grape.errors import GrapeError
-from grape.files import write_lines
+from grape.files import replacing, write_json, write_lines
 from grape.models.folder import chain
-from grape.needed import made
+from grape.needed import UNMADE, UNMADE_KEY, made
 from grape.project import Project
 from grape.stages.declared import DeclaredParams, Grant
 from grape.stages.inputs import Inputs, identity, paths
@@ -115,6 +115,15 @@ class Stage:
         for name, count in {**counts, "rows/kept": kept}.items():
             self.left[name] = self.left.get(name, 0.0) + float(count)
         self.run.headline({n: c for n, c in self.left.items() if c or n == "dropped/too_long"})
+
+    def not_made(self, folder: str, reason: str, mend: str) -> None:
+        """Leave in place of `folder`, which this stage makes, why there is nothing to make: what reads it refuses with that
+        (`grape.needed.made`), and what does not goes on."""
+        with replacing(self.path(folder)) as place:
+            write_json(place / UNMADE, {"stage": self.name, "reason": reason, "mend": mend})
+        write_lines(self.path(f"reports/train/{self.kind}.jsonl"), [{"step": 0, UNMADE_KEY: reason, **self.left}])
+        self.run.tag({f"grape.{UNMADE_KEY}": reason})
+        print(f"{self.name}: nothing was made: {reason}\n  -> {mend}", flush=True)
 
     def write_history(self, history: Sequence[Mapping[str, float]]) -> None:
         """Write reports/train: the metrics of every step; before them, as step 0, what was left out, if anything was or nothing

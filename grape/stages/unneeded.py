@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 
 from grape import dvc
 from grape.files import replacing, write_json, write_lines
-from grape.needed import KEY, NOTE
+from grape.needed import KEY, NOTE, UNMADE
 from grape.project import NONCE, Project
 from grape.stages.inputs import Inputs, entry
 from grape.track import StageRun
@@ -37,7 +37,8 @@ def outputs(project: Project, name: str) -> list[str]:
 
 
 def forget(project: Project, name: str) -> None:
-    """The stage is run after all: what said that it was not needed goes. (DVC has removed its outputs; nobody does by hand.)"""
+    """The stage is run after all: what said that it made nothing goes. (DVC has removed its outputs; nobody does by hand.)"""
     for folder in (project.root / out for out in outputs(project, name)):
         if folder.is_dir():
-            (folder / NOTE).unlink(missing_ok=True)
+            for note in (NOTE, UNMADE):
+                (folder / note).unlink(missing_ok=True)

@@ -87,7 +87,7 @@ PAIRED = {"preferences", "reward"}
 def test_what_nobody_reads_is_left_out(project: Project, rubric: str, sets: list[str], left: set[str]) -> None:
     (project.root / "rubrics" / "sums.yaml").write_text(rubric)
     params = params_file.edited(project.params, sets)[1]
-    assert set(needed.answered(params, project.root).now) == left
+    assert set(needed.answered(params, project.root)) == left
 
 
 def test_critics_pairs_without_a_critic_item_are_refused(project: Project) -> None:
@@ -182,14 +182,20 @@ def run(*stages: str) -> None:
         assert main([kind, *(["--algorithm", algorithm, "--seed", seed] if item else [])]) == 0, stage
 
 
-def test_where_no_answer_is_right_grpo_waits_for_no_pair(project: Project, capfd: pytest.CaptureFixture[str]) -> None:
-    """Every group of answers is a tie, so that there is no pair; and nobody reads one."""
+def test_where_no_answer_is_right_grpo_needs_no_pair(project: Project, capfd: pytest.CaptureFixture[str]) -> None:
+    """Every group of answers is a tie, so that there is no pair: DPO says so, beside GRPO, which goes on to the report."""
     settle(project, *TINY)
-    run("prepare", "base", "sft", "critic")
-    assert main(["preferences"]) == 2
-    shown = capfd.readouterr().err
-    assert "not one pair was found" in shown and "or set reward.when: needed" in shown
-    reasons = settle(project, SPARE)
+    run("prepare", "base", "sft", "critic", "preferences", "reward", "rl@grpo-0", "evaluate@grpo-0", "report")
+    assert "not one pair was found" in capfd.readouterr().out
+    facts = [json.loads(project.receipt(stage).read_text())["facts"] for stage in ("preferences", "reward")]
+    assert facts[0]["grape.not_made"] == facts[1]["grape.not_made"] == "not one pair was found: every group of responses is a tie"
+    assert [path.name for path in (project.root / "models/reward").iterdir()] == ["NOT_MADE.json"]
+    page = (project.root / "reports/report.md").read_text()
+    assert "preferences: nothing was made: not one pair was found" in page.replace("*", "").replace("`", "")
+    settle(project, "rl.algorithms=[grpo, dpo]")
+    assert main(["rl", "--algorithm", "dpo", "--seed", "0"]) == 2
+    assert "it was not made, because not one pair was found" in (said := capfd.readouterr().err) and "preferences.samples" in said
+    reasons = settle(project, SPARE, "rl.algorithms=[grpo]")
     run("preferences", "reward", "rl@grpo-0", "evaluate@grpo-0", "report")
     page = (project.root / "reports/report.md").read_text()
     assert all(f"{stage} ({reason})" in page for stage, reason in reasons.items())
@@ -199,9 +205,8 @@ def test_where_no_answer_is_right_grpo_waits_for_no_pair(project: Project, capfd
     settle(project, "rl.algorithms=[grpo, dpo]")
     assert main(["rl", "--algorithm", "dpo", "--seed", "0"]) == 2  # by hand, before the stage that it waits for
     assert "it was not made, because no algorithm learns from pairs" in capfd.readouterr().err
-    assert main(["preferences"]) == 2  # it is run now, and an algorithm asks for it
-    shown = capfd.readouterr().err
-    assert "not one pair was found" in shown and "reward.when" not in shown
+    run("preferences")  # now an algorithm asks for it: what said that nobody does is gone
+    assert [path.name for path in (project.root / "data/preferences").iterdir()] == ["NOT_MADE.json"]
 
 
 @pytest.mark.parametrize(
