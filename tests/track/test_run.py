@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,3 +127,10 @@ with StageRun(Project.find(), "rl@grpo-{seed}", {{}}, {seed}) as run:
     assert sorted(run.info.run_name for run in runs()) == ["rl@grpo-0", "rl@grpo-1"]
     assert [run.data.metrics for run in runs()] == [{"reward": 299.0}] * 2
     assert Spool.pending(bare) == []
+
+
+def test_a_peak_of_memory_is_that_of_the_process_and_not_of_who_started_it() -> None:
+    held = b"x" * (300 * 2**20)
+    code = "from grape.track.identity import peak_memory_mb; held = b'x' * (60 * 2**20); print(peak_memory_mb())"
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert 60 < float(found) < 250 < len(held) / 2**20
