@@ -9,7 +9,7 @@ from statistics import median
 from benchmarks.speed.growth import BASE, SHAPES, Shape
 from benchmarks.speed.machine import Machine
 from benchmarks.speed.turns import Step, Times, ratios
-from benchmarks.speed.work import PAIRS, PROMPTS, ROWS, SAMPLES, Work
+from benchmarks.speed.work import NEW, PAIRS, PROMPTS, ROWS, SAMPLES, Work
 
 TITLES = {
     "grpo": f"GRPO, {PROMPTS} x {SAMPLES} rows",
@@ -99,7 +99,19 @@ def bounds(results: Sequence[Result], work: Work, peak: Machine) -> list[str]:
         needed = flops(work, ours.steps[-1]) / 1e12
         reached = f"{needed / took:.3f}", f"{needed / took / peak.tflops[result.dtype]:.0%}"
         lines.append((TITLES[result.case], result.dtype, clock(took), f"{needed:.2f}", *reached))
-    return rows(*lines) if len(lines) > 1 else []
+    return (rows(*lines) if len(lines) > 1 else []) + reading(results, work, peak)
+
+
+def reading(results: Sequence[Result], work: Work, peak: Machine) -> list[str]:
+    """What a token costs to sample at least: every weight is read once for all rows."""
+    lines = []
+    for result in results:
+        if result.case == "sampling" and " " not in result.dtype:
+            read = 4 * (work.trunk + work.head) * NEW / 1e9
+            rate = read / result.times[0].median
+            lines += ["", f"Sampling in {result.dtype} reads all weights for each of {NEW} tokens, {read:.1f} GB: {rate:.1f} GB/s, "
+                      f"{rate / peak.copy:.0%} of what copies reach."]  # fmt: skip
+    return lines
 
 
 def flops(work: Work, step: Step) -> float:
