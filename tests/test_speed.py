@@ -183,13 +183,15 @@ def test_the_tables(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line = tables.comparison([result])[2]
     assert "SFT, 32 rows | float32 | 1.00 s | TRL | 2.50 s | **2.50** [2.00, 3.00] | 100, 100 (1.00)" in line
     assert tables.comparison([result])[-1] == "it does not run here: why"
-    assert f"| {tables.flops(given, result.times[0].steps[0]) / 1e12:.2f} |" in tables.bounds([result], given, peak)[2]
+    assert f"| {tables.flops(given, result.times[0].steps[0]) / 1e12:.2f} |" in tables.bounds([result], given, peak)[3]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ("--scale tiny --model x", "no effect"),
+        ("--model x/y.gguf", "no such folder"),
+        ("--quick --turns 3", "not allowed with"),
         ("--only grpo --scale huge", "one of tiny, smollm2"),
         ("--only sfd", "did you mean 'sft'"),
         ("--turns 0", "at least 1"),

@@ -60,8 +60,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--dtype", type=listed(DTYPES), default=list(DTYPES), help="of matrix products; float32, bfloat16 or both")
     made.add_argument("--micro", type=positive_list, default=[1024, 4096], help="micro-batch tokens that grape tries: 1024,4096")
     made.add_argument("--model", help="a folder, in place of the model of scale smollm2")
-    made.add_argument("--turns", type=positive, default=5, help="steps of each side that count (5)")
-    made.add_argument("--quick", action="store_true", help="one turn, the first settings alone: to see that it runs")
+    how = made.add_mutually_exclusive_group()
+    how.add_argument("--turns", type=positive, default=5, help="steps of each side that count (5)")
+    how.add_argument("--quick", action="store_true", help="one turn, the first settings alone: to see that it runs")
     made.add_argument(
         "--write", type=Path, nargs="+", metavar="FILE", default=[], help="put the tables between the markers of these files"
     )
@@ -140,7 +141,7 @@ def asked(module: str, *arguments: str) -> str:
     """What a process of its own prints: this one stays small."""
     done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        last = " ".join((done.stderr.strip().splitlines() or ["it said nothing"])[-2:])
         raise GrapeError(f"{module} has failed: {last}", where=" ".join(arguments) or None)
     return done.stdout
 
@@ -169,8 +170,7 @@ def measured(given: argparse.Namespace) -> list[str]:
             results = [found for case in cases for found in compare(case, scale, folder, given, peak.threads)]
             lines += ["", *tables.comparison(results)] if results else []
             # grape computes a tiny model with one thread, and the peak is that of all.
-            shares = tables.bounds(results, work, peak) if scale != "tiny" else []
-            lines += ["", *shares] if shares else []
+            lines += tables.bounds(results, work, peak) if scale != "tiny" else []
             lines += ["", f"grape alone, {fast}:", "", *grown(folder, given, fast)] if GROWTH in given.only else []
     return lines
 
@@ -200,6 +200,8 @@ def refuse(given: argparse.Namespace) -> None:
         raise GrapeError(
             "it would have no effect", where="--model", mend="it takes the place of scale smollm2's model: name that scale"
         )
+    if given.model and not Path(given.model).exists():
+        raise GrapeError("there is no such folder or file", where=f"--model {given.model}", mend="it counts from here")
     if set(given.only) - {GROWTH, "sampling"} and importlib.util.find_spec("trl") is None:
         raise GrapeError(
             "TRL is not installed here",

@@ -89,7 +89,7 @@ def comparison(results: Sequence[Result]) -> list[str]:
 
 
 def bounds(results: Sequence[Result], work: Work, peak: Machine) -> list[str]:
-    """The share of the matrix products' peak that grape's updates reach."""
+    """The share of the matrix products' peak that grape's updates reach, and of the copies' rate that its sampling does."""
     lines: list[Sequence[str]] = [("step", "dtype", "update", "TFLOP", "TFLOP/s", "share of the peak")]
     for result in results:
         if result.case not in ("grpo", "sft") or " " in result.dtype:
@@ -99,7 +99,8 @@ def bounds(results: Sequence[Result], work: Work, peak: Machine) -> list[str]:
         needed = flops(work, ours.steps[-1]) / 1e12
         reached = f"{needed / took:.3f}", f"{needed / took / peak.tflops[result.dtype]:.0%}"
         lines.append((TITLES[result.case], result.dtype, clock(took), f"{needed:.2f}", *reached))
-    return (rows(*lines) if len(lines) > 1 else []) + reading(results, work, peak)
+    parts = (rows(*lines) if len(lines) > 1 else [], reading(results, work, peak))
+    return [line for part in parts if part for line in ("", *part)]
 
 
 def reading(results: Sequence[Result], work: Work, peak: Machine) -> list[str]:
@@ -109,8 +110,8 @@ def reading(results: Sequence[Result], work: Work, peak: Machine) -> list[str]:
         if result.case == "sampling" and " " not in result.dtype:
             read = 4 * (work.trunk + work.head) * NEW / 1e9
             rate = read / result.times[0].median
-            lines += ["", f"Sampling in {result.dtype} reads all weights for each of {NEW} tokens, {read:.1f} GB: {rate:.1f} GB/s, "
-                      f"{rate / peak.copy:.0%} of what copies reach."]  # fmt: skip
+            share = f"{rate:.1f} GB/s, {rate / peak.copy:.0%} of what copies reach."
+            lines.append(f"Sampling in {result.dtype} reads all weights for each of {NEW} tokens, {read:.1f} GB: {share}")
     return lines
 
 
