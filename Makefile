@@ -42,7 +42,7 @@ clean:  ## remove build and test leftovers, .venv and .venv-bench; data, models,
 # A python of at least 3.11 that can make environments; the tested version first.
 venv:
 	@set -e; \
-	want="$$(cat requirements.lock pyproject.toml | cksum) $(CURDIR)"; \
+	want="$$(cat requirements.lock pyproject.toml | cksum) $(if $(EXTRA),$(EXTRA) $(APART) )$(CURDIR)"; \
 	if [ -x $(BIN)/python ] && [ "$$(cat $(VENV)/.stamp 2>/dev/null)" = "$$want" ]; then exit 0; fi; \
 	python=""; old=""; \
 	for candidate in $(PYTHON) python3.11 python3.12 python3.13 python3 python; do \
