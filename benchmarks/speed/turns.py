@@ -187,7 +187,7 @@ def check(case: str, dtype: str, ours: Times, theirs: Times) -> list[str]:
     for i, (a, b) in enumerate(same):
         # What Adam makes of rounding grows; a wrong objective differs at once.
         more = 1 if i == 0 else 10
-        if not abs(a["loss"] - b["loss"]) <= more * LOSS_OFF[dtype] * max(abs(a["loss"]), 0.1):
+        if not abs(a["loss"] - b["loss"]) <= more * LOSS_OFF[dtype] * max(abs(a["loss"]), 0.01):
             raise _differs(case, dtype, theirs, i, "loss", a["loss"], b["loss"])
         if not abs(a["grad_norm"] - b["grad_norm"]) <= more * NORM_OFF[dtype] * max(abs(a["grad_norm"]), 1e-3):
             raise _differs(case, dtype, theirs, i, "grad_norm", a["grad_norm"], b["grad_norm"])
