@@ -22,7 +22,7 @@ _SAYS = re.compile(
 )
 # In the order that helps: what costs least first.
 MEND = (
-    "lower model.micro_batch_tokens (it changes no result); then set model.checkpointing: true, train "
+    "set GRAPE_MICRO_BATCH_TOKENS=512 in the environment, or less; then set model.checkpointing: true, train "
     "adapters (model.lora.rank: 16), or set model.weights: bfloat16; `grape doctor --fit` shows what each stage takes"
 )
 

@@ -29,7 +29,6 @@ class Model(Section):
     layers: int = Field(ge=1, le=48)
     width: int = Field(ge=8, le=4096)
     heads: int = Field(ge=1, le=64)
-    micro_batch_tokens: int = Field(ge=1)
     positions: int = Field(ge=16, le=131072)
     too_long: Literal["drop", "refuse"]
     template: Template

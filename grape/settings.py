@@ -25,7 +25,10 @@ from grape.errors import GrapeError, nearest
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*")
 _WORDS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
 # Keys that were, and what stands in their place.
-MOVED = {"rl.lora_rank": "it is model.lora.rank now, for every stage that trains: delete this line and set that"}
+MOVED = {
+    "rl.lora_rank": "it is model.lora.rank now, for every stage that trains: delete this line and set that",
+    "model.micro_batch_tokens": "each machine measures it now: delete this line; GRAPE_MICRO_BATCH_TOKENS overrides it",
+}
 _QUOTE = "quote it, or write it as YAML"
 
 

@@ -31,6 +31,7 @@ from grape.errors import GrapeError
         ("model.dtype=float16", "float32"),
         ("rl.learning_rate=.nan", "finite"),
         ("rl.lora_rank=8", "it is model.lora.rank now"),
+        ("model.micro_batch_tokens=512", "GRAPE_MICRO_BATCH_TOKENS"),
         ("model.lora.rank=-1", "greater than or equal to 0"),
         ("model.lora.alpha=16", "say nothing where rank is 0"),
         ("model.lora.targets=[q_proj]", "say nothing where rank is 0"),

@@ -23,6 +23,7 @@ from grape.models.forward import Dtype, Weights, autocast
 from grape.models.head import CHUNK, CHUNK_OF_ACCELERATORS
 from grape.models.load import device, place, read_config
 from grape.models.lora import LoRA, linear, targets
+from grape.models.micro import VARIABLE, fixed
 from grape.models.scratch import character_tokenizer, scratch
 from grape.params import Params, load
 from grape.project import Project
@@ -157,8 +158,8 @@ def estimate(project: Project, params: Params) -> list[Footprint]:
     """
     model, rl = params.model, params.rl
     config = config_of(project, params)
-    width = min(model.positions, model.micro_batch_tokens)
-    micro = max(model.micro_batch_tokens // width, 1) * width
+    width = min(model.positions, fixed())
+    micro = max(fixed() // width, 1) * width
     size, trainable = sized(config, micro // width, width, model.dtype, model.checkpointing, model.lora)
     each = getattr(torch, model.weights).itemsize
     frozen, trained = size.weights * each, partial(training, size=size, trainable=trainable, micro=micro, each=each)
@@ -221,18 +222,22 @@ def rows(needs: Sequence[Footprint]) -> list[dict[str, Any]]:
     parts = [field.name for field in fields(Footprint) if field.name != "stage"]
     return [
         {"stage": need.stage, "program": program(), **{part: getattr(need, part) for part in parts},
-         "peak": need.peak, "there": there, "fits": need.peak <= there}
+         "peak": need.peak, "there": there, "fits": need.peak <= there, "micro_batch_tokens": fixed()}
         for need in needs
     ]  # fmt: skip
 
 
 def lines(found: Sequence[dict[str, Any]]) -> list[str]:
     """A table in MiB, and what helps where a stage does not fit."""
-    columns = [name for name in found[0] if name not in ("there", "fits")]
+    columns = [name for name in found[0] if name not in ("there", "fits", "micro_batch_tokens")]
     shown = [list(columns)]
     shown += [[str(row[name] if name == "stage" else round(row[name] / MIB)) for name in columns] for row in found]
     widths = [max(len(row[i]) for row in shown) for i in range(len(columns))]
     table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in shown]
     short = [row["stage"] for row in found if not row["fits"]]
-    end = [f"estimates in MiB; this machine's {device().type} has {round(found[0]['there'] / MIB)}"]
+    end = [
+        f"estimates in MiB; this machine's {device().type} has {round(found[0]['there'] / MIB)}",
+        f"with micro-batches of {found[0]['micro_batch_tokens']} tokens ({VARIABLE}); large models are trained in "
+        "larger ones where these are faster and fit",
+    ]
     return [*table, *end, *([f"too little for {', '.join(short)}: {memory.MEND}"] if short else [])]

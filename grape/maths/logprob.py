@@ -36,10 +36,11 @@ def token_logp(
     """
     logp_all = log_softmax(logits, temperature)
     del logits  # as large again, and read no more
-    logp = logp_all.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
-    entropy = entropies(logp_all if entropy_gradient else logp_all.detach())
     # masked_fill and not a product: a padded position may hold -inf, and 0 * -inf is NaN.
-    return logp.masked_fill(~mask, 0.0), entropy.masked_fill(~mask, 0.0)
+    logp = logp_all.gather(-1, ids.unsqueeze(-1)).squeeze(-1).masked_fill(~mask, 0.0)
+    # Last, since where this is computed again for its gradient (`grape.models.head`) torch stops at what that needs.
+    entropy = entropies(logp_all if entropy_gradient else logp_all.detach())
+    return logp, entropy.masked_fill(~mask, 0.0)
 
 
 def entropies(logp_all: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ def checkpointed(model: AnyTransformer, wanted: bool = True) -> AnyTransformer:
         raise GrapeError(
             f"models of the type {model.config.model_type} have no blocks that can be checkpointed",
             where="params.yaml, model.checkpointing",
-            mend="set it to false, and lower model.micro_batch_tokens where memory is short",
+            mend="set it to false, and set GRAPE_MICRO_BATCH_TOKENS to 512 or less where memory is short",
         )
     for block in blocks:
         block.forward = partial(_twice, block.forward)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from grape.maths.kl import kl_exact
 from grape.maths.logprob import entropies, log_softmax, predicting_columns, token_logp
-from grape.models.head import chunk, chunked_logp, each_chunk, head_of, hidden_states
+from grape.models.head import any_head, chunk, chunked_logp, each_chunk, head_of, hidden_states
 from grape.models.protocols import LanguageModel, ScalarModel
+from grape.models.shared import share, states, within
 from grape.types import Outputs, Tokens
 
 Dtype = Literal["float32", "bfloat16"]  # of matrix products
@@ -54,10 +55,11 @@ def language(
     distribution: bool = False,
 ) -> Outputs:
     """log pi(y_t | s_t) and entropies of a causal language model; with `distribution` log pi(. | s_t) as well, (B, T, V)."""
-    head = None if distribution else head_of(model, batch.response.numel())
+    packed = batch.get("shared") is not None and not distribution
+    head = None if distribution else any_head(model) if packed else head_of(model, batch.response.numel())
     if head is not None:
         with autocast(dtype, batch.prompt.device):
-            hidden = hidden_states(model, head, _asked(batch))
+            hidden = states(model, batch)[:, :-1] if packed else hidden_states(model, head, _asked(batch))
             if hidden is not None:
                 logp, entropy = chunked_logp(head, hidden, batch.response, batch.mask, temperature, entropy_gradient)
                 return Outputs(logp=logp, entropy=entropy)
@@ -69,16 +71,23 @@ def language(
 
 def scalar(model: ScalarModel, batch: Tokens, dtype: Dtype = "float32") -> Outputs:
     """r(x, y) of a scalar model, read at the last real token of each row (from the mask, not from a pad id)."""
-    last = batch.prompt.shape[1] + batch.present.sum(1) - 1
+    rows, length = torch.arange(batch.rows, device=batch.response.device), batch.present.sum(1)
     with autocast(dtype, batch.prompt.device):
-        hidden = model.base_model(**inputs(batch), use_cache=False).last_hidden_state
+        if batch.get("shared") is not None:
+            hidden = states(model, batch)[rows, length]
+        else:
+            hidden = model.base_model(**inputs(batch), use_cache=False).last_hidden_state
+            hidden = hidden[rows, batch.prompt.shape[1] + length - 1]
         # A head that is trained above frozen weights in half precision is in full.
-        score = model.score(hidden[torch.arange(batch.rows, device=last.device), last].to(model.score.weight.dtype))
+        score = model.score(hidden.to(next(model.score.parameters()).dtype))
     return Outputs(score=score.float().squeeze(-1))
 
 
 def micro_batches(batch: Tokens, max_tokens: int) -> Iterator[Tensor]:
     """Row indices of micro-batches of at most `max_tokens` padded tokens (at least one unit each), rows of like length together."""
+    if batch.get("shared") is not None:
+        yield from within(batch, max_tokens)
+        return
     lengths = batch.prompt_mask.sum(1) + batch.present.sum(1)
     units = lengths.view(-1, batch.unit).amax(1)
     order = torch.argsort(units, descending=True, stable=True)
@@ -95,6 +104,7 @@ def micro_batches(batch: Tokens, max_tokens: int) -> Iterator[Tensor]:
 @torch.no_grad()
 def batched_language(model: LanguageModel, batch: Tokens, temperature: float, max_tokens: int, dtype: Dtype = "float32") -> Outputs:
     """`language` without gradient, in micro-batches: for pi_old and pi_ref."""
+    batch = share(model, batch)
     logp = torch.zeros(batch.response.shape, dtype=torch.float32, device=batch.response.device)
     entropy = torch.zeros_like(logp)
     for index in micro_batches(batch, max_tokens):
@@ -108,7 +118,7 @@ def batched_language(model: LanguageModel, batch: Tokens, temperature: float, ma
 @torch.no_grad()
 def batched_scores(model: ScalarModel, batch: Tokens, max_tokens: int, dtype: Dtype = "float32") -> Tensor:
     """`scalar` without gradient, in micro-batches: (B,)."""
-    score = torch.zeros(batch.rows, device=batch.response.device)
+    batch, score = share(model, batch), torch.zeros(batch.rows, device=batch.response.device)
     for index in micro_batches(batch, max_tokens):
         score[index] = scalar(model, batch.select(index), dtype).score
     return score

@@ -55,11 +55,14 @@ def chunk(vocabulary: int, device: torch.device) -> int:
 
 def head_of(model: LanguageModel, positions: int) -> Head | None:
     """The head of a model, where the logits of so many positions are to be computed in chunks; None: compute them whole."""
+    head = any_head(model)
+    return head if head is not None and positions > chunk(head.vocabulary, model.device) else None
+
+
+def any_head(model: LanguageModel) -> Head | None:
+    """The head of a model, however few positions there are; None: it has none, or its logits are computed whole."""
     module = model.get_output_embeddings()
-    if module is None or model in _whole:
-        return None
-    head = Head(module, model.config.get_text_config())
-    return head if positions > chunk(head.vocabulary, model.device) else None
+    return None if module is None or model in _whole else Head(module, model.config.get_text_config())
 
 
 def hidden_states(model: LanguageModel, head: Head, given: dict[str, Any]) -> Tensor | None:

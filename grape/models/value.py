@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from grape.maths.logprob import predicting_columns, token_logp
 from grape.models.forward import Dtype, autocast, inputs, language, micro_batches
-from grape.models.head import chunked_logp, head_of, hidden_states
+from grape.models.head import any_head, chunked_logp, head_of, hidden_states
 from grape.models.protocols import LanguageModel, ScalarModel
+from grape.models.shared import share, states
 from grape.types import Outputs, Tokens
 
 
@@ -51,8 +52,9 @@ def valued(
         said = language(model.policy, batch, temperature, dtype, entropy_gradient)
         return said.with_(value=_values(model, batch, dtype)[:, :-1])
     with autocast(dtype, batch.prompt.device):
-        given, head = inputs(batch) | {"logits_to_keep": _states(batch)}, head_of(model.policy, batch.response.numel())
-        hidden = hidden_states(model.policy, head, given) if head else None
+        given, packed = inputs(batch) | {"logits_to_keep": _states(batch)}, batch.get("shared") is not None
+        head = any_head(model.policy) if packed else head_of(model.policy, batch.response.numel())
+        hidden = None if head is None else states(model.policy, batch) if packed else hidden_states(model.policy, head, given)
         if head and hidden is not None:
             logp, entropy = chunked_logp(head, hidden[:, :-1], batch.response, batch.mask, temperature, entropy_gradient)
             return Outputs(logp=logp, entropy=entropy, value=_read(model, hidden)[:, :-1])
@@ -69,9 +71,11 @@ def _states(batch: Tokens) -> Tensor:
 
 def _values(model: ValuedPolicy, batch: Tokens, dtype: Dtype) -> Tensor:
     """(B, T + 1) values: before every response token, and behind the last column. No logits are made."""
-    trunk = (model.policy if model.value is None else model.value).base_model
+    owner = model.policy if model.value is None else model.value
     with autocast(dtype, batch.prompt.device):
-        return _read(model, trunk(**inputs(batch), use_cache=False).last_hidden_state[:, _states(batch)])
+        if batch.get("shared") is not None:
+            return _read(model, states(owner, batch))
+        return _read(model, owner.base_model(**inputs(batch), use_cache=False).last_hidden_state[:, _states(batch)])
 
 
 def _read(model: ValuedPolicy, hidden: Tensor) -> Tensor:
@@ -83,7 +87,7 @@ def _read(model: ValuedPolicy, hidden: Tensor) -> Tensor:
 @torch.no_grad()
 def batched_values(model: ValuedPolicy, batch: Tokens, max_tokens: int, dtype: Dtype = "float32") -> tuple[Tensor, Tensor]:
     """V(s_t) of every response token (B, T), 0 outside the mask, and V behind each row's last token (B,). In micro-batches."""
-    value = torch.zeros(batch.response.shape, device=batch.response.device)
+    batch, value = share(model, batch), torch.zeros(batch.response.shape, device=batch.response.device)
     behind = torch.zeros(batch.rows, device=batch.response.device)
     for index in micro_batches(batch, max_tokens):
         part = batch.select(index)

@@ -23,6 +23,7 @@ from grape.evaluation.kept import kept, key
 from grape.evaluation.record import KL, Greedy
 from grape.evaluation.sides import Answers
 from grape.evaluation.statistics import prompt_groups
+from grape.models import micro
 from grape.models.chat import Chat
 from grape.models.encode import collate
 from grape.models.forward import batched_language, exact_kl
@@ -189,7 +190,7 @@ def _sampled(stage: Stage, model: Evaluated, prompts: Sequence[Prompt], referenc
     responses = [response for response in drawn if response.index < params.samples]
     greedy = [replace(response, index=0) for response in drawn if response.index == params.samples]
     batch = collate(response_rows(model.chat, responses), model.chat.pad).to(device())
-    how = (batch, params.temperature, of_model.micro_batch_tokens, of_model.dtype)
+    how = (batch, params.temperature, micro.fixed(), of_model.dtype)
     if reference is None:
         entropy, kl = batched_language(model.model, *how).entropy, None
     else:

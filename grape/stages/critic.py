@@ -15,6 +15,7 @@ import torch
 
 from grape.algorithms.sft import ALGORITHM
 from grape.artifacts import Judgement, read_rows
+from grape.models import micro
 from grape.models.encode import Rows, encode_turns
 from grape.models.folder import point
 from grape.models.forward import language
@@ -64,7 +65,7 @@ def run(stage: Stage) -> None:
 def _outside(stage: Stage, judge: Judge) -> Critic:
     """A judge that this stage does not train."""
     model = stage.params.model
-    how = (model.dtype, model.micro_batch_tokens)
+    how = (model.dtype, micro.fixed())
     return make_critic(judge, Calibration({}), stage.path("models/critic"), stage.project.root, *how, weights=model.weights)
 
 
@@ -86,4 +87,4 @@ def _trained(stage: Stage, judgements: list[Judgement], questions: list[Question
         save_trained(stage, model, tokenizer, "models/critic", "models/base")
     else:
         point(stage.path("models/critic"), "models/base")
-    return trained_critic(model, chat, Calibration({}), common.micro_batch_tokens, common.dtype)
+    return trained_critic(model, chat, Calibration({}), micro.fixed(), common.dtype)

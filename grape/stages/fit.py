@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from grape.algorithms.base import AlgorithmParams, AnyAlgorithm
 from grape.errors import GrapeError
+from grape.models import micro
 from grape.models.chat import Chat, Row
 from grape.models.checkpointing import checkpointed
 from grape.models.protocols import Transformer
@@ -72,20 +73,38 @@ def fit(
         )
     keys, steps = (stage.params.seed, stage.kind), section.steps
     checkpointed(model, stage.params.model.checkpointing and steps > 0)
+    source = offline(rows, chat.pad, section.batch_size, keys, model.device, unit, extra)
+    tokens = micro_batch_tokens(stage, model, forward, lambda: source(0, {}).batch) if steps else micro.fixed()
     history = train(
         model,
         algorithm,
         params,
-        offline(rows, chat.pad, section.batch_size, keys, model.device, unit, extra),
+        source,
         forward,
-        Adam(model, adam_params(stage, section)),
+        Adam(model, adam_params(stage, section, tokens)),
         steps=steps, track=tracker(stage, steps), checkpoints=checkpoints(stage), keys=keys,
     )  # fmt: skip
     stage.write_history(history)
     return history
 
 
-def adam_params(stage: Stage, section: Optimisation) -> AdamParams:
+def micro_batch_tokens(stage: Stage, model: Transformer, forward: Forward, batch: Callable[[], Any]) -> int:
+    """The tokens of the stage's micro-batches, in its receipt and on the screen where they were measured or set.
+
+    Args:
+        batch: rows as the stage will train on.
+    """
+    common, config = stage.params.model, model.config.to_json_string()
+    how = {"stage": stage.kind, "algorithm": stage.algorithm, "dtype": common.dtype, "checkpointing": common.checkpointing}
+    facts = {**how, "config": config, "trained": sum(p.numel() for p in model.parameters() if p.requires_grad)}
+    size = micro.chosen(model, forward, batch, stage.project.state / "micro_batches", facts)
+    stage.run.tag({"grape.micro_batch_tokens": f"{size.tokens} ({size.by})"})
+    if size.by != "fixed":
+        print(f"{stage.name}: micro-batches of {size.tokens} tokens ({size.by})", flush=True)
+    return size.tokens
+
+
+def adam_params(stage: Stage, section: Optimisation, tokens: int) -> AdamParams:
     return AdamParams(
         learning_rate=section.learning_rate,
         steps=section.steps,
@@ -93,6 +112,6 @@ def adam_params(stage: Stage, section: Optimisation) -> AdamParams:
         schedule="cosine",
         weight_decay=section.weight_decay,
         max_grad_norm=section.max_grad_norm,
-        micro_batch_tokens=stage.params.model.micro_batch_tokens,
+        micro_batch_tokens=tokens,
         dtype=stage.params.model.dtype,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from grape.models import micro
 from grape.reward.critics.judge import load_critic
 from grape.reward.learned import LearnedReward
 from grape.reward.rubric import load_rubrics
@@ -29,7 +30,7 @@ def gold_judge(stage: Stage) -> Gold | None:
 
 def reward_source(stage: Stage, prompts: Sequence[Prompt], file: str | None = None, which: str | None = None) -> RewardSource:
     """The source `which` names (rubric, reward_model; None: what rl.reward says), checked against the prompts, lines of `file`."""
-    how = (stage.params.model.dtype, stage.params.model.micro_batch_tokens)
+    how = (stage.params.model.dtype, micro.fixed())
     template, weights = stage.params.model.template, stage.params.model.weights
     if (which or stage.params.rl.reward) == "reward_model":
         return LearnedReward(Path(stage.model("models/reward")), *how, template, weights)

@@ -10,6 +10,7 @@ import torch
 
 from grape.artifacts import Preference, Turn, read_prompts, read_rows, write_rows
 from grape.files import write_lines
+from grape.models import micro
 from grape.models.encode import fitting_prompts
 from grape.models.load import device, load_language_model
 from grape.randomness import generator, permutation
@@ -81,7 +82,7 @@ def _judge(stage: Stage) -> RubricReward:
     rubrics, critic = load_rubrics(stage.path("rubrics")), None
     if any(item.kind == "critic" for rubric in rubrics.values() for item in rubric.items):
         folder = Path(stage.model("models/critic"))
-        critic = load_critic(folder, stage.project.root, model.dtype, model.micro_batch_tokens, model.template, model.weights)
+        critic = load_critic(folder, stage.project.root, model.dtype, micro.fixed(), model.template, model.weights)
     return RubricReward(rubrics, critic, kinds=frozenset(kinds))
 
 

@@ -9,6 +9,7 @@ import torch
 from grape.algorithms.reward_model import ALGORITHM
 from grape.artifacts import Preference, read_rows
 from grape.files import write_json
+from grape.models import micro
 from grape.models.chat import Row
 from grape.models.encode import collate, encode_pairs
 from grape.models.forward import batched_scores, scalar
@@ -62,7 +63,7 @@ def _difference(pair: Preference) -> float:
 def _statistics(model: ScalarModel, tokenizer: Tokenizer, rows: list[Row], stage: Stage) -> dict[str, float]:
     """Accuracy, mean margin, mean and std of r, and accuracy where the chosen answer is the shorter one (length bias)."""
     batch = collate(rows, tokenizer.pad_token_id, unit=2).to(device())
-    score = batched_scores(model, batch, stage.params.model.micro_batch_tokens, stage.params.model.dtype).cpu()
+    score = batched_scores(model, batch, micro.fixed(), stage.params.model.dtype).cpu()
     margin = score[0::2] - score[1::2]
     length = batch.present.sum(1).cpu()
     shorter = length[0::2] < length[1::2]

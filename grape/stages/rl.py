@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
-from grape.algorithms.base import OnlineParams, SlotParams, ValueParams
+from grape.algorithms.base import AnyAlgorithm, OnlineParams, SlotParams, ValueParams
 from grape.artifacts import Preference, read_prompts, read_rows
 from grape.errors import GrapeError
-from grape.models.chat import Chat
+from grape.models.chat import Chat, Row
 from grape.models.checkpointing import checkpointed
-from grape.models.encode import encode_pairs, fitting_prompts
+from grape.models.encode import collate, encode_pairs, fitting_prompts
 from grape.models.folder import chain
+from grape.models.forward import language
 from grape.models.load import device, load_language_model, load_scalar_model
 from grape.models.lora import is_adapted
+from grape.models.micro import fixed
 from grape.models.protocols import LanguageModel, ScalarModel
 from grape.needed import made
 from grape.reward.source import RubricReward
 from grape.stages.chats import chat_of
-from grape.stages.fit import checkpoints, tracker
+from grape.stages.fit import checkpoints, micro_batch_tokens, tracker
 from grape.stages.judges import reward_source
 from grape.stages.slot_checks import check_round, refuse
 from grape.stages.stage import Stage
@@ -31,7 +34,7 @@ from grape.training.assemble import Learner, assemble, needed
 from grape.training.batches import Source, offline
 from grape.training.reference import reference_logp
 from grape.training.sampler import Sampling
-from grape.types import Prompt
+from grape.types import Prompt, Tokens
 
 LAST = 10  # rounds that the headline is the mean of
 HEADLINE = ("reward", "kl", "entropy", "completions/mean_length", "accuracy")
@@ -47,8 +50,10 @@ def run(stage: Stage) -> None:
     chat = chat_of(stage, tokenizer, policy)
     steps = (knobs.rounds if isinstance(knobs, OnlineParams) else None) or stage.params.rl.steps
     value = _value_model(stage, knobs) if "value" in algorithm.needs(knobs) else None
-    learner = assemble(algorithm, knobs, policy, _adam(stage, steps), stage.params.rl.temperature, value)
-    source = _pairs(stage, learner, chat) if algorithm.data == "pairs" else _rollouts(stage, learner, chat, prompts, steps)
+    adam = _adam(stage, steps, _micro_batch_tokens(stage, algorithm, policy, chat, prompts))
+    learner = assemble(algorithm, knobs, policy, adam, stage.params.rl.temperature, value)
+    pairs, micro = algorithm.data == "pairs", adam.micro_batch_tokens
+    source = _pairs(stage, learner, chat, micro) if pairs else _rollouts(stage, learner, chat, prompts, steps, micro)
     history = learner.train(
         source, steps, tracker(stage, steps, memory=True), checkpoints(stage, stage.params.rl.checkpoint_every), _keys(stage)
     )
@@ -70,7 +75,23 @@ def _keys(stage: Stage) -> tuple[object, ...]:
     return (stage.params.seed, "rl", stage.seed)
 
 
-def _adam(stage: Stage, steps: int) -> AdamParams:
+def _micro_batch_tokens(stage: Stage, algorithm: AnyAlgorithm, policy: LanguageModel, chat: Chat, prompts: list[Prompt]) -> int:
+    """Measured on rows like a round's: its first prompts, and answers of half the length that they may have, two to a prompt for
+    pairs. The natural gradient keeps whole distributions of every token, so its passes stay short."""
+    if algorithm.update == "natural_gradient":
+        return fixed()
+    rl, model, each = stage.params.rl, stage.params.model, 2 if algorithm.data == "pairs" else stage.params.rl.samples
+
+    def rows() -> Tokens:
+        answer = [chat.tokenizer.eos_token_id] * max(1, rl.max_new_tokens // 2)
+        asked = [chat.prompt(prompt.messages, prompt.id) for prompt in prompts[: rl.prompts]]
+        short = [ids[-max(1, model.positions - len(answer)) :] for ids in asked]
+        return collate([Row(ids, answer) for ids in short for _ in range(each)], chat.pad).to(policy.device)
+
+    return micro_batch_tokens(stage, policy, partial(language, policy, dtype=model.dtype), rows)
+
+
+def _adam(stage: Stage, steps: int, tokens: int) -> AdamParams:
     rl, model = stage.params.rl, stage.params.model
     return AdamParams(
         learning_rate=rl.learning_rate,
@@ -80,7 +101,7 @@ def _adam(stage: Stage, steps: int) -> AdamParams:
         schedule=rl.schedule,
         weight_decay=rl.weight_decay,
         max_grad_norm=rl.max_grad_norm,
-        micro_batch_tokens=model.micro_batch_tokens,
+        micro_batch_tokens=tokens,
         dtype=model.dtype,
     )
 
@@ -115,7 +136,7 @@ def _identity(stage: Stage) -> str:
     return " ".join([*inside, *below, *([stage.params.model.quantise] if stage.params.model.quantise else [])])
 
 
-def _rollouts(stage: Stage, learner: Learner, chat: Chat, prompts: list[Prompt], rounds: int) -> Source:
+def _rollouts(stage: Stage, learner: Learner, chat: Chat, prompts: list[Prompt], rounds: int, micro: int) -> Source:
     """Sampled batches; fewer rounds than rl.steps are larger ones, so that every algorithm gets the same P x G x steps."""
     rl, model, knobs = stage.params.rl, stage.params.model, needed(learner.params, OnlineParams, "learns from rollouts")
     stage.datasets("data/prompts", "rubrics")
@@ -130,7 +151,7 @@ def _rollouts(stage: Stage, learner: Learner, chat: Chat, prompts: list[Prompt],
         temperature=rl.temperature,
         max_new_tokens=rl.max_new_tokens,
         positions=model.positions,
-        micro_batch_tokens=model.micro_batch_tokens,
+        micro_batch_tokens=micro,
         max_missing=rl.max_missing,
         kl_every=max(1, rl.kl_every * rounds // rl.steps) if rl.kl_every else 0,
     )
@@ -140,7 +161,7 @@ def _rollouts(stage: Stage, learner: Learner, chat: Chat, prompts: list[Prompt],
     return learner.rollouts(chat, prompts, source, sampling, _keys(stage), reference, critique)
 
 
-def _pairs(stage: Stage, learner: Learner, chat: Chat) -> Source:
+def _pairs(stage: Stage, learner: Learner, chat: Chat, micro: int) -> Source:
     """Batches of preference pairs with as many rows as a round of rollouts has, and the reference's log-probabilities."""
     stage.datasets("data/preferences")
     records = read_rows(made(stage.path("data/preferences/train.jsonl")), Preference, mend="run it again: grape run preferences")
@@ -157,7 +178,7 @@ def _pairs(stage: Stage, learner: Learner, chat: Chat) -> Source:
     known: dict[str, list[Tensor]] = {}
     if "reference" in learner.algorithm.needs(learner.params):
         identity, kept = _identity(stage), stage.project.state / "reference"
-        micro, dtype = stage.params.model.micro_batch_tokens, stage.params.model.dtype
-        known["logp_ref"] = reference_logp(_reference(stage, learner.policy), identity, rows, chat.pad, kept, micro, dtype)
+        reference, dtype = _reference(stage, learner.policy), stage.params.model.dtype
+        known["logp_ref"] = reference_logp(reference, identity, rows, chat.pad, kept, micro, dtype)
     size = max(1, stage.params.rl.prompts * stage.params.rl.samples // 2)
     return offline(rows, chat.pad, size, (*_keys(stage), "pairs"), device(), 2, known)

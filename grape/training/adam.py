@@ -13,6 +13,7 @@ from torch import Tensor
 from grape.errors import GrapeError
 from grape.models.forward import Dtype, micro_batches
 from grape.models.protocols import Trainable
+from grape.models.shared import share
 from grape.randomness import permutation
 from grape.training.sums import Sums, add, numbers
 from grape.types import Batch, Loss, Outputs
@@ -85,11 +86,16 @@ def accumulate(
 ) -> None:
     """Put the gradient of sum(value * weight) / sum(norm) over the whole batch into `.grad`, and add its metrics to `sums`.
 
-    Both sums run over all micro-batches before the division, so no split changes the gradient.
+    Both sums run over all micro-batches before the division, so no split changes the gradient. Of a large model rows without signal
+    are not computed: they count in the norm, and in no metric of the loss's own.
     """
     for parameter in parameters:
         parameter.grad = None
-    norm = value = 0.0
+    value, norm = 0.0, 0.0
+    if batch.get("shared") is not None and bool((silent := without_signal(loss, batch)).any()):
+        norm = float(loss(_anything(batch, 0.0), batch).norm[silent].sum())
+        batch = batch.select((~silent).nonzero().squeeze(1))
+        add(sums, "frac_without_signal", float(silent.sum()), float(len(silent)))
     for index in micro_batches(batch, max_tokens):
         part = batch.select(index)
         outputs = forward(part)
@@ -104,7 +110,37 @@ def accumulate(
     for parameter in parameters:
         if parameter.grad is not None:
             parameter.grad.div_(max(norm, 1e-12))
+        elif not batch.rows:  # no row has a signal: Adam's moments go on all the same
+            parameter.grad = torch.zeros_like(parameter)
     add(sums, "loss", value, norm)
+
+
+def without_signal(loss: LossOf, batch: Batch) -> Tensor:
+    """(B,) bool: rows whose advantage is 0 everywhere and whose loss has no gradient, whatever the model says of them: groups with
+    equal rewards, where no KL, entropy or value is in the loss. It is tried on outputs of two kinds, none of a model."""
+    silent = torch.zeros(batch.rows, dtype=torch.bool, device=batch.response.device)
+    advantage = batch.get("advantage")
+    if advantage is None or not bool((flat := (advantage * batch.mask == 0).all(1)).any()):
+        return silent
+    silent |= flat
+    for off in (0.1, -0.7):
+        said = _anything(batch, off)
+        unreduced = loss(said, batch)
+        if len(unreduced.norm) != batch.rows:
+            return torch.zeros_like(silent)
+        total = (unreduced.value * unreduced.weight).sum()
+        found = torch.autograd.grad(total, list(said.tensors().values()), allow_unused=True) if total.requires_grad else ()
+        for gradient in found:
+            silent &= gradient is None or (gradient == 0).all(1)
+    return silent
+
+
+def _anything(batch: Batch, off: float) -> Outputs:
+    """What some model might say of the batch: near the old log-probabilities, if there are any, and near nothing else."""
+    base, there = batch.get("logp_old"), batch.mask
+    logp = (torch.full(there.shape, -2.0, device=there.device) if base is None else base) + off
+    fields = {"logp": logp, "entropy": torch.full_like(logp, 1 + off), "value": torch.full_like(logp, off)}
+    return Outputs(**{name: x.masked_fill(~there, 0.0).requires_grad_() for name, x in fields.items()})
 
 
 class Adam:
@@ -118,7 +154,7 @@ class Adam:
     def __init__(
         self, model: Trainable, params: AdamParams, families: Sequence[tuple[Sequence[Tensor], float]] | None = None
     ) -> None:
-        self.params = params
+        self.model, self.params = model, params
         self.families = families or [([p for p in model.parameters() if p.requires_grad], params.learning_rate)]
         self.parameters = [p for family, _ in self.families for p in family]
         groups = [
@@ -148,6 +184,7 @@ class Adam:
         Returns:
             Metrics as name -> (sum, weight): over all steps, and of the last one.
         """
+        batch = share(self.model, batch)
         sums: Sums = {}
         last: Sums = {}
         learning_rate = self.optimizer.param_groups[0]["lr"]

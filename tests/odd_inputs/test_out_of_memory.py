@@ -39,7 +39,7 @@ def test_a_stage_that_really_runs_out_of_memory(project: Project, root: Path) ->
     )
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert "base: out of memory" in done.stderr and "MiB more could not be had" in done.stderr
-    knobs = ["model.micro_batch_tokens", "model.checkpointing", "model.lora.rank", "model.weights", "grape doctor --fit"]
+    knobs = ["GRAPE_MICRO_BATCH_TOKENS", "model.checkpointing", "model.lora.rank", "model.weights", "grape doctor --fit"]
     places = [done.stderr.find(knob) for knob in knobs]
     assert -1 not in places and places == sorted(places)
     assert not (project.root / "models").exists() and not project.receipt("base").exists()

@@ -63,7 +63,10 @@ def test_the_table_and_what_is_said_where_a_stage_does_not_fit(project_dir: Path
     monkeypatch.setattr(memory, "total_bytes", lambda device: found["rl@grpo"]["peak"] - 1)
     short = CliRunner().invoke(app, ["doctor", "--fit"])
     assert short.exit_code == 1 and "too little for" in short.stdout and "rl@grpo" in short.stdout
-    assert "model.micro_batch_tokens" in short.stdout
+    assert "GRAPE_MICRO_BATCH_TOKENS" in short.stdout and sft["micro_batch_tokens"] == 1024
+    monkeypatch.setenv("GRAPE_MICRO_BATCH_TOKENS", "256")
+    less = {row["stage"]: row for row in json.loads(CliRunner().invoke(app, ["doctor", "--fit", "--json"]).stdout)}
+    assert less["sft"]["micro_batch_tokens"] == 256 and less["sft"]["activations"] < sft["activations"] / 2
 
 
 def test_half_precision_halves_frozen_models_and_checkpoints_shrink_activations(project_dir: Path) -> None:

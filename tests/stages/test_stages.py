@@ -17,6 +17,7 @@ from grape import params as params_file
 from grape.artifacts import Demonstration, Judgement, Preference, PromptRow, read_rows
 from grape.commands.chat import answers, model_folder
 from grape.errors import GrapeError
+from grape.models import micro, shared
 from grape.models.load import load_language_model
 from grape.project import Project
 from grape.stages.inputs import identity, resolved
@@ -325,6 +326,29 @@ def test_every_algorithm_goes_through_the_stage(trained: Project, algorithm: str
     names = ("sft", f"policy/{algorithm}-0")
     sft, policy = (load_language_model(str(trained.root / "models" / n))[0].state_dict() for n in names)
     assert sft.keys() == policy.keys() and any(not torch.equal(sft[name], policy[name]) for name in sft)
+
+
+def test_large_models_read_packed_rows_in_micro_batches_of_a_measured_size(
+    trained: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every way of training goes through; once measured the size stays, and so do the bits."""
+
+    def made(kind: str, algorithm: str | None = None) -> tuple[str, bytes]:
+        run(trained, kind, algorithm, None if algorithm is None else 0)
+        name, folder = (f"rl@{algorithm}-0", f"policy/{algorithm}-0") if algorithm else (kind, kind)
+        facts = json.loads(trained.receipt(name).read_text())["facts"]
+        return facts["grape.micro_batch_tokens"], (trained.root / "models" / folder / "model.safetensors").read_bytes()
+
+    params_file.set_values(trained.params, ["rl.kl_every=1"])
+    assert made("rl", "grpo")[0] == "1024 (fixed)"
+    for module in (micro, shared):
+        monkeypatch.setattr(module, "LARGE", 0)
+    found = [made(*which) for which in (("sft",), ("reward",), ("rl", "dpo"), ("rl", "ppo"), ("rl", "grpo"), ("rl", "grpo"))]
+    assert all(by.endswith(" (measured)") for by, _ in found) and found[-1] == found[-2]
+    kept = sorted((trained.state / "micro_batches").iterdir())
+    assert len(kept) == 5 and trained.root in kept[0].parents
+    monkeypatch.setenv(micro.VARIABLE, "77")
+    assert made("rl", "grpo")[0] == "77 (environment)"
 
 
 def test_an_algorithm_of_ones_own_goes_through_the_stage(trained: Project) -> None:
