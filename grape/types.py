@@ -64,6 +64,7 @@ class Response:
     """A sampled answer y to `prompt`. `ids` include EOS when `finished`; a truncated response has no EOS.
 
     `text` is what verifiers and judges read; `raw` is all that was written, thinking and special tokens included ("": the same).
+    `logp`: log-probabilities of the ids as the engine that drew them computed them, nats; None: not kept.
     """
 
     prompt: Prompt
@@ -72,6 +73,7 @@ class Response:
     text: str
     finished: bool
     raw: str = ""
+    logp: tuple[float, ...] | None = None
 
     @property
     def written(self) -> str:
