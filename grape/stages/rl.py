@@ -29,6 +29,7 @@ from grape.track.identity import peak_memory_mb
 from grape.training.adam import AdamParams
 from grape.training.assemble import Learner, assemble, needed
 from grape.training.batches import Source, offline
+from grape.training.mismatch import CAP, Importance
 from grape.training.reference import reference_logp
 from grape.training.sampler import Sampling
 from grape.types import Prompt
@@ -47,7 +48,7 @@ def run(stage: Stage) -> None:
     chat = chat_of(stage, tokenizer, policy)
     steps = (knobs.rounds if isinstance(knobs, OnlineParams) else None) or stage.params.rl.steps
     value = _value_model(stage, knobs) if "value" in algorithm.needs(knobs) else None
-    learner = assemble(algorithm, knobs, policy, _adam(stage, steps), stage.params.rl.temperature, value)
+    learner = assemble(algorithm, knobs, policy, _adam(stage, steps), stage.params.rl.temperature, value, _importance(stage))
     source = _pairs(stage, learner, chat) if algorithm.data == "pairs" else _rollouts(stage, learner, chat, prompts, steps)
     history = learner.train(
         source, steps, tracker(stage, steps, memory=True), checkpoints(stage, stage.params.rl.checkpoint_every), _keys(stage)
@@ -83,6 +84,11 @@ def _adam(stage: Stage, steps: int) -> AdamParams:
         micro_batch_tokens=model.micro_batch_tokens,
         dtype=model.dtype,
     )
+
+
+def _importance(stage: Stage) -> Importance | None:
+    rl = stage.params.rl
+    return Importance(rl.importance, rl.importance_cap or CAP) if rl.importance else None
 
 
 def _value_model(stage: Stage, knobs: SlotParams) -> ScalarModel | None:
