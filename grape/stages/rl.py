@@ -87,8 +87,8 @@ def _adam(stage: Stage, steps: int) -> AdamParams:
 
 
 def _importance(stage: Stage) -> Importance | None:
-    rl = stage.params.rl
-    return Importance(rl.importance, rl.importance_cap or CAP) if rl.importance else None
+    how, cap = stage.params.rl.importance, stage.params.rl.importance_cap
+    return Importance(how, cap or CAP) if how else None
 
 
 def _value_model(stage: Stage, knobs: SlotParams) -> ScalarModel | None:
