@@ -134,6 +134,14 @@ class RL(Section):
     checkpoint_every: int = Field(ge=0)
     kl_every: int = Field(ge=0)
     max_missing: float = Field(ge=0, le=1)
+    importance: Literal["token", "sequence"] | None
+    importance_cap: float | None = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _a_cap_of_something(self) -> RL:
+        if self.importance is None and self.importance_cap is not None:
+            raise ValueError("importance_cap has no effect where importance is null")
+        return self
 
     @model_validator(mode="after")
     def _no_repeats(self) -> RL:

@@ -64,6 +64,7 @@ class Response:
     """A sampled answer y to `prompt`. `ids` include EOS when `finished`; a truncated response has no EOS.
 
     `text` is what verifiers and judges read; `raw` is all that was written, thinking and special tokens included ("": the same).
+    `logp`: log-probabilities of the ids as the engine that drew them computed them, nats; None: not kept.
     """
 
     prompt: Prompt
@@ -72,6 +73,7 @@ class Response:
     text: str
     finished: bool
     raw: str = ""
+    logp: tuple[float, ...] | None = None
 
     @property
     def written(self) -> str:
@@ -197,6 +199,7 @@ class Sampled(Tokens):
     Attributes:
         group: index of the row's prompt; rows of a group stay in one mini-batch. Of rollouts, not of pairs or demonstrations.
         logp_old: log pi_old(y_t | s_t), nats, of the policy that sampled; not there for a loss: it is the one being updated.
+        logp_sampler: log-probabilities that the sampler gave when it drew the tokens, nats; NaN in rows where it did not.
         logp_ref: log pi_ref(y_t | s_t), nats.
         value_old: V(s_t) of the value model when the round was sampled, units of the reward.
         limit: longest response that could be sampled, tokens; 0: not sampled.
@@ -204,6 +207,7 @@ class Sampled(Tokens):
 
     group: PerRow = absent()
     logp_old: PerToken = absent()
+    logp_sampler: PerToken = absent()
     logp_ref: PerToken = absent()
     value_old: PerToken = absent()
     limit: int = 0

@@ -27,6 +27,8 @@ from grape.errors import GrapeError
         ("rl.algorithms=[grpo, grpo]", "twice"),
         ("rl.seeds=[-1]", ">= 0"),
         ("rl.seeds=[]", "at least 1"),
+        ("rl.importance_cap=3", "no effect where importance is null"),
+        ("rl.importance=tokens", "'token' or 'sequence'"),
         ("model.width=32", "multiple of 2 x heads"),
         ("model.dtype=float16", "float32"),
         ("rl.learning_rate=.nan", "finite"),

@@ -167,8 +167,9 @@ def estimate(project: Project, params: Params) -> list[Footprint]:
     judges = frozen * (("critic" in kinds and params.critic.judge.backend == "trained") + ("reward_model" in kinds))
 
     def cache(rows: int, weights: Weights) -> int:
-        longest = model.positions
-        return min(rows * row_bytes(config, longest, model.dtype, getattr(torch, weights)), memory.free_bytes(device()) // 4)
+        a_row = row_bytes(config, model.positions, model.dtype, getattr(torch, weights))
+        rounded = 2 * size.weights if model.dtype == "bfloat16" and weights == "float32" else 0
+        return rounded + min(rows * a_row, memory.free_bytes(device()) // 4)
 
     needs = [trained(name) for name in ("base", "sft", "critic") if getattr(params, name).steps]
     preferences = params.preferences

@@ -32,6 +32,7 @@ from grape.track.identity import peak_memory_mb
 from grape.training.adam import AdamParams
 from grape.training.assemble import Learner, assemble, needed
 from grape.training.batches import Source, offline
+from grape.training.mismatch import CAP, Importance
 from grape.training.reference import reference_logp
 from grape.training.sampler import Sampling
 from grape.types import Prompt, Tokens
@@ -51,7 +52,7 @@ def run(stage: Stage) -> None:
     steps = (knobs.rounds if isinstance(knobs, OnlineParams) else None) or stage.params.rl.steps
     value = _value_model(stage, knobs) if "value" in algorithm.needs(knobs) else None
     adam = _adam(stage, steps, _micro_batch_tokens(stage, algorithm, policy, chat, prompts))
-    learner = assemble(algorithm, knobs, policy, adam, stage.params.rl.temperature, value)
+    learner = assemble(algorithm, knobs, policy, adam, stage.params.rl.temperature, value, _importance(stage))
     pairs, micro = algorithm.data == "pairs", adam.micro_batch_tokens
     source = _pairs(stage, learner, chat, micro) if pairs else _rollouts(stage, learner, chat, prompts, steps, micro)
     history = learner.train(
@@ -104,6 +105,11 @@ def _adam(stage: Stage, steps: int, tokens: int) -> AdamParams:
         micro_batch_tokens=tokens,
         dtype=model.dtype,
     )
+
+
+def _importance(stage: Stage) -> Importance | None:
+    how, cap = stage.params.rl.importance, stage.params.rl.importance_cap
+    return Importance(how, cap or CAP) if how else None
 
 
 def _value_model(stage: Stage, knobs: SlotParams) -> ScalarModel | None:

@@ -27,6 +27,7 @@ from grape.training.adam import Adam, AdamParams, Forward
 from grape.training.batches import Round, Source
 from grape.training.checkpoint import Checkpoints
 from grape.training.loop import Optimiser, train
+from grape.training.mismatch import Importance
 from grape.training.natural import NaturalGradient
 from grape.training.rollout_metrics import describe
 from grape.training.sampler import Critique, Sampler, Sampling, Score
@@ -53,6 +54,7 @@ class Learner:
     forward: Forward
     optimiser: Optimiser
     dtype: Dtype
+    importance: Importance | None = None
 
     def rollouts(
         self,
@@ -114,7 +116,7 @@ class Learner:
         """`steps` updates; the metrics of each."""
         return train(
             self.model, self.algorithm, self.params, source, self.forward, self.optimiser,
-            steps=steps, track=track, checkpoints=checkpoints, keys=keys,
+            steps=steps, track=track, checkpoints=checkpoints, keys=keys, importance=self.importance,
         )  # fmt: skip
 
 
@@ -125,12 +127,14 @@ def assemble(
     adam: AdamParams,
     temperature: float = 1.0,
     value_model: ScalarModel | None = None,
+    importance: Importance | None = None,
 ) -> Learner:
     """A learner for an algorithm of the slot.
 
     Args:
         adam: its learning rate is the algorithm's unless `params` say otherwise; its passes over a batch are those of `params`.
         temperature: of the rollouts. Pairs are learned at 1.
+        importance: how rollouts weigh that the sampler computed otherwise than training does.
         value_model: the scalar model that becomes the value model; None: a head on the policy. For the need `value` alone.
 
     Raises:
@@ -144,7 +148,7 @@ def assemble(
     if "value" in needs:
         model = both = ValuedPolicy(policy, value_model)
         forward = partial(valued, both, temperature=warmth, dtype=dtype, entropy_gradient=gradient)
-    return Learner(algorithm, params, policy, model, forward, _optimiser(algorithm, params, model, adam), dtype)
+    return Learner(algorithm, params, policy, model, forward, _optimiser(algorithm, params, model, adam), dtype, importance)
 
 
 def _optimiser(algorithm: AnyAlgorithm, params: SlotParams, model: Trainable, adam: AdamParams) -> Optimiser:

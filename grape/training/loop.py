@@ -11,6 +11,7 @@ from grape.models.protocols import Trainable
 from grape.training.adam import Forward, LossOf
 from grape.training.batches import Source
 from grape.training.checkpoint import Checkpoints, Keeps, Resumed
+from grape.training.mismatch import Importance, corrected
 from grape.training.sums import Sums, means
 from grape.types import Batch, Loss, Outputs, Track
 
@@ -33,6 +34,7 @@ def train(
     track: Track,
     checkpoints: Checkpoints | None = None,
     keys: tuple[object, ...] = (),
+    importance: Importance | None = None,
 ) -> list[dict[str, float]]:
     """`steps` rounds of: get a batch, update the weights, report. Returns the metrics of every round.
 
@@ -41,10 +43,11 @@ def train(
     Args:
         forward: what the model says of a batch: `grape.models.forward.language` or `scalar`, all but the batch bound.
         track: called with (step, metrics) after each round, also for rounds that a checkpoint brings back.
+        importance: how tokens are weighed that another computation of the policy drew; None: alike.
     """
 
     def loss(outputs: Outputs, batch: Batch) -> Loss:
-        return algorithm.loss(outputs, batch, params)
+        return corrected(algorithm.loss(outputs, batch, params), outputs, batch, importance)
 
     model.eval()
     begun = (checkpoints.restore(model, optimiser) if checkpoints else None) or Resumed(0, {}, [])

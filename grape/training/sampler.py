@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from grape.algorithms.base import OnlineParams
 from grape.maths.advantage import constant_groups
@@ -14,7 +15,7 @@ from grape.models.encode import collate
 from grape.models.forward import Dtype
 from grape.models.protocols import LanguageModel
 from grape.randomness import permutation
-from grape.sampling import response_rows, sample
+from grape.sampling import Own, answers, response_rows
 from grape.training.revision import choose, gain, groups
 from grape.training.sums import Sums
 from grape.types import Prompt, Response, Rollouts, Scores
@@ -66,7 +67,11 @@ class Drawn:
         group = torch.arange(sampling.prompts).repeat_interleave(sampling.samples)
         finished = torch.tensor([response.finished for response in self.responses])
         revises = None if self.revises is None else torch.tensor(self.revises)
-        return Rollouts.of(tokens, group=group, finished=finished, revises=revises, limit=sampling.max_new_tokens)
+        said = [torch.tensor(r.logp or [torch.nan] * len(r.ids)) for r in self.responses]
+        return Rollouts.of(
+            tokens, group=group, finished=finished, revises=revises, limit=sampling.max_new_tokens,
+            logp_sampler=pad_sequence(said, batch_first=True),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -94,8 +99,8 @@ class Sampler:
 
     def _answers(self, chosen: Sequence[Prompt], update: int, *wave: object) -> list[Response]:
         how = self.sampling
-        return sample(
-            self.policy,
+        return answers(
+            Own(self.policy, how.dtype),
             self.chat,
             chosen,
             how.samples,
@@ -103,7 +108,6 @@ class Sampler:
             max_new_tokens=how.max_new_tokens,
             positions=how.positions,
             keys=(*self.keys, "rollout", update, *wave),
-            dtype=how.dtype,
         )
 
     def _plain(self, update: int, count: int) -> tuple[list[Response], Scores, Sums]:
@@ -133,8 +137,12 @@ class Sampler:
         fresh = self._answers([*others, *(prompt for _, prompt in found)], update, "revision")
         plain = first + len(others) * samples
         revises = [-1] * plain + [row for row, _ in found for _ in range(samples)]
-        # Judged as answers to the question itself; the judge never sees the critique.
-        plainly = [r if of < 0 else replace(r, prompt=responses[of].prompt) for r, of in zip(fresh, revises[first:], strict=True)]
+        # Judged as answers to the question itself; the judge never sees the critique. It was after the critique, not after the
+        # question, that the sampler found them so likely.
+        plainly = [
+            r if of < 0 else replace(r, prompt=responses[of].prompt, logp=None)
+            for r, of in zip(fresh, revises[first:], strict=True)
+        ]
         scores = scores.join(self.score(plainly))
         metrics |= {"revision/share": (len(found) / self.sampling.prompts, 1.0), **gain(scores, revises, samples)}
         return Drawn(responses + (plainly if self.params.distils else fresh), scores, plain, revises, metrics)

@@ -17,7 +17,7 @@ DECLARED = {name for mixin in MIXINS for name in mixin.model_fields}
 OWN = {knob for algorithm in ALGORITHMS.values() for knob in algorithm.params.model_fields} - DECLARED
 OUTSIDE = [
     *sorted((ROOT / "grape/training").glob("*.py")),
-    ROOT / "grape/sampling.py",
+    *sorted((ROOT / "grape/sampling").glob("*.py")),
     *(ROOT / f"grape/stages/{name}.py" for name in ("fit", "rl", "slot_checks")),
 ]
 

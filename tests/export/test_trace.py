@@ -62,7 +62,7 @@ def test_what_has_changed_since_is_said(project: Project) -> None:
     shutil.rmtree(project.root / "models/critic")
     receipt = project.receipt("reward")
     receipt.write_text(receipt.read_text().replace('"seed": 0', '"seed": 1'))
-    (project.root / "grape/sampling.py").write_text("# edited\n")
+    (project.root / "grape/sampling/own.py").write_text("# edited\n")
     found = trace(POLICY, code=1)
     said = "\n".join(found["problems"])
     for words in (
@@ -73,7 +73,7 @@ def test_what_has_changed_since_is_said(project: Project) -> None:
     ):
         assert words in said, said
     rl = found["stages"][0]
-    assert rl["code_changed"] == ["grape/sampling.py"] and POLICY not in said
+    assert rl["code_changed"] == ["grape/sampling"] and POLICY not in said
     text = CliRunner().invoke(app, ["trace", POLICY])
     assert "models/critic" in text.stdout and "1 changed since" in text.stdout and text.exit_code == 1
 

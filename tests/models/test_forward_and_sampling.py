@@ -100,13 +100,13 @@ def test_a_rollouts_log_probabilities_are_the_training_stacks() -> None:
 
 def test_choose_inverts_the_cumulated_probabilities() -> None:
     logits = torch.log(torch.tensor([[0.5, 0.25, 0.25, 0.0]])).expand(5, 4)
-    drawn = choose(logits, torch.tensor([0.0, 0.499, 0.5, 0.76, 1 - 2**-24]), 1.0)
+    drawn, logp = choose(logits, torch.tensor([0.0, 0.499, 0.5, 0.76, 1 - 2**-24]), 1.0)
     assert drawn.tolist() == [0, 0, 1, 2, 2]
 
 
 def test_uniform_logits_are_sampled_uniformly() -> None:
     uniform = torch.rand(40000, generator=torch.Generator().manual_seed(0))
-    counts = torch.bincount(choose(torch.zeros(40000, 8), uniform, 1.0), minlength=8)
+    counts = torch.bincount(choose(torch.zeros(40000, 8), uniform, 1.0)[0], minlength=8)
     chi2 = float(((counts - 5000.0) ** 2 / 5000).sum())
     assert chi2 < 24.3  # 99.9 % of chi-squared with 7 degrees of freedom
 

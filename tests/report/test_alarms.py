@@ -112,6 +112,9 @@ def rounds(metric: str, *values: float) -> list[TrainingRecord]:
         (rounds("rubric/a/b/failure_rate", *[0.0] * 30, *[0.1] * 10), "10% of the scores of a/b were missing in the last 10"),
         (rounds("rubric/a/b/failure_rate", *[0.05] * 40), None),
         (rounds("reward", *[0.5] * 40), None),
+        (rounds("logp_mismatch/sampler", 0.03, 0.2, 0.03), "up to 0.20 nats a token apart"),
+        (rounds("logp_mismatch/outside", 0.01, 0.06), "6% of them by 20% or more"),
+        (rounds("logp_mismatch/outside", 0.05), None),
     ],
 )
 def test_training_tells_of_cheating_failing_judges_and_doubt(

@@ -524,7 +524,7 @@ def test_a_panel_is_calibrated_judge_by_judge_and_compared(trained: Project, cap
 def test_an_algorithm_under_another_name_gives_the_same_bits_and_others_see_the_same_draws(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import grape.sampling
+    from grape.sampling import own
 
     (project.root / "algorithms/twin.py").write_text((project.root / "grape/algorithms/grpo.py").read_text())
     knobs = "{}"
@@ -540,16 +540,16 @@ def test_an_algorithm_under_another_name_gives_the_same_bits_and_others_see_the_
         if kind == "sft":
             strengthen(project)
     drawn: dict[str, list[tuple[list[str], Any]]] = {}
-    uniforms = grape.sampling.uniforms
+    uniforms = own.uniforms
     for name in ("grpo", "twin", "reinforce"):
         seen = drawn.setdefault(name, [])
 
-        def noted(prompts: Any, *rest: Any, seen: Any = seen) -> Any:
-            made = uniforms(prompts, *rest)
-            seen.append(([prompt.id for prompt in prompts], made))
+        def noted(names: Any, *rest: Any, seen: Any = seen) -> Any:
+            made = uniforms(names, *rest)
+            seen.append((names, made))
             return made
 
-        monkeypatch.setattr(grape.sampling, "uniforms", noted)
+        monkeypatch.setattr(own, "uniforms", noted)
         run(project, "rl", name, 0)
     assert drawn["grpo"], "nothing was drawn"
     for name in ("twin", "reinforce"):

@@ -171,6 +171,9 @@ def test_distilled_rows_learn_the_plain_prompt() -> None:
     assert all(len(r.prompt.messages) == 1 for r in drawn.responses) and drawn.revises is not None
     for row in range(16, 32):
         assert drawn.responses[row].prompt is drawn.responses[drawn.revises[row]].prompt
+    # What the sampler said was of the critique's answers, which a mismatch is not measured by.
+    known = drawn.rollouts(tiny.chat(), SAMPLING).logp_sampler.isfinite()
+    assert bool(known[:16].all()) and [r.logp is None for r in drawn.responses] == [False] * 16 + [True] * 16
     given = round_of(grape.GRAPEParams(revise=0.5, revision="distil", epochs=2))
     assert given.batch is not None and given.batch.get("logp_old") is not None
 
