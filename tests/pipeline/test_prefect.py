@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import socket
 import sqlite3
 from contextlib import closing
@@ -38,8 +37,7 @@ def test_a_flow_with_a_failing_branch(toy: Toy) -> None:
     assert toy.dvc_status() == {}
 
 
-@pytest.mark.parametrize("interrupt", [False, True])
-def test_losing_the_server_in_the_middle_costs_nothing(toy: Toy, interrupt: bool) -> None:
+def test_losing_the_server_in_the_middle_costs_nothing(toy: Toy) -> None:
     toy.edit("high: 0.3", "high: 0.4")
     toy.order("branch@left", "wait")
     run = toy.start("--engine=prefect")
@@ -49,14 +47,11 @@ def test_losing_the_server_in_the_middle_costs_nothing(toy: Toy, interrupt: bool
     servers = [p for p in psutil.process_iter() if _home_of(p) == home and {"prefect", "start"} <= set(p.cmdline())]
     for server in servers:
         server.kill()
-    if interrupt:
-        run.send_signal(signal.SIGINT)
-    else:
-        toy.release()
+    toy.release()
     out, _ = run.communicate()
-    assert servers and run.returncode == (130 if interrupt else 0), out
+    assert servers and run.returncode == 0, out
     assert "Prefect" not in out and "httpx" not in out  # it is not the user's business
-    assert interrupt or "[last] made out/last" in out
+    assert "[last] made out/last" in out
 
 
 def test_a_server_of_the_users_that_is_away_is_told_before_anything_runs(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:

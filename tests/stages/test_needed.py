@@ -196,7 +196,7 @@ def test_where_no_answer_is_right_grpo_needs_no_pair(project: Project, capfd: py
     assert main(["rl", "--algorithm", "dpo", "--seed", "0"]) == 2
     assert "it was not made, because not one pair was found" in (said := capfd.readouterr().err) and "preferences.samples" in said
     reasons = settle(project, SPARE, "rl.algorithms=[grpo]")
-    run("preferences", "reward", "rl@grpo-0", "evaluate@grpo-0", "report")
+    run("preferences", "reward", "report")
     page = (project.root / "reports/report.md").read_text()
     assert all(f"{stage} ({reason})" in page for stage, reason in reasons.items())
     assert "Not run, because nobody needs it" in (project.root / "reports/index.html").read_text()

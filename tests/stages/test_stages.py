@@ -96,7 +96,7 @@ def strengthen(project: Project) -> None:
     model.save_pretrained(folder)
 
 
-@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ["gpt2", "qwen3"])  # llama is the default world's
 def test_the_whole_chain_on_every_architecture(project: Project, architecture: str) -> None:
     params_file.set_values(
         project.params,
