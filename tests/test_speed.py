@@ -179,6 +179,7 @@ def test_the_tables(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert min(*peak.tflops.values(), peak.copy) > 0 and peak.versions.keys() >= {"torch", "transformers"}
     given, step = work.Work.read(folder / "work.json"), {"tokens": 10, "learned": 3}
     assert tables.flops(given, step) == 6 * (given.trunk * 10 + given.head * 3)
+    assert tables.flops(given, step, 4) == 6 * (given.trunk * 6 + given.head * 3)
     result = tables.Result("tiny", "sft", "float32", [times("grape", [1.0, 1.0]), times("TRL", [2.0, 3.0])], {"it": "why"})
     line = tables.comparison([result])[2]
     assert "SFT, 32 rows | float32 | 1.00 s | TRL | 2.50 s | **2.50** [2.00, 3.00] | 100, 100 (1.00)" in line

@@ -96,7 +96,8 @@ def bounds(results: Sequence[Result], work: Work, peak: Machine) -> list[str]:
             continue
         ours = result.times[0]
         took = median(step["seconds"] - step.get("source", 0.0) for step in ours.steps)
-        needed = flops(work, ours.steps[-1]) / 1e12
+        repeated = (SAMPLES - 1) * sum(len(ids) for _, ids in work.prompts) if result.case == "grpo" else 0
+        needed = flops(work, ours.steps[-1], repeated) / 1e12
         reached = f"{needed / took:.3f}", f"{needed / took / peak.tflops[result.dtype]:.0%}"
         lines.append((TITLES[result.case], result.dtype, clock(took), f"{needed:.2f}", *reached))
     parts = (rows(*lines) if len(lines) > 1 else [], reading(results, work, peak))
@@ -115,10 +116,10 @@ def reading(results: Sequence[Result], work: Work, peak: Machine) -> list[str]:
     return lines
 
 
-def flops(work: Work, step: Step) -> float:
+def flops(work: Work, step: Step, repeated: int = 0) -> float:
     """6 x (weights of the blocks x tokens + weights of the head x tokens learned): 2 forward and 4 back, of what must be computed.
-    Padding, what is computed twice, and attention's own products do not count."""
-    return 6.0 * (work.trunk * float(step["tokens"]) + work.head * float(step["learned"]))
+    Padding, `repeated` tokens of prompts that another row has, what is computed twice and attention's products do not count."""
+    return 6.0 * (work.trunk * (float(step["tokens"]) - repeated) + work.head * float(step["learned"]))
 
 
 def growth(steps: Sequence[Step]) -> list[str]:
