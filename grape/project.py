@@ -107,7 +107,7 @@ class Project:
             # cores, steps of 0.25 s took up to 4 s (benchmarks/threads.py).
             "OMP_WAIT_POLICY": "PASSIVE",
             # Tensors above 2 MB in large pages: Linux hands memory out zeroed, page by page, and with pages of 4 kB that was two
-            # thirds of a softmax over 512 x 49152 numbers.
+            # thirds of a softmax over 512 x 49152 numbers, and a tenth of an update of SmolLM2-135M.
             "THP_MEM_ALLOC_ENABLE": "1",
         }
         if set("%?") & set(str(state)) and not any("DATABASE" in name for name in os.environ if name.startswith("PREFECT_")):
