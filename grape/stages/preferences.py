@@ -33,7 +33,7 @@ def run(stage: Stage) -> None:
     else:
         stage.datasets("data/prompts", "rubrics")
         rows, counts = collected(stage)
-        reason = "not one pair was found: every group of responses is a tie"
+        reason = "not one pair was found: in no group do finished answers differ by enough"
         mend = "raise preferences.samples or preferences.prompts, or lower preferences.margin"
     if not rows:
         stage.run.headline(counts)
