@@ -17,7 +17,8 @@ def predicting_columns(prompt_width: int, response_width: int, device: torch.dev
 
 def log_softmax(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """log softmax(logits / temperature) over the last axis, in float32: bfloat16 loses the tail."""
-    return torch.log_softmax(logits.float() / temperature, dim=-1)
+    logits = logits.float()
+    return torch.log_softmax(logits if temperature == 1 else logits / temperature, dim=-1)  # a division is a pass over all of it
 
 
 def token_logp(

@@ -1,15 +1,15 @@
-"""Rows that share a prompt, computed once: [prompt | response | response | ..] is one row of the model, in which a response sees
-the prompt and itself alone. A round of P prompts and G answers to each reads P prompts instead of P x G, forward and backward.
+"""Rows that share a prompt, computed once: [prompt, prompt, .. | response, response, ..] is one row of the model, in which a token
+sees what stands before it in its own row alone (`grape.models.attention`). A round of P prompts and G answers to each reads P
+prompts instead of P x G, forward and backward.
 
-What stands in such a row has no padding between prompt and response either, so a row that shares its prompt with none is packed
-too. Every token sees the tokens it would see in a row of its own, at the positions it would have there: what is computed is the
-same, in another order of additions. Small models keep the plain rows of `grape.models.forward.inputs`.
+There is no padding in it either, so rows that share their prompt with none are packed too. Every token sees the tokens it would see
+in a row of its own, at the positions it would have there: what is computed is the same, in another order of additions. Small models
+keep the plain rows of `grape.models.forward.inputs`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from grape import memory
+from grape.models import attention
+from grape.models.attention import Layout
 from grape.models.head import any_head
 from grape.models.protocols import Trainable
 from grape.types import Tokens
@@ -25,6 +27,7 @@ from grape.types import Tokens
 LARGE = 5_000_000
 # What a probe may differ by, of the size of the hidden states: rounding is far below it, a wrong mask or position far above.
 ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+TORCHS = "sdpa"  # the attention that ours takes the place of
 _known: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 AnyTokens = TypeVar("AnyTokens", bound=Tokens)
 
@@ -34,94 +37,82 @@ def share(model: Trainable, batch: AnyTokens) -> AnyTokens:
     trunks: list[Any] = [m for m in (getattr(model, "policy", model), getattr(model, "value", None)) if m is not None]
     if batch.get("shared") is not None or not all(_takes(trunk) for trunk in trunks):
         return batch
-    return batch.with_(shared=_parts(batch, trunks[0].config.get_text_config().hidden_size))
-
-
-def _parts(batch: Tokens, width: int) -> Tensor:
-    """(B,) which rows are packed together: those of one prompt, as long as attention among strangers costs less than the prompt.
-
-    In a model of width H, attention of a token to R = 2 H others takes as long as the matrices it goes through. A packed row of
-    L = S + k T tokens then costs L (R + L), and that by k responses is least for k T = sqrt(S^2 + S R).
-    """
     plain = batch.prompt.masked_fill(~batch.prompt_mask, -1)
-    owner = torch.unique(plain, dim=0, return_inverse=True)[1].cpu()
-    prompts, responses = batch.prompt_mask.sum(1).tolist(), batch.present.sum(1).tolist()
-    found, number = torch.zeros(batch.rows, dtype=torch.long), 0
-    order = sorted(range(0, batch.rows, batch.unit), key=owner.tolist().__getitem__)
-    for _, units in groupby(order, key=owner.tolist().__getitem__):
-        together, first = list(units), number
-        rows = [i + j for i in together for j in range(batch.unit)]
-        s, total = prompts[rows[0]], sum(responses[i] for i in rows)
-        most = max(1, round((s * s + s * 2 * width) ** 0.5 * len(together) / max(total, 1)))
-        count = -(-len(together) // most)
-        for place, i in enumerate(together):
-            number = first + place * count // len(together)
-            found[i : i + batch.unit] = number
-        number += 1
-    return found.to(batch.response.device)
+    return batch.with_(shared=torch.unique(plain, dim=0, return_inverse=True)[1])
 
 
 def within(batch: Tokens, max_tokens: int) -> Iterator[Tensor]:
     """Row indices of micro-batches of at most `max_tokens` packed tokens (at least one unit each), rows of like length together.
-    A packed row that is longer is cut, and its prompt computed once for each piece."""
+    Where not all rows of a prompt fit, it is computed once for each micro-batch."""
     prompts, responses, shared = (x.tolist() for x in (batch.prompt_mask.sum(1), batch.present.sum(1), batch.shared))
     whole: dict[int, int] = {}
-    for i, part in enumerate(shared):
-        whole[part] = whole.get(part, prompts[i]) + responses[i]
+    for i, prompt in enumerate(shared):
+        whole[prompt] = whole.get(prompt, prompts[i]) + responses[i]
     units = [range(i, i + batch.unit) for i in range(0, batch.rows, batch.unit)]
     units.sort(key=lambda rows: (-whole[shared[rows[0]]], shared[rows[0]]))
     chosen: list[int] = []
-    lengths: dict[int, int] = {}
+    tokens: dict[int, int] = {}
     for rows in units:
-        more = _lengths(rows, lengths, prompts, responses, shared)
-        if chosen and len(more) * max(more.values()) > max_tokens:
+        more = _tokens(rows, tokens, prompts, responses, shared)
+        if chosen and sum(more.values()) > max_tokens:
             yield torch.tensor(chosen, device=batch.response.device)
-            chosen, more = [], _lengths(rows, {}, prompts, responses, shared)
-        chosen, lengths = [*chosen, *rows], more
+            chosen, more = [], _tokens(rows, {}, prompts, responses, shared)
+        chosen, tokens = [*chosen, *rows], more
     if chosen:
         yield torch.tensor(chosen, device=batch.response.device)
 
 
-def _lengths(rows: range, before: dict[int, int], prompts: list[int], responses: list[int], shared: list[int]) -> dict[int, int]:
-    """The lengths of packed rows with these rows added."""
-    lengths = dict(before)
+def _tokens(rows: range, before: dict[int, int], prompts: list[int], responses: list[int], shared: list[int]) -> dict[int, int]:
+    """The tokens of each prompt and its responses with these rows added."""
+    tokens = dict(before)
     for i in rows:
-        lengths[shared[i]] = lengths.get(shared[i], prompts[i]) + responses[i]
-    return lengths
+        tokens[shared[i]] = tokens.get(shared[i], prompts[i]) + responses[i]
+    return tokens
 
 
 class Packed(NamedTuple):
-    """R packed rows of W tokens: what the model is given, and where in (R x W) the states stand that predict every response token,
-    and the one behind the last, (B, T + 1)."""
+    """N tokens in one row: what the model is given, and where in it the states stand that predict every response token, and the one
+    behind the last, (B, T + 1)."""
 
     given: dict[str, Any]
     place: Tensor
 
 
 def packed(batch: Tokens) -> Packed:
+    device, rows = batch.response.device, torch.arange(batch.rows, device=batch.response.device)
     length, prompt = batch.present.sum(1), batch.prompt_mask.sum(1)
-    part = torch.unique(batch.shared, return_inverse=True)[1]
-    same = part.unsqueeze(1) == part
-    start = prompt + (same.tril(-1) * length).sum(1)  # where a row's response begins: behind those before it
-    first = same.int().argmax(1) == torch.arange(batch.rows, device=part.device)  # the row whose prompt stands there for all
-    width, count, steps = int((start + length).max()), int(first.sum()), torch.arange(batch.response.shape[1], device=part.device)
-    ids = batch.prompt.new_zeros(count, width)
-    owner = ids - 1  # 0: the prompt; a row's number from 1 on: its response; -1: padding
-    position = torch.arange(width, device=part.device).repeat(count, 1)
-    read = batch.prompt_mask & first.unsqueeze(1)
-    at = part.unsqueeze(1).expand_as(read)[read], (batch.prompt_mask.cumsum(1) - 1)[read]
-    ids[at], owner[at] = batch.prompt[read], 0
-    row, column = part.unsqueeze(1).expand_as(batch.present), start.unsqueeze(1) + steps
-    at = row[batch.present], column[batch.present]
-    ids[at] = batch.response[batch.present]
-    owner[at] = (torch.arange(batch.rows, device=part.device) + 1).unsqueeze(1).expand_as(row)[batch.present]
-    position[at] = (prompt.unsqueeze(1) + steps)[batch.present]
-    mask = None  # a row alone is causal, and what pads it stands behind it
-    if count < batch.rows:
-        seen = owner.unsqueeze(1)
-        mask = (((seen == 0) | (seen == owner.unsqueeze(2))) & position.new_ones(width, width).bool().tril()).unsqueeze(1)
-    place = torch.cat([prompt.unsqueeze(1) - 1, column.clamp(max=width - 1)], 1) + part.unsqueeze(1) * width
-    return Packed({"input_ids": ids, "position_ids": position, "attention_mask": mask}, place)
+    widest, longest = torch.arange(int(prompt.max()), device=device), torch.arange(int(length.max()), device=device)
+    leader = (batch.shared.unsqueeze(1) == batch.shared).int().argmax(1)  # the row whose prompt stands there for all
+    leads = leader == rows
+    read = batch.prompt_mask & leads.unsqueeze(1)
+    ends = (prompt * leads).cumsum(0)
+    begins = (ends - prompt)[leader]  # where a row's prompt begins
+    starts = ends[-1] + length.cumsum(0) - length  # where its response does
+    ids = torch.cat([batch.prompt[read], batch.response[batch.present]])
+    steps = torch.arange(batch.response.shape[1], device=device)
+    position = torch.cat([(batch.prompt_mask.cumsum(1) - 1)[read], (prompt.unsqueeze(1) + steps)[batch.present]])
+    last = len(ids) - 1  # what pads the places below is read by nobody
+
+    of_prompt, of_response = begins.unsqueeze(1) + widest, starts.unsqueeze(1) + longest
+    at_prompt, at_response = widest < prompt.unsqueeze(1), longest < length.unsqueeze(1)
+    if bool(leads.all()):
+        whole = torch.arange(int((prompt + length).max()), device=device).expand(batch.rows, -1)
+        behind = whole - prompt.unsqueeze(1)
+        causal = torch.where(behind < 0, begins.unsqueeze(1) + whole, starts.unsqueeze(1) + behind).clamp(max=last)
+        row = (rows * causal.shape[1]).unsqueeze(1)
+        back = torch.cat([(row + widest)[at_prompt], (row + prompt.unsqueeze(1) + longest)[at_response]])
+        layout = Layout(causal, None, None, None, back)
+    else:
+        causal, response = of_prompt[leads].clamp(max=last), of_response.clamp(max=last)
+        seen = torch.cat([of_prompt.clamp(max=last), response], 1)
+        own = at_response.new_ones(len(longest), len(longest)).tril()
+        mask = torch.cat([at_prompt.unsqueeze(1).expand(-1, len(longest), -1), own.expand(batch.rows, -1, -1)], 2).unsqueeze(1)
+        places = torch.arange(causal.numel() + response.numel(), device=device)
+        one, other = places[: causal.numel()].view_as(causal), places[causal.numel() :].view_as(response)
+        layout = Layout(causal, response, seen, mask, torch.cat([one[at_prompt[leads]], other[at_response]]))
+    ones = read.new_ones(1, 1, 1, 1)  # a mask of four dimensions is handed on as it is, and the layout is read in its place
+    given = {"input_ids": ids.unsqueeze(0), "position_ids": position.unsqueeze(0), "attention_mask": ones, "layout": layout}
+    return Packed(given, torch.cat([(begins + prompt - 1).unsqueeze(1), starts.unsqueeze(1) + steps], 1).clamp(max=last))
 
 
 def states(model: Any, batch: Tokens) -> Tensor:
@@ -133,9 +124,11 @@ def states(model: Any, batch: Tokens) -> Tensor:
 
 
 def _takes(model: Any) -> bool:
-    """Whether a model is packed: large, of transformers, and with attention that does as it is told."""
+    """Whether a model is packed: large, of transformers, and with attention that does as it is told. Its attention is ours then."""
     if model not in _known:
         _known[model] = sum(p.numel() for p in model.parameters()) >= LARGE and _can(model) and _same(model)
+        if not _known[model] and getattr(model.config, "_attn_implementation", None) == attention.NAME:
+            model.set_attn_implementation(TORCHS)
     return _known[model]
 
 
@@ -143,7 +136,7 @@ def _can(model: Any) -> bool:
     config = model.config.get_text_config()
     windows = getattr(config, "sliding_window", None) or set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     # A mask of ours would take the place of the windows.
-    return getattr(config, "_attn_implementation", None) == "sdpa" and not windows
+    return getattr(config, "_attn_implementation", None) in (TORCHS, attention.NAME) and not windows
 
 
 @torch.no_grad()
@@ -158,8 +151,9 @@ def _same(model: Any) -> bool:
     rows = torch.cat([batch.prompt, batch.response], 1)
     plain = model.base_model(input_ids=rows, use_cache=False).last_hidden_state[:, 4:].float()
     try:
+        attention.install(model)
         off = (states(model, batch).float() - plain).norm() / plain.norm()
-    except Exception as error:  # a model's own code that cannot read a mask of four dimensions fails in its own way
+    except Exception as error:  # a model's own code that does not hand on what attention is given fails in its own way
         if memory.short(error):
             raise
         return False

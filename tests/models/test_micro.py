@@ -56,7 +56,7 @@ def test_no_more_is_measured_than_there_are_rows_and_memory_for(large: Any, monk
     monkeypatch.setattr(micro, "_seconds", lambda forward, part: 1.0)
     packed = shared.share(large, rows())
     assert max(micro.measured(large, partial(language, large), packed)) == 4096  # all of the rows are in it
-    few = packed.select(torch.arange(64))
+    few = packed.select(torch.arange(80))
     kept = micro._kept(large, partial(language, large), few)
     monkeypatch.setattr(memory, "free_bytes", lambda device: kept)
     assert max(micro.measured(large, partial(language, large), packed)) == 1024  # half of it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, FalconConfig, MistralConfig
 
-from grape.models import shared
+from grape.models import attention, shared
 from grape.models.checkpointing import checkpointed
 from grape.models.encode import collate
 from grape.models.forward import batched_language, batched_scores, language, micro_batches, scalar
@@ -84,6 +85,7 @@ def test_packed_rows_are_plain_rows_with_adapters_checkpoints_and_values() -> No
             if "lora_B" in name:
                 p.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
     plain_and_packed(adapted, lambda b: _numbers(language(adapted, b), b), groups())
+    assert shared.share(copy.deepcopy(adapted), groups()).get("shared") is not None
     policy = tiny.model()
     for both in (ValuedPolicy(policy), ValuedPolicy(tiny.model(), tiny.scalar_model(policy))):
         _spread(both.score)
@@ -126,15 +128,46 @@ def test_pairs_stay_together_and_turns_of_others_are_read() -> None:
         assert bool((pairs[:, 0] % 2 == 0).all()) and bool((pairs[:, 1] == pairs[:, 0] + 1).all())
 
 
-def test_long_answers_share_a_prompt_in_parts_and_a_prompt_of_nobody_else_is_read_causally() -> None:
-    """Strangers' attention grows with the square of what is packed: at some length the prompt is cheaper."""
-    long = Batch.of(collate([([5, 6, 7], [8] * 40) for _ in range(8)], 0))
-    short = Batch.of(collate([([5, 6, 7] * 20, [8] * 4) for _ in range(8)], 0))
-    alone = Batch.of(collate([([5 + i, 6, 7], [8] * (3 + i)) for i in range(4)], 0))
-    parts = [len(set(shared._parts(batch, 16).tolist())) for batch in (long, short, alone)]
-    assert parts == [8, 1, 4]
-    packed = shared.packed(shared.share(tiny.model(), alone))
-    assert packed.given["attention_mask"] is None and packed.given["input_ids"].shape == (4, 9)
+@pytest.mark.parametrize("short", [512, 0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_of_packed_rows_is_that_of_each_row_alone(
+    short: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against softmax(q k / sqrt D) v written out, four heads on two of keys; float32 inside while rows are short."""
+    monkeypatch.setattr(attention, "SHORT", short)
+    generator = torch.Generator().manual_seed(0)
+    for batch in (groups(), groups(count=4, samples=1)):
+        rows = batch.with_(shared=torch.unique(batch.prompt.masked_fill(~batch.prompt_mask, -1), dim=0, return_inverse=True)[1])
+        given = shared.packed(rows).given
+        ids, position, layout = given["input_ids"][0], given["position_ids"][0], given["layout"]
+        q, k, v = (torch.randn(1, heads, len(ids), 8, generator=generator).to(dtype) for heads in (4, 2, 2))
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            out, _ = attention.attention(torch.nn.Module(), q, k, v, None, layout=layout)
+        assert out.dtype == (dtype if short == 0 else torch.float32)
+        seen = _seen(rows, position)
+        scores = q[0].double() @ k[0].double().repeat_interleave(2, 0).mT / 8**0.5
+        wanted = scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v[0].double().repeat_interleave(2, 0)
+        off = 1e-5 if short or dtype == torch.float32 else 2e-2
+        torch.testing.assert_close(out[0].transpose(0, 1).double(), wanted, rtol=off, atol=off)
+
+
+def _seen(batch: Batch, position: Tensor) -> Tensor:
+    """(N, N) what every token may see, row by row: prompts in the order of their first rows, then the responses."""
+    prompts: dict[int, list[int]] = {}
+    place = 0
+    for i, number in enumerate(batch.shared.tolist()):
+        if number not in prompts:
+            prompts[number] = list(range(place, place := place + int(batch.prompt_mask[i].sum())))
+    seen = torch.zeros(len(position), len(position), dtype=torch.bool)
+    rows = [[], *prompts.values()]  # type: ignore[var-annotated]
+    for i, number in enumerate(batch.shared.tolist()):
+        rows.append(prompts[number] + list(range(place, place := place + int(batch.mask[i].sum()))))
+    for row in rows:
+        for j, token in enumerate(row):
+            assert int(position[token]) == j
+            seen[token, row[: j + 1]] = True
+    assert place == len(position)  # no token twice, no padding
+    return seen
 
 
 def _config(kind: Any, **more: Any) -> Any:
@@ -157,6 +190,7 @@ def test_a_model_that_would_read_packed_rows_as_something_else_is_computed_plain
     eager.set_attn_implementation("eager")
     for model in (alibi, window, bent, eager):
         assert shared.share(model, groups()).get("shared") is None
+        assert model.config._attn_implementation in ("sdpa", "eager")
     assert (
         shared.share(_config(MistralConfig, intermediate_size=64, num_key_value_heads=2, sliding_window=None), groups()).get(
             "shared"
