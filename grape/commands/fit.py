@@ -18,6 +18,8 @@ from transformers import AutoModelForCausalLM
 
 from grape import memory, needed
 from grape.algorithms.base import OnlineParams, ValueParams
+from grape.commands import products
+from grape.models import attention
 from grape.models.checkpointing import checkpointed
 from grape.models.forward import Dtype, Weights, autocast
 from grape.models.head import CHUNK, CHUNK_OF_ACCELERATORS
@@ -25,6 +27,7 @@ from grape.models.load import device, place, read_config
 from grape.models.lora import LoRA, linear, targets
 from grape.models.micro import VARIABLE, fixed
 from grape.models.scratch import character_tokenizer, scratch
+from grape.models.shared import LARGE
 from grape.params import Params, load
 from grape.project import Project
 from grape.reward.rubric import load_rubrics
@@ -143,12 +146,12 @@ def _kept(model: Any, own: set[int], rows: int, width: int, dtype: Dtype) -> int
         found[x.untyped_storage()._cdata] = x
         return x
 
-    ids = torch.zeros(rows, width, dtype=torch.long)
-    given = {
-        "input_ids": ids,
-        "position_ids": torch.arange(width).expand(rows, width),
-        "attention_mask": torch.ones(rows, 1, width, width, dtype=torch.bool),
-    }
+    ids, mask = torch.zeros(rows, width, dtype=torch.long), (rows, 1, width, width)
+    given: dict[str, Any] = {"input_ids": ids, "position_ids": torch.arange(width).expand(rows, width)}
+    if sum(p.numel() for p in model.parameters()) >= LARGE:  # as `grape.models.shared` has it
+        attention.install(model)
+        given["layout"], mask = attention.Layout(), (1, 1, 1, 1)
+    given["attention_mask"] = torch.ones(mask, dtype=torch.bool)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), autocast(dtype, ids.device):
         out = model.base_model(**given, use_cache=False).last_hidden_state
     kept = sum(x.untyped_storage().nbytes() for place, x in found.items() if place not in own)
@@ -198,8 +201,17 @@ def estimate(project: Project, params: Params) -> list[Footprint]:
         if slot.update == "natural_gradient":
             need = trusted(need, size, trainable, micro, rows * rl.max_new_tokens)
         needs.append(need)
-    asked = cache(params.evaluate.samples * 256, model.weights)
+    asked = cache(params.evaluate.samples * _heldout(project, params), model.weights)
     return [*needs, asking("evaluate", size, frozen=2 * frozen + judges, cache=asked, micro=micro, models=2)]
+
+
+def _heldout(project: Project, params: Params) -> int:
+    """Prompts that are evaluated: as many as were prepared, or will be."""
+    prepared = project.root / "data/prompts/heldout.jsonl"
+    if not prepared.is_file():
+        return params.prepare.heldout
+    with prepared.open("rb") as file:
+        return sum(1 for _ in file)
 
 
 def examine(project: Project) -> list[Footprint]:
@@ -246,4 +258,9 @@ def lines(found: Sequence[dict[str, Any]]) -> list[str]:
         f"with micro-batches of {found[0]['micro_batch_tokens']} tokens ({VARIABLE}); large models are trained in "
         "larger ones where these are faster and fit",
     ]
-    return [*table, *end, *([f"too little for {', '.join(short)}: {memory.MEND}"] if short else [])]
+    return [
+        *table,
+        *end,
+        products.line(products.rates(device())),
+        *([f"too little for {', '.join(short)}: {memory.MEND}"] if short else []),
+    ]

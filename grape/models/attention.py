@@ -24,20 +24,20 @@ SHORT = 512
 
 
 class Layout(NamedTuple):
-    """Places of N tokens in what attention computes.
+    """Places of N tokens in what attention computes. Without them: rows that are causal as they are.
 
     Attributes:
-        causal: (P, S) tokens of prompts, or of whole rows where none shares its prompt; right-padded with any place.
-        response: (B, T) tokens of the responses; None: they stand in `causal`.
+        prompt: (P, S) tokens of every prompt; padded on the right with any place.
+        response: (B, T) tokens of every response, padded likewise.
         seen: (B, S + T) what a response's tokens may see. mask: (B, 1, T, S + T) which of it.
         back: (N,) where each token stands among the outputs of all (P S + B T).
     """
 
-    causal: Tensor
-    response: Tensor | None
-    seen: Tensor | None
-    mask: Tensor | None
-    back: Tensor
+    prompt: Tensor | None = None
+    response: Tensor | None = None
+    seen: Tensor | None = None
+    mask: Tensor | None = None
+    back: Tensor | None = None
 
 
 def install(model: Any) -> None:
@@ -53,7 +53,7 @@ def install(model: Any) -> None:
 def attention(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **more: Any
 ) -> tuple[Tensor, None]:
-    """transformers' interface of attention: query (1, heads, N, D), key and value likewise with fewer heads -> (1, N, heads, D)."""
+    """transformers' interface of attention: query (R, heads, N, D), key and value of maybe fewer heads, to (R, N, heads, D)."""
     layout: Layout | None = more.pop("layout", None)
     if layout is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -61,17 +61,16 @@ def attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, **more)
     if unread := [name for name in ("softcap", "position_bias", "s_aux") if more.get(name) is not None]:
         raise NotImplementedError(f"attention with {unread[0]}")  # `grape.models.shared` computes such models plainly
-    length = layout.causal.shape[1] + (0 if layout.response is None else layout.response.shape[1])
-    exact = query.device.type == "cpu" and length <= SHORT
-    of = torch.float32 if exact else query.dtype
-    tokens = [x[0].transpose(0, 1).to(of) for x in (query, key, value)]  # (N, heads, D)
+    exact = query.device.type == "cpu" and (key.shape[2] if layout.mask is None else layout.mask.shape[3]) <= SHORT
+    q, k, v = (x.float() for x in (query, key, value)) if exact else (query, key, value)
     attend = partial(scaled_dot_product_attention, scale=more.get("scaling"), enable_gqa=key.shape[1] != query.shape[1])
     with torch.autocast(query.device.type, enabled=False) if exact else nullcontext():
-        q, k, v = (_rows(x, layout.causal) for x in tokens)
-        made = [attend(q, k, v, is_causal=True)]
-        if layout.response is not None and layout.seen is not None:
-            q, k, v = _rows(tokens[0], layout.response), _rows(tokens[1], layout.seen), _rows(tokens[2], layout.seen)
-            made.append(attend(q, k, v, attn_mask=layout.mask))
+        if layout.prompt is None:
+            return attend(q, k, v, is_causal=True).transpose(1, 2), None
+        assert layout.response is not None and layout.seen is not None and layout.back is not None
+        q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # (N, heads, D)
+        made = [attend(_rows(q, layout.prompt), _rows(k, layout.prompt), _rows(v, layout.prompt), is_causal=True)]
+        made += [attend(_rows(q, layout.response), _rows(k, layout.seen), _rows(v, layout.seen), attn_mask=layout.mask)]
     flat = torch.cat([x.transpose(1, 2).flatten(0, 1) for x in made])
     return flat.index_select(0, layout.back).unsqueeze(0), None
 

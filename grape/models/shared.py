@@ -54,7 +54,7 @@ def within(batch: Tokens, max_tokens: int) -> Iterator[Tensor]:
     tokens: dict[int, int] = {}
     for rows in units:
         more = _tokens(rows, tokens, prompts, responses, shared)
-        if chosen and sum(more.values()) > max_tokens:
+        if chosen and _size(more, len(chosen) + len(rows)) > max_tokens:
             yield torch.tensor(chosen, device=batch.response.device)
             chosen, more = [], _tokens(rows, {}, prompts, responses, shared)
         chosen, tokens = [*chosen, *rows], more
@@ -70,20 +70,51 @@ def _tokens(rows: range, before: dict[int, int], prompts: list[int], responses: 
     return tokens
 
 
+def _size(tokens: dict[int, int], rows: int) -> int:
+    """Of what the model is given for so many rows: see `packed`."""
+    return rows * max(tokens.values()) if len(tokens) == rows else sum(tokens.values())
+
+
 class Packed(NamedTuple):
-    """N tokens in one row: what the model is given, and where in it the states stand that predict every response token, and the one
-    behind the last, (B, T + 1)."""
+    """What the model is given: N tokens in one row, or rows alone. And where in it the states stand that predict every response
+    token, and the one behind the last, (B, T + 1)."""
 
     given: dict[str, Any]
     place: Tensor
 
 
 def packed(batch: Tokens) -> Packed:
-    device, rows = batch.response.device, torch.arange(batch.rows, device=batch.response.device)
+    """Rows of which none shares its prompt stay rows, [prompt | response | padding]: attention is causal in them, and every token
+    is where attention wants it."""
+    rows = torch.arange(batch.rows, device=batch.response.device)
+    leader = (batch.shared.unsqueeze(1) == batch.shared).int().argmax(1)  # the row whose prompt stands there for all
+    return _alone(batch) if bool((leader == rows).all()) else _together(batch, leader)
+
+
+def _given(ids: Tensor, position: Tensor, layout: Layout) -> dict[str, Any]:
+    """For the model's forward: a mask of four dimensions is handed on as it is, and the layout is read in its place."""
+    ones = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)
+    return {"input_ids": ids, "position_ids": position, "attention_mask": ones, "layout": layout}
+
+
+def _alone(batch: Tokens) -> Packed:
+    length, prompt = batch.present.sum(1), batch.prompt_mask.sum(1, keepdim=True)
+    steps = torch.arange(batch.response.shape[1], device=length.device)
+    position = torch.arange(int((prompt.squeeze(1) + length).max()), device=length.device).expand(batch.rows, -1)
+    behind = position - prompt
+    ids = batch.prompt.new_zeros(position.shape)
+    ids[behind < 0] = batch.prompt[batch.prompt_mask]
+    ids[(behind >= 0) & (behind < length.unsqueeze(1))] = batch.response[batch.present]
+    first = (torch.arange(batch.rows, device=length.device) * position.shape[1]).unsqueeze(1)
+    place = torch.cat([prompt - 1, (prompt + steps).clamp(max=position.shape[1] - 1)], 1) + first
+    return Packed(_given(ids, position, Layout()), place)
+
+
+def _together(batch: Tokens, leader: Tensor) -> Packed:
+    device = batch.response.device
     length, prompt = batch.present.sum(1), batch.prompt_mask.sum(1)
     widest, longest = torch.arange(int(prompt.max()), device=device), torch.arange(int(length.max()), device=device)
-    leader = (batch.shared.unsqueeze(1) == batch.shared).int().argmax(1)  # the row whose prompt stands there for all
-    leads = leader == rows
+    leads = leader == torch.arange(batch.rows, device=device)
     read = batch.prompt_mask & leads.unsqueeze(1)
     ends = (prompt * leads).cumsum(0)
     begins = (ends - prompt)[leader]  # where a row's prompt begins
@@ -93,26 +124,17 @@ def packed(batch: Tokens) -> Packed:
     position = torch.cat([(batch.prompt_mask.cumsum(1) - 1)[read], (prompt.unsqueeze(1) + steps)[batch.present]])
     last = len(ids) - 1  # what pads the places below is read by nobody
 
-    of_prompt, of_response = begins.unsqueeze(1) + widest, starts.unsqueeze(1) + longest
+    of_prompt = (begins.unsqueeze(1) + widest).clamp(max=last)
+    response = (starts.unsqueeze(1) + longest).clamp(max=last)
     at_prompt, at_response = widest < prompt.unsqueeze(1), longest < length.unsqueeze(1)
-    if bool(leads.all()):
-        whole = torch.arange(int((prompt + length).max()), device=device).expand(batch.rows, -1)
-        behind = whole - prompt.unsqueeze(1)
-        causal = torch.where(behind < 0, begins.unsqueeze(1) + whole, starts.unsqueeze(1) + behind).clamp(max=last)
-        row = (rows * causal.shape[1]).unsqueeze(1)
-        back = torch.cat([(row + widest)[at_prompt], (row + prompt.unsqueeze(1) + longest)[at_response]])
-        layout = Layout(causal, None, None, None, back)
-    else:
-        causal, response = of_prompt[leads].clamp(max=last), of_response.clamp(max=last)
-        seen = torch.cat([of_prompt.clamp(max=last), response], 1)
-        own = at_response.new_ones(len(longest), len(longest)).tril()
-        mask = torch.cat([at_prompt.unsqueeze(1).expand(-1, len(longest), -1), own.expand(batch.rows, -1, -1)], 2).unsqueeze(1)
-        places = torch.arange(causal.numel() + response.numel(), device=device)
-        one, other = places[: causal.numel()].view_as(causal), places[causal.numel() :].view_as(response)
-        layout = Layout(causal, response, seen, mask, torch.cat([one[at_prompt[leads]], other[at_response]]))
-    ones = read.new_ones(1, 1, 1, 1)  # a mask of four dimensions is handed on as it is, and the layout is read in its place
-    given = {"input_ids": ids.unsqueeze(0), "position_ids": position.unsqueeze(0), "attention_mask": ones, "layout": layout}
-    return Packed(given, torch.cat([(begins + prompt - 1).unsqueeze(1), starts.unsqueeze(1) + steps], 1).clamp(max=last))
+    own = at_response.new_ones(len(longest), len(longest)).tril()
+    mask = torch.cat([at_prompt.unsqueeze(1).expand(-1, len(longest), -1), own.expand(batch.rows, -1, -1)], 2).unsqueeze(1)
+    causal, seen = of_prompt[leads], torch.cat([of_prompt, response], 1)
+    places = torch.arange(causal.numel() + response.numel(), device=device)
+    one, other = places[: causal.numel()].view_as(causal), places[causal.numel() :].view_as(response)
+    layout = Layout(causal, response, seen, mask, torch.cat([one[at_prompt[leads]], other[at_response]]))
+    place = torch.cat([(begins + prompt - 1).unsqueeze(1), starts.unsqueeze(1) + steps], 1).clamp(max=last)
+    return Packed(_given(ids.unsqueeze(0), position.unsqueeze(0), layout), place)
 
 
 def states(model: Any, batch: Tokens) -> Tensor:

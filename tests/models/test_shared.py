@@ -76,6 +76,7 @@ def test_packed_rows_are_plain_rows(architecture: str) -> None:
     plain_and_packed(model, lambda b: _numbers(language(model, b, 0.7, entropy_gradient=True), b), groups())
     reward = tiny.scalar_model(model)
     plain_and_packed(reward, lambda b: scalar(reward, b).score, groups(unit=2))
+    plain_and_packed(model, lambda b: _numbers(language(model, b), b), groups(count=5, samples=1))  # of rows that share none
 
 
 def test_packed_rows_are_plain_rows_with_adapters_checkpoints_and_values() -> None:
@@ -101,6 +102,10 @@ def test_micro_batches_of_packed_rows_give_every_row_and_read_fewer_tokens() -> 
         assert sorted(int(i) for index in chosen for i in index) == list(range(batch.rows))
         sizes = [shared.packed(packed.select(index)).given["input_ids"].numel() for index in chosen]
         assert all(size <= most or len(index) == 1 for size, index in zip(sizes, chosen, strict=True))
+    alone = shared.share(model, groups(count=9, samples=1))
+    assert [len(index) for index in micro_batches(alone, 40)] and all(
+        shared.packed(alone.select(index)).given["input_ids"].numel() <= 40 or len(index) == 1 for index in micro_batches(alone, 40)
+    )
     assert sizes[-1] < 0.7 * batch.rows * (batch.prompt.shape[1] + batch.response.shape[1])
     torch.testing.assert_close(batched_language(model, batch, 0.7, 50).logp, language(model, batch, 0.7).logp, rtol=1e-5, atol=1e-5)
     reward = tiny.scalar_model(model)
@@ -136,7 +141,7 @@ def test_attention_of_packed_rows_is_that_of_each_row_alone(
     """Against softmax(q k / sqrt D) v written out, four heads on two of keys; float32 inside while rows are short."""
     monkeypatch.setattr(attention, "SHORT", short)
     generator = torch.Generator().manual_seed(0)
-    for batch in (groups(), groups(count=4, samples=1)):
+    for batch in (groups(), groups(count=5, samples=2)):
         rows = batch.with_(shared=torch.unique(batch.prompt.masked_fill(~batch.prompt_mask, -1), dim=0, return_inverse=True)[1])
         given = shared.packed(rows).given
         ids, position, layout = given["input_ids"][0], given["position_ids"][0], given["layout"]

@@ -12,11 +12,14 @@ from typer.testing import CliRunner
 
 from grape import memory
 from grape.cli import app
-from grape.commands import fit
+from grape.commands import fit, products
+from grape.models import shared
 from grape.models.checkpointing import checkpointed
+from grape.models.encode import collate
 from grape.models.forward import autocast
 from grape.models.lora import LoRA, adapt
 from grape.params import set_values
+from grape.types import Batch
 from tests import tiny
 
 
@@ -28,17 +31,29 @@ def really_kept(model: Any, rows: int, width: int, dtype: Any) -> int:
         found[x.untyped_storage().data_ptr()] = x
         return x
 
-    given = {"input_ids": torch.zeros(rows, width, dtype=torch.long), "attention_mask": torch.ones(rows, 1, width, width).bool()}
-    position = torch.arange(width).expand(rows, width)
+    prompts = [([5 + i, 6], [7] * (width - 2)) for i in range(rows)]
+    batch = shared.share(model, Batch.of(collate(prompts, 0)))
+    if batch.get("shared") is None:
+        mask = torch.ones(rows, 1, width, width).bool()
+        given = {"input_ids": torch.zeros(rows, width, dtype=torch.long), "attention_mask": mask}
+        given["position_ids"] = torch.arange(width).expand(rows, width)
+    else:
+        given = shared.packed(batch).given
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), autocast(dtype, torch.device("cpu")):
-        out = model.base_model(**given, position_ids=position, use_cache=False).last_hidden_state
+        out = model.base_model(**given, use_cache=False).last_hidden_state
     kept = sum(x.untyped_storage().nbytes() for place, x in found.items() if place not in own)
     return kept + out.untyped_storage().nbytes()
 
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_model_without_content_keeps_what_the_real_one_keeps(architecture: str, dtype: Any) -> None:
+@pytest.mark.parametrize("large", [10**9, 0])
+def test_a_model_without_content_keeps_what_the_real_one_keeps(
+    architecture: str, dtype: Any, large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "LARGE", large)
+    monkeypatch.setattr(shared, "_known", type(shared._known)())
+    monkeypatch.setattr(fit, "LARGE", large)
     model = tiny.model(architecture)
     plain, every = fit.sized(model.config, 3, 20, dtype, False, LoRA(rank=0))
     assert plain.kept == pytest.approx(really_kept(model, 3, 20, dtype), rel=0.02)
@@ -63,7 +78,7 @@ def test_the_table_and_what_is_said_where_a_stage_does_not_fit(project_dir: Path
     monkeypatch.setattr(memory, "total_bytes", lambda device: found["rl@grpo"]["peak"] - 1)
     short = CliRunner().invoke(app, ["doctor", "--fit"])
     assert short.exit_code == 1 and "too little for" in short.stdout and "rl@grpo" in short.stdout
-    assert "GRAPE_MICRO_BATCH_TOKENS" in short.stdout and sft["micro_batch_tokens"] == 1024
+    assert "GRAPE_MICRO_BATCH_TOKENS" in short.stdout and "TFLOP/s in float32" in short.stdout and sft["micro_batch_tokens"] == 1024
     monkeypatch.setenv("GRAPE_MICRO_BATCH_TOKENS", "256")
     less = {row["stage"]: row for row in json.loads(CliRunner().invoke(app, ["doctor", "--fit", "--json"]).stdout)}
     assert less["sft"]["micro_batch_tokens"] == 256 and less["sft"]["activations"] < sft["activations"] / 2
@@ -80,3 +95,13 @@ def test_half_precision_halves_frozen_models_and_checkpoints_shrink_activations(
     assert half["frozen"] * 2 == plain["frozen"] and less["activations"] < plain["activations"] / 2
     adapted = stage("model.lora.rank=4")
     assert adapted["optimiser"] < plain["optimiser"] / 4
+
+
+def test_what_is_said_of_precisions_follows_from_what_was_measured() -> None:
+    found = products.rates(torch.device("cpu"))
+    assert set(found) == {"float32", "bfloat16"} and min(found.values()) > 0
+    assert products.line({"float32": 0.3, "bfloat16": 2.0}).endswith(
+        "model.dtype: bfloat16 is the faster one for large models here"
+    )
+    assert products.line({"float32": 0.3, "bfloat16": 0.1}).endswith("model.dtype: float32 is the faster one for large models here")
+    assert "little difference" in products.line({"float32": 0.3, "bfloat16": 0.31})
