@@ -1,16 +1,17 @@
-"""Attention of packed rows: of all tokens of a micro-batch in one row of the model, with no padding between them, each sees what
-stands before it in its own row, and nothing else.
+"""Attention of packed rows (`grape.models.shared`): each token sees what stands before it in its own row, and nothing else.
 
     every prompt         causal, among its own tokens                      (P, S) x (P, S)
     every response       its own tokens and those of its prompt            (B, T) x (B, S + T)
+    a row that shares    causal                                            (W) x (W)
+    its prompt with none
 
+Products of tokens that do not see each other are not made: with a mask over one long row they were most of attention's work.
 transformers calls what is registered here as it calls `sdpa`, with the `layout` that the model's forward was given.
 """
 
 from __future__ import annotations
 
 from contextlib import nullcontext
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ NAME = "grape"
 # Up to here torch's kernel of a CPU is faster in float32 than in bfloat16, forward and backward together (77 tokens: two and a
 # half times, 512: as fast), on a processor with AMX; it also adds more exactly.
 SHORT = 512
+GROUPED = {"cpu"}  # devices whose fast kernels take fewer heads of keys than of queries beside a mask
 
 
 class Layout(NamedTuple):
@@ -63,16 +65,25 @@ def attention(
         raise NotImplementedError(f"attention with {unread[0]}")  # `grape.models.shared` computes such models plainly
     exact = query.device.type == "cpu" and (key.shape[2] if layout.mask is None else layout.mask.shape[3]) <= SHORT
     q, k, v = (x.float() for x in (query, key, value)) if exact else (query, key, value)
-    attend = partial(scaled_dot_product_attention, scale=more.get("scaling"), enable_gqa=key.shape[1] != query.shape[1])
+    scale = more.get("scaling")
     with torch.autocast(query.device.type, enabled=False) if exact else nullcontext():
         if layout.prompt is None:
-            return attend(q, k, v, is_causal=True).transpose(1, 2), None
+            return _attend(q, k, v, None, scale).transpose(1, 2), None
         assert layout.response is not None and layout.seen is not None and layout.back is not None
         q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # (N, heads, D)
-        made = [attend(_rows(q, layout.prompt), _rows(k, layout.prompt), _rows(v, layout.prompt), is_causal=True)]
-        made += [attend(_rows(q, layout.response), _rows(k, layout.seen), _rows(v, layout.seen), attn_mask=layout.mask)]
+        made = [_attend(_rows(q, layout.prompt), _rows(k, layout.prompt), _rows(v, layout.prompt), None, scale)]
+        made += [_attend(_rows(q, layout.response), _rows(k, layout.seen), _rows(v, layout.seen), layout.mask, scale)]
     flat = torch.cat([x.transpose(1, 2).flatten(0, 1) for x in made])
     return flat.index_select(0, layout.back).unsqueeze(0), None
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+    """(R, heads, W, D); causal without a mask."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1 and mask is not None and query.device.type not in GROUPED:
+        key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
+    grouped = key.shape[1] != query.shape[1]
+    return scaled_dot_product_attention(query, key, value, mask, is_causal=mask is None, scale=scale, enable_gqa=grouped)
 
 
 def _rows(tokens: Tensor, places: Tensor) -> Tensor:
