@@ -45,7 +45,10 @@ def test_answers_are_read_in_the_order_of_their_seeds() -> None:
     assert responses(turned, WANTED, 0) == rows and len(rows) == 2
     for row, choice in zip(rows, RECORDED["choices"], strict=True):
         assert row.ids == choice["token_ids"] and row.logp == choice["logprobs"]["token_logprobs"]
-        assert all(p <= 0 for p in row.logp) and (row.ids[-1] == 2 or len(row.ids) == 6)
+        assert all(p <= 0 for p in row.logp) and len(row.ids) == 6
+    stopped = copy.deepcopy(RECORDED)
+    stopped["choices"][1] |= {"finish_reason": "stop", "token_ids": [7, 2], "logprobs": {"token_logprobs": [-2.9, -0.2]}}
+    assert responses(stopped, WANTED, 0)[1] == ([7, 2], [-2.9, -0.2])  # what ended it is part of it
 
 
 SPOILT: dict[str, Callable[[Any], Any]] = {

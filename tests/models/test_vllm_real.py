@@ -90,9 +90,7 @@ def test_adapters_are_handed_over_merged(served: Vllm) -> None:
     assert off(adapted, served.write(wanted())) < 1e-3
 
 
-def test_what_it_answers_wrongly_and_its_end_in_mid_run_are_one_message(served: Vllm) -> None:
-    with pytest.raises(GrapeError, match="out of vocabulary"):
-        served.write(Wanted([[10**6]], ["p"], [4], 1, 1.0, ("t",), frozenset({STOP}), 0))
+def test_its_end_in_mid_run_is_one_message_and_leaves_nothing(served: Vllm) -> None:
     import psutil
 
     guard = psutil.Process(served.server._process.pid)  # type: ignore[union-attr]
@@ -100,4 +98,4 @@ def test_what_it_answers_wrongly_and_its_end_in_mid_run_are_one_message(served: 
     next(p for p in below if "vllm" in " ".join(p.cmdline())).kill()
     with pytest.raises(GrapeError, match="ended in mid-run"):
         served.write(wanted())
-    assert not psutil.wait_procs(below, timeout=30)[1]
+    assert not psutil.wait_procs(below, timeout=60)[1]
