@@ -134,6 +134,7 @@ class RL(Section):
     checkpoint_every: int = Field(ge=0)
     kl_every: int = Field(ge=0)
     max_missing: float = Field(ge=0, le=1)
+    engine: Literal["grape", "vllm"]
     importance: Literal["token", "sequence"] | None
     importance_cap: float | None = Field(ge=1)
 
@@ -141,6 +142,12 @@ class RL(Section):
     def _a_cap_of_something(self) -> RL:
         if self.importance is None and self.importance_cap is not None:
             raise ValueError("importance_cap has no effect where importance is null")
+        return self
+
+    @model_validator(mode="after")
+    def _another_sampler_is_weighed(self) -> RL:
+        if self.engine == "vllm" and self.importance is None:
+            raise ValueError("importance null: vLLM is another computation of the policy; say token or sequence, or engine: grape")
         return self
 
     @model_validator(mode="after")
@@ -210,6 +217,12 @@ class Params(Section):
                 f"rl.max_new_tokens {self.rl.max_new_tokens} leaves no room for a prompt within "
                 f"model.positions {self.model.positions}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _plain_weights_for_an_engine(self) -> Params:
+        if self.rl.engine == "vllm" and self.model.quantise:
+            raise ValueError("rl.engine: vllm is handed plain weights; set model.quantise to null, or rl.engine to grape")
         return self
 
     def algorithm(self, name: str) -> SlotParams:

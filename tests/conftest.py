@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 # Before any test module imports torch, transformers, mlflow or prefect.
+os.environ.setdefault("VLLM_FOR_TESTS", os.environ.get("GRAPE_VLLM", ""))  # for the tests that want a real one
 for _name in [n for n in os.environ if n.startswith(("GRAPE_", "MLFLOW_", "PREFECT_", "DVC_"))]:
     del os.environ[_name]
 os.environ |= {

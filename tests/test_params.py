@@ -29,6 +29,8 @@ from grape.errors import GrapeError
         ("rl.seeds=[]", "at least 1"),
         ("rl.importance_cap=3", "no effect where importance is null"),
         ("rl.importance=tokens", "'token' or 'sequence'"),
+        ("rl.engine=vllm", "importance null: vLLM is another computation"),
+        ("rl.engine=sglang", "'grape' or 'vllm'"),
         ("model.width=32", "multiple of 2 x heads"),
         ("model.dtype=float16", "float32"),
         ("rl.learning_rate=.nan", "finite"),

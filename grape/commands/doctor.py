@@ -18,6 +18,7 @@ from grape.params import load
 from grape.pipeline import mend, preflight, schedule
 from grape.pipeline.execute import session
 from grape.project import Project
+from grape.sampling.vllm_server import VARIABLE, executable
 from grape.sandbox.tiers import tier
 from grape.track import store
 
@@ -37,7 +38,7 @@ class Check:
 def examine(project: Project) -> list[Check]:
     project.enter()
     ours = (_python, _packages, _repository, _parameters, _disk, _lock_file, _runs, _path_locks)
-    parts = (*ours, _mlflow, _spools, _prefect, _machine, _sandbox)
+    parts = (*ours, _mlflow, _spools, _prefect, _machine, _sandbox, _vllm)
     return [check for part in parts for check in _safely(part, project)]
 
 
@@ -189,3 +190,9 @@ def _sandbox(project: Project) -> Iterator[Check]:
     found = tier().receipt()
     weak = ": too weak for code that a model has written; python_tests is refused"
     yield Check("sandbox", False, f"{found['tier']}{', all canaries held' if found['strong'] else weak}")
+
+
+def _vllm(project: Project) -> Iterator[Check]:
+    """Only where `rl.engine` names it: its program is there. Whether it starts is known when it has, a minute later."""
+    if load(project.params).rl.engine == "vllm":
+        yield Check("vllm", False, f"{VARIABLE}={executable()}")

@@ -45,6 +45,10 @@ class Wanted:
 class RolloutEngine(Protocol):
     """Who writes."""
 
+    def follow(self) -> None:
+        """The policy's weights may have moved: what is written from now on is drawn from them as they are."""
+        ...
+
     def write(self, wanted: Wanted) -> list[Written]:
         """B = P * G responses, those of prompt p in rows p*G .. p*G+G-1."""
         ...

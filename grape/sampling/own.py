@@ -104,6 +104,9 @@ class Own:
     dtype: Dtype = "float32"
     rows_at_once: int | None = None
 
+    def follow(self) -> None:
+        """It reads the very weights that are trained."""
+
     def write(self, wanted: Wanted) -> list[Written]:
         longest = max((len(p) + n for p, n in zip(wanted.prompts, wanted.limits, strict=True)), default=0)
         size = max(1, (self.rows_at_once or rows_that_fit(self.model, longest, self.dtype)) // wanted.samples)
@@ -167,8 +170,13 @@ def rows_that_fit(model: LanguageModel, longest: int, dtype: Dtype) -> int:
 
 def row_bytes(config: Any, longest: int, dtype: Dtype, weights: torch.dtype) -> int:
     """Bytes that a row of `longest` tokens takes: keys and values of every layer, and V logits, probabilities and their sums."""
+    width = 2 if dtype == "bfloat16" else weights.itemsize
+    return key_value_bytes(config, longest, width) + int(config.get_text_config().vocab_size * (width + 4 + 4 + 8))
+
+
+def key_value_bytes(config: Any, longest: int, width: int) -> int:
+    """Bytes of the keys and values of every layer for `longest` tokens, `width` bytes a number."""
     config = config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    width = 2 if dtype == "bfloat16" else weights.itemsize
-    return int(2 * config.num_hidden_layers * heads * size * longest * width + config.vocab_size * (width + 4 + 4 + 8))
+    return int(2 * config.num_hidden_layers * heads * size * longest * width)

@@ -21,7 +21,9 @@ from grape.models.micro import fixed
 from grape.models.protocols import LanguageModel, ScalarModel
 from grape.needed import made
 from grape.reward.source import RubricReward
+from grape.sampling import RolloutEngine
 from grape.stages.chats import chat_of
+from grape.stages.engines import engine
 from grape.stages.fit import checkpoints, micro_batch_tokens, tracker
 from grape.stages.judges import reward_source
 from grape.stages.slot_checks import check_round, refuse
@@ -54,10 +56,10 @@ def run(stage: Stage) -> None:
     adam = _adam(stage, steps, _micro_batch_tokens(stage, algorithm, policy, chat, prompts))
     learner = assemble(algorithm, knobs, policy, adam, stage.params.rl.temperature, value, _importance(stage))
     pairs, micro = algorithm.data == "pairs", adam.micro_batch_tokens
-    source = _pairs(stage, learner, chat, micro) if pairs else _rollouts(stage, learner, chat, prompts, steps, micro)
-    history = learner.train(
-        source, steps, tracker(stage, steps, memory=True), checkpoints(stage, stage.params.rl.checkpoint_every), _keys(stage)
-    )
+    with engine(stage, learner) as writer:
+        source = _pairs(stage, learner, chat, micro) if pairs else _rollouts(stage, learner, chat, prompts, steps, micro, writer)
+        track, kept = tracker(stage, steps, memory=True), checkpoints(stage, stage.params.rl.checkpoint_every)
+        history = learner.train(source, steps, track, kept, _keys(stage))
     stage.write_history([*history[:-1], {**history[-1], "memory/peak_mb": peak_memory_mb()}])
     folder = f"models/policy/{stage.policy}"
     save_trained(stage, policy, tokenizer, folder, "models/sft")
@@ -142,7 +144,9 @@ def _identity(stage: Stage) -> str:
     return " ".join([*inside, *below, *([stage.params.model.quantise] if stage.params.model.quantise else [])])
 
 
-def _rollouts(stage: Stage, learner: Learner, chat: Chat, prompts: list[Prompt], rounds: int, micro: int) -> Source:
+def _rollouts(
+    stage: Stage, learner: Learner, chat: Chat, prompts: list[Prompt], rounds: int, micro: int, writer: RolloutEngine | None
+) -> Source:
     """Sampled batches; fewer rounds than rl.steps are larger ones, so that every algorithm gets the same P x G x steps."""
     rl, model, knobs = stage.params.rl, stage.params.model, needed(learner.params, OnlineParams, "learns from rollouts")
     stage.datasets("data/prompts", "rubrics")
@@ -164,7 +168,7 @@ def _rollouts(stage: Stage, learner: Learner, chat: Chat, prompts: list[Prompt],
     reference = _reference(stage, learner.policy) if "reference" in learner.algorithm.needs(knobs) or rl.kl_every else None
     source = reward_source(stage, prompts, "data/prompts/train.jsonl", knobs.reward)
     critique = source.critique if isinstance(source, RubricReward) else None
-    return learner.rollouts(chat, prompts, source, sampling, _keys(stage), reference, critique)
+    return learner.rollouts(chat, prompts, source, sampling, _keys(stage), reference, critique, writer)
 
 
 def _pairs(stage: Stage, learner: Learner, chat: Chat, micro: int) -> Source:

@@ -11,6 +11,7 @@ from grape.errors import GrapeError
 from grape.models.folder import chain
 from grape.needed import made
 from grape.reward.learned import statistics
+from grape.stages.engines import refuse_engine
 from grape.stages.stage import Stage
 from grape.training.assemble import needed
 from grape.training.revision import groups
@@ -25,6 +26,7 @@ def refuse(stage: Stage, algorithm: AnyAlgorithm, knobs: SlotParams, prompts: Se
     needs = algorithm.wants(knobs)
     if algorithm.data == "rollouts":
         online = needed(knobs, OnlineParams, "learns from rollouts")
+        refuse_engine(stage)
         check_round(stage, algorithm, online, len(prompts))
         if (online.reward or stage.params.rl.reward) == "reward_model":
             _there(stage, "models/reward", "reward", f"algorithms.{stage.algorithm}.reward" if online.reward else "rl.reward")

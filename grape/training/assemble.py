@@ -23,6 +23,7 @@ from grape.models.forward import Dtype, batched_language, language
 from grape.models.lora import adapters_off
 from grape.models.protocols import LanguageModel, ScalarModel, Trainable
 from grape.models.value import ValuedPolicy, batched_values, valued
+from grape.sampling import Own, RolloutEngine
 from grape.training.adam import Adam, AdamParams, Forward
 from grape.training.batches import Round, Source
 from grape.training.checkpoint import Checkpoints
@@ -65,18 +66,21 @@ class Learner:
         keys: Sequence[object],
         reference: LanguageModel | None = None,
         critique: Critique | None = None,
+        engine: RolloutEngine | None = None,
     ) -> Source:
         """Rounds that the policy samples itself: prompts -> responses -> scores -> credit.
 
         Args:
             reference: for the need of that name, and for `sampling.kl_every`; the policy itself: as it is without its adapters.
             critique: what `params.revise` tells the policy about its answers.
+            engine: who writes what the policy would say; None: grape's own.
         """
         params = needed(self.params, OnlineParams, "learns from rollouts")
         needs, credit, how = self.algorithm.wants(params), self.algorithm.credit, replace(sampling, dtype=self.dtype)
         assert credit is not None  # as of all that learn from rollouts
         old_needed = "old" in needs or params.epochs * params.mini_batches > 1
-        sampler, device = Sampler(self.policy, chat, prompts, score, params, how, keys, critique), self.policy.device
+        writer, device = engine or Own(self.policy, self.dtype), self.policy.device
+        sampler = Sampler(writer, chat, prompts, score, params, how, keys, critique)
 
         @torch.no_grad()  # rewards and advantages are constants: no gradient runs through a judge or the value model's guess
         def source(update: int, state: State) -> Round:

@@ -5,7 +5,8 @@ apart their log-probabilities are, and truncated importance weights against it.
     w_t = min(exp(d_t), cap)  (token)      or      min(exp(sum_t d_t), cap)  (sequence)
 
 E_mu[w l] is E_pi_old[l] but for what the cap cuts off, so w weighs the loss of every token that mu drew: of the policy, of a
-penalty and of a value model alike. Ratios rho = pi_theta / pi_old stay the trainer's own.
+penalty and of a value model alike. Ratios rho = pi_theta / pi_old stay the trainer's own, whichever engine sampled: so the first
+update's ratio is 1, and a trust region is about pi_old, also where mu is another program.
 Source: truncated importance sampling, Ionides 2008; for language models Yao et al. 2025, "Your efficient RL framework secretly
 brings you off-policy RL training".
 """

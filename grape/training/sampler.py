@@ -13,9 +13,8 @@ from grape.maths.advantage import constant_groups
 from grape.models.chat import Chat
 from grape.models.encode import collate
 from grape.models.forward import Dtype
-from grape.models.protocols import LanguageModel
 from grape.randomness import permutation
-from grape.sampling import Own, answers, response_rows
+from grape.sampling import RolloutEngine, answers, response_rows
 from grape.training.revision import choose, gain, groups
 from grape.training.sums import Sums
 from grape.types import Prompt, Response, Rollouts, Scores
@@ -78,7 +77,7 @@ class Drawn:
 class Sampler:
     """Draws rounds. `critique`: the turn that asks the policy to mend an answer, "" where there is nothing to mend."""
 
-    policy: LanguageModel
+    engine: RolloutEngine
     chat: Chat
     prompts: Sequence[Prompt]
     score: Score
@@ -88,6 +87,7 @@ class Sampler:
     critique: Critique | None = None
 
     def round(self, update: int) -> Drawn:
+        self.engine.follow()
         revisions = groups(self.params, self.sampling.prompts)
         responses, scores, metrics = self._plain(update, self.sampling.prompts - revisions)
         if not revisions:
@@ -100,7 +100,7 @@ class Sampler:
     def _answers(self, chosen: Sequence[Prompt], update: int, *wave: object) -> list[Response]:
         how = self.sampling
         return answers(
-            Own(self.policy, how.dtype),
+            self.engine,
             self.chat,
             chosen,
             how.samples,

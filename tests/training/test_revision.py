@@ -11,7 +11,7 @@ import torch
 
 from grape.algorithms import grape, grpo
 from grape.maths.advantage import group_advantage
-from grape.sampling import sample
+from grape.sampling import Own, sample
 from grape.training.adam import AdamParams
 from grape.training.assemble import assemble
 from grape.training.batches import Round
@@ -43,7 +43,7 @@ def round_of(params: Any, said: Any = critique, judge: Any = score, how: Samplin
 
 def sampler(revise: float, said: Any = critique, how: Sampling = SAMPLING, **knobs: Any) -> Sampler:
     params = grape.GRAPEParams(revise=revise, **knobs)
-    return Sampler(tiny.model(), tiny.chat(), PROMPTS, score, params, how, ("k",), said)
+    return Sampler(Own(tiny.model()), tiny.chat(), PROMPTS, score, params, how, ("k",), said)
 
 
 def test_a_revision_prompt_is_the_question_the_answer_and_the_critique() -> None:
