@@ -18,7 +18,6 @@ from grape.params import load
 from grape.pipeline import mend, preflight, schedule
 from grape.pipeline.execute import session
 from grape.project import Project
-from grape.sampling.vllm_server import VARIABLE, executable
 from grape.sandbox.tiers import tier
 from grape.track import store
 
@@ -195,4 +194,6 @@ def _sandbox(project: Project) -> Iterator[Check]:
 def _vllm(project: Project) -> Iterator[Check]:
     """Only where `rl.engine` names it: its program is there. Whether it starts is known when it has, a minute later."""
     if load(project.params).rl.engine == "vllm":
+        from grape.sampling.vllm_server import VARIABLE, executable  # and with it PyTorch
+
         yield Check("vllm", False, f"{VARIABLE}={executable()}")
