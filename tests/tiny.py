@@ -9,6 +9,7 @@ import torch
 from grape.algorithms.base import Credit
 from grape.models.chat import Chat, Row
 from grape.models.encode import collate
+from grape.models.lora import LoRA, adapt
 from grape.models.scratch import character_tokenizer, scratch
 from grape.types import Batch, Prompt, Rollouts
 
@@ -35,6 +36,16 @@ def model(architecture: str = "llama", seed: int = 0, width: int = 32, positions
         for parameter in made.parameters():
             if parameter.dim() >= 2:
                 parameter.mul_(3.0)
+    return made
+
+
+def adapted() -> Any:
+    """With adapters that say something: B is 0 in new ones."""
+    made = adapt(model(), LoRA(rank=4, alpha=None, targets="all-linear"), 0)
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
     return made
 
 

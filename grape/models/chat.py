@@ -79,10 +79,6 @@ class Chat:
             tokenizer.chat_template = self.settings.text
         self.template, self.dated = at_a_fixed_date(template_of(tokenizer), self.settings.date)
         self.pad = int(tokenizer.pad_token_id)
-        backend = tokenizer.backend_tokenizer
-        backend.no_truncation()  # what a tokenizer.json may ask for; transformers takes it back at every call
-        backend.no_padding()
-        self._plainly = backend.encode
         self.thinking = thinking_tags(self.settings.thinking, self.template, tokenizer)
         added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
         tags = set(self.thinking or ())
@@ -158,7 +154,11 @@ class Chat:
     def tokens(self, text: str) -> list[int]:
         """Ids of a template's text; nothing is added."""
         if MARK not in text and CLOSE not in text:  # what transformers then does; of short texts most of its time goes around it
-            return list(self._plainly(text, add_special_tokens=False).ids)
+            backend = self.tokenizer.backend_tokenizer
+            backend.no_truncation()  # a tokenizer.json may ask for it, and so may whoever used this tokenizer last
+            backend.no_padding()
+            backend.encode_special_tokens = False
+            return list(backend.encode(text, add_special_tokens=False).ids)
         return list(self.tokenizer(text, add_special_tokens=False, sanitize_control_tokens=True)["input_ids"])
 
     def plain(self, text: str) -> tuple[list[int], bool]:

@@ -312,3 +312,16 @@ def test_keys_of_a_tools_arguments_open_no_turn() -> None:
 def test_a_date_that_cannot_be_fixed_is_refused(asks: str) -> None:
     with pytest.raises(GrapeError, match="today's date"):
         Chat(shapes.byte_pair(asks + shapes.CHATML))
+
+
+def test_ids_do_not_depend_on_what_others_made_of_the_tokenizer() -> None:
+    """Truncation, padding and the spelling out of control tokens are a state of the tokenizer that a call leaves behind."""
+    chat = tiny.chat()
+    messages = [{"role": "user", "content": "What is 3 + 4 then?"}, {"role": "assistant", "content": "It is 7."}]
+    before = chat.prompt(messages[:1]), chat.conversation(messages).row
+    backend = chat.tokenizer.backend_tokenizer
+    for leave in (lambda: backend.enable_truncation(4), lambda: backend.enable_padding(length=99)):
+        leave()
+        assert (chat.tokens(chat.text(messages[:1], True)), chat.conversation(messages).row) == before
+    backend.encode_special_tokens = True
+    assert (chat.tokens(chat.text(messages[:1], True)), chat.conversation(messages).row) == before

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from grape.models.lora import LoRA, adapt
 from grape.sampling import Own, Wanted, Written, draws, own, uniforms
 from grape.sampling.cache import InPlace
 from tests import tiny
@@ -48,18 +47,9 @@ def sliding() -> Any:
     return again(AutoModelForCausalLM, tiny.model("qwen3"), use_sliding_window=True, sliding_window=6, layer_types=kinds)
 
 
-def with_adapters() -> Any:
-    model = adapt(tiny.model(), LoRA(rank=4, alpha=None, targets="all-linear"), 0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
-    return model
-
-
 MODELS: dict[str, Callable[[], Any]] = {
     "gpt2": lambda: tiny.model("gpt2"), "qwen3": lambda: tiny.model("qwen3"), "grouped": grouped, "sliding": sliding,
-    "adapters": with_adapters,
+    "adapters": tiny.adapted,
 }  # fmt: skip
 
 

@@ -19,7 +19,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from grape.errors import GrapeError
-from grape.models.lora import LoRA, adapt
 from grape.sampling import Own, Wanted, vllm_server
 from grape.sampling.handover import hand_over
 from grape.sampling.vllm import Vllm, request, responses
@@ -70,16 +69,7 @@ def test_an_answer_that_is_not_whole_is_refused(how: str) -> None:
         responses(answer, WANTED, 0)
 
 
-def adapted() -> Any:
-    model = adapt(tiny.model(), LoRA(rank=4, alpha=None, targets="all-linear"), 0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
-    return model
-
-
-@pytest.mark.parametrize("make", [tiny.model, lambda: tiny.model("gpt2"), lambda: tiny.model("qwen3"), adapted])
+@pytest.mark.parametrize("make", [tiny.model, lambda: tiny.model("gpt2"), lambda: tiny.model("qwen3"), tiny.adapted])
 def test_what_is_handed_over_is_the_policy(make: Callable[[], Any], tmp_path: Path) -> None:
     model, ids = make(), torch.tensor([[5, 9, 11, 8, 30]])
     hand_over(model, tmp_path / "w", "float32")
