@@ -141,7 +141,7 @@ def read_status(text: str) -> Status:
 
 
 def stages(project: Project) -> dict[str, dict[str, Any]]:
-    """The stages of dvc.yaml as they are written, templates not filled in.
+    """The stages of dvc.yaml as they are written, templates not filled in; of a `foreach`, what it does for each.
 
     Raises:
         GrapeError: the file cannot be read, or is none of DVC's.
@@ -152,7 +152,7 @@ def stages(project: Project) -> dict[str, dict[str, Any]]:
     if not isinstance(found, dict) or not all(isinstance(stage, dict) for stage in found.values()):
         what = "this is no pipeline of DVC: `stages` must be a mapping of stages"
         raise GrapeError(what, where=path.name, mend="restore it from git or from `grape init`")
-    return found
+    return {name: stage["do"] if isinstance(stage.get("do"), dict) else stage for name, stage in found.items()}
 
 
 def outputs(entry: Mapping[str, Any]) -> list[str]:

@@ -5,7 +5,9 @@ with that reason, and all the others go on.
 
 DVC's graph cannot ask an algorithm, a knob or a rubric what it reads. So each of these stages depends on a card, `inputs/STAGE`,
 that says whether anybody reads what the stage makes, and nothing else: the stage runs again when that answer changes, not
-whenever an algorithm is added. Before each run or plan grape writes the cards anew; a stage that finds its card untrue refuses.
+whenever an algorithm is added. And `inputs/runs.yaml`, which dvc.yaml's `foreach` goes through, says of each run of rl and evaluate
+which of the three it reads: GRPO does not wait for the pairs that DPO beside it learns from, and is not run again when they change.
+Before each run or plan grape writes the cards anew; a stage that finds its card untrue refuses.
 
 To answer, the algorithms' code is loaded, and with it torch. The answer is therefore kept beside what it was made from.
 """
@@ -18,8 +20,9 @@ import subprocess
 import sys
 from collections.abc import Collection, Mapping
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from grape import dvc, slot, yamlfile
 from grape.errors import GrapeError
@@ -36,7 +39,12 @@ REASONS = {
     "preferences": "no algorithm learns from pairs, and no reward model is made",
     "reward": "no algorithm, knob or rubric item reads a reward model, and reward.when is needed",
 }
-CARDS = frozenset(f"{FOLDER}/{stage}" for stage in REASONS)
+JUDGES = ("critic", "reward")  # of these, what evaluate may read
+MAKES = {"critic": "models/critic", "preferences": "data/preferences", "reward": "models/reward"}
+RUNS = f"{FOLDER}/runs.yaml"
+WITHOUT = {stage: f"{FOLDER}/without/{stage}" for stage in REASONS}  # a run depends on it in place of what it does not read
+CARDS = frozenset({*(f"{FOLDER}/{stage}" for stage in REASONS), *WITHOUT.values(), RUNS})
+ANEW = "run `grape run`, or `grape plan` before `dvc repro`: both write it anew"
 NOTE = "NOT_NEEDED.json"  # what stands in a folder that a stage did not need to make
 KEY = "not_needed"  # likewise in a file of records, and in the receipt's facts
 UNMADE = "NOT_MADE.json"  # what stands in a folder that a stage had nothing to make from
@@ -45,41 +53,76 @@ _CODE = ("needed.py", "params.py", "schema.py", "slot.py", "reward/rubric.py")
 _ASK = "import sys; from grape.needed import main; sys.exit(main())"
 
 
-def answered(params: Params, root: Path) -> tuple[str, ...]:
-    """The stages that nobody needs.
+@dataclass(frozen=True)
+class Needed:
+    """
+    Attributes:
+        unneeded: the stages that nobody needs. runs: `grpo-0` -> its algorithm and seed, and what its stages rl and evaluate read.
+    """
 
+    unneeded: tuple[str, ...]
+    runs: dict[str, dict[str, Any]]
+
+
+def answered(params: Params, root: Path) -> Needed:
+    """
     Raises:
         GrapeError: the rubrics are wrong, or pairs are to be judged by critic items and there is none.
     """
-    from grape.algorithms.base import OnlineParams, ValueParams
     from grape.reward.rubric import load_rubrics
 
-    slots = [(params.slot(name), params.algorithm(name)) for name in params.rl.algorithms]
-    rewards = {knobs.reward or params.rl.reward for _, knobs in slots if isinstance(knobs, OnlineParams)} | {params.rl.reward}
-    scored, source = "rubric" in rewards, params.preferences.source
+    learners = {name: _learner(params, name) for name in params.rl.algorithms}
+    scored = "rubric" in {params.rl.reward, *(reward for reward, _ in learners.values())}
+    source = params.preferences.source
     rubrics = load_rubrics(root / "rubrics") if scored or source != "people" else {}
     kinds = {item.kind for rubric in rubrics.values() for item in rubric.items}
-    values = [knobs for algorithm, knobs in slots if "value" in algorithm.wants(knobs) and isinstance(knobs, ValueParams)]
-    model_read = "reward_model" in rewards or (scored and "reward_model" in kinds) or any(v.from_reward_model for v in values)
-    pairs_read = any(algorithm.data == "pairs" for algorithm, _ in slots)
 
-    model = model_read or params.reward.when == "always"
-    pairs = model or pairs_read
-    judged = scored or (pairs and source != "people")
-    if pairs and source == "critic" and "critic" not in kinds:
+    def judges(reward: str | None) -> set[str]:
+        """What scoring by `reward` opens."""
+        by = {"rubric": {stage for stage, kind in (("critic", "critic"), ("reward", "reward_model")) if kind in kinds}}
+        return by.get(reward or "", {"reward"} if reward else set())
+
+    trained = {name: judges(reward) | more for name, (reward, more) in learners.items()}
+    evaluated = judges(params.rl.reward)
+    read = evaluated.union(*trained.values())
+    if params.reward.when == "always":
+        read.add("reward")
+    if "reward" in read:
+        read.add("preferences")
+    if "preferences" in read and source == "critic" and "critic" not in kinds:
         mend = "set it to rubric or people, or write an item of kind critic"
         raise GrapeError("no rubric has an item for a critic", where="params.yaml, preferences.source", mend=mend)
-    made = {"critic": judged and "critic" in kinds, "preferences": pairs, "reward": model}
-    return tuple(stage for stage, wanted in made.items() if not wanted)
+    if "preferences" in read and source != "people":
+        read |= judges("rubric") - {"reward"}
+    runs = {
+        f"{name}-{seed}": {"algorithm": name, "seed": seed, "rl": _paths(reads, *REASONS), "evaluate": _paths(evaluated, *JUDGES)}
+        for name, reads in trained.items()
+        for seed in params.rl.seeds
+    }
+    return Needed(tuple(stage for stage in REASONS if stage not in read), runs)
+
+
+def _learner(params: Params, name: str) -> tuple[str | None, set[str]]:
+    """What an algorithm's rollouts are scored by, if it has any, and what else it reads."""
+    from grape.algorithms.base import OnlineParams, ValueParams
+
+    algorithm, knobs = params.slot(name), params.algorithm(name)
+    valued = "value" in algorithm.wants(knobs) and isinstance(knobs, ValueParams) and knobs.from_reward_model
+    more = ({"reward"} if valued else set()) | ({"preferences"} if algorithm.data == "pairs" else set())
+    return (knobs.reward or params.rl.reward) if isinstance(knobs, OnlineParams) else None, more
+
+
+def _paths(read: Collection[str], *stages: str) -> dict[str, str]:
+    return {stage: MAKES[stage] if stage in read else WITHOUT[stage] for stage in stages}
 
 
 def declared(project: Project) -> list[str]:
-    """The stages whose card dvc.yaml has them depend on."""
-    stages = dvc.stages(project)
-    return [stage for stage in REASONS if f"{FOLDER}/{stage}" in (stages.get(stage, {}).get("deps") or [])]
+    """The cards that stages of dvc.yaml depend on."""
+    found = {dep for stage in dvc.stages(project).values() for dep in stage.get("deps") or [] if isinstance(dep, str)}
+    return sorted(found & {f"{FOLDER}/{stage}" for stage in REASONS} | found & {RUNS})
 
 
-def answer(project: Project) -> tuple[str, ...]:
+def answer(project: Project) -> Needed:
     """Of params.yaml, the rubrics and the algorithms as they are now.
 
     Raises:
@@ -89,12 +132,12 @@ def answer(project: Project) -> tuple[str, ...]:
     with suppress(OSError, ValueError, TypeError, KeyError):
         known = json.loads(memo.read_text(encoding="utf-8"))
         if known["identity"] == key:
-            return tuple(known["unneeded"])
+            return Needed(tuple(known["unneeded"]), dict(known["runs"]))
     from grape.params import load
 
     found = answered(load(project.params), project.root)
     with suppress(OSError):  # it only spares time
-        write_json(memo, {"identity": key, "unneeded": found})
+        write_json(memo, {"identity": key, **asdict(found)})
     return found
 
 
@@ -130,7 +173,7 @@ def asked(project: Project) -> tuple[str, ...]:
 def main() -> int:
     """The answer for the project of the working directory, or the refusal, as JSON; for `asked`."""
     try:
-        print(json.dumps({"unneeded": answer(Project.find())}))
+        print(json.dumps({"unneeded": answer(Project.find()).unneeded}))
     except GrapeError as error:
         print(json.dumps({"what": error.what, "where": error.where, "mend": error.mend}))
         return 2
@@ -140,7 +183,7 @@ def main() -> int:
 def unneeded(project: Project) -> dict[str, str]:
     """Stage -> why nobody needs it, of the stages that have a card."""
     cards = declared(project)
-    return {stage: REASONS[stage] for stage in answer(project) if stage in cards} if cards else {}
+    return {stage: REASONS[stage] for stage in answer(project).unneeded if f"{FOLDER}/{stage}" in cards} if cards else {}
 
 
 def card(stage: str, reasons: Collection[str]) -> str:
@@ -150,11 +193,46 @@ def card(stage: str, reasons: Collection[str]) -> str:
 
 def write(project: Project, reasons: Mapping[str, str]) -> bool:
     """Make every card true; whether one was not."""
-    texts = {project.root / FOLDER / stage: card(stage, reasons) for stage in declared(project)}
-    wrong = [path for path, text in texts.items() if not path.is_file() or path.read_bytes() != text.encode()]
+    cards = declared(project)
+    texts = {f"{FOLDER}/{stage}": card(stage, reasons) for stage in REASONS if f"{FOLDER}/{stage}" in cards}
+    if RUNS in cards:
+        texts[RUNS] = listed(answer(project).runs)
+        texts |= {path: f"# Stands for {MAKES[stage]} where a run does not read it.\n" for stage, path in WITHOUT.items()}
+    wrong = [path for path, text in texts.items() if _bytes(project.root / path) != text.encode()]
     for path in wrong:
-        write_text(path, texts[path])
+        (project.root / path).parent.mkdir(parents=True, exist_ok=True)
+        write_text(project.root / path, texts[path])
     return bool(wrong)
+
+
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def listed(runs: Mapping[str, Any]) -> str:
+    """`Needed.runs` as inputs/runs.yaml has them: YAML, each run a line of JSON."""
+    lines = [f"  {json.dumps(name)}: {json.dumps(run)}" for name, run in runs.items()]
+    head = "# The runs of rl and evaluate, and what each reads of what not all of them read. grape keeps this true.\nruns:"
+    return "\n".join([head, *lines]) + "\n"
+
+
+def runs(project: Project) -> dict[str, Any]:
+    """What `inputs/runs.yaml` says; {} where it is not there.
+
+    Raises:
+        GrapeError: it cannot be read.
+    """
+    path = project.root / RUNS
+    found = yamlfile.at(yamlfile.read(path), "runs") if path.is_file() else None
+    return {name: run for name, run in found.items() if isinstance(run, dict)} if isinstance(found, dict) else {}
+
+
+def unlisted(project: Project, tree: Any) -> bool:
+    """Whether `inputs/runs.yaml` names other runs than params.yaml, `tree`, asks for."""
+    names, seeds = (yamlfile.at(tree, f"rl.{key}") for key in ("algorithms", "seeds"))
+    if not isinstance(names, list) or not isinstance(seeds, list):
+        return False  # refused when the parameters are checked
+    return {f"{name}-{seed}" for name in names for seed in seeds} != set(runs(project))
 
 
 def left_out(project: Project, stage: str, deps: Collection[str]) -> str | None:
@@ -166,13 +244,9 @@ def left_out(project: Project, stage: str, deps: Collection[str]) -> str | None:
     name = f"{FOLDER}/{stage}"
     if stage not in REASONS or name not in deps:
         return None
-    path, reasons = project.root / name, asked(project)
-    if not path.is_file() or path.read_bytes() != card(stage, reasons).encode():
-        raise GrapeError(
-            f"{name} does not say whether {stage} is needed now",
-            where=f"stage {stage}",
-            mend="run `grape run`, or `grape plan` before `dvc repro`: both write it anew",
-        )
+    reasons = asked(project)
+    if _bytes(project.root / name) != card(stage, reasons).encode():
+        raise GrapeError(f"{name} does not say whether {stage} is needed now", where=f"stage {stage}", mend=ANEW)
     return REASONS[stage] if stage in reasons else None
 
 

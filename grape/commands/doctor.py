@@ -193,7 +193,11 @@ def _sandbox(project: Project) -> Iterator[Check]:
 
 def _vllm(project: Project) -> Iterator[Check]:
     """Only where `rl.engine` names it: its program is there. Whether it starts is known when it has, a minute later."""
-    if load(project.params).rl.engine == "vllm":
+    try:
+        engine = load(project.params).rl.engine
+    except GrapeError:
+        return  # `_parameters` says what is wrong with them
+    if engine == "vllm":
         from grape.sampling.vllm_server import VARIABLE, executable  # and with it PyTorch
 
         yield Check("vllm", False, f"{VARIABLE}={executable()}")

@@ -108,8 +108,8 @@ def _write_dag(source: Path, target: Path) -> None:
     yaml.width = 200
     yaml.indent(mapping=2, sequence=4, offset=2)
     dag: Any = yaml.load(source.read_text(encoding="utf-8"))
-    for stage in dag["stages"].values():
+    for stage in (stage.get("do", stage) for stage in dag["stages"].values()):
         stage["deps"] = [dep for dep in stage["deps"] if not dep.startswith("grape/")] + ["grape.version"]
     with target.open("w", encoding="utf-8") as file:
         file.write("# Made by `grape init`. The stages are grape's; grape.version stands for its code.\n")
-        yaml.dump({"stages": dag["stages"]}, file)
+        yaml.dump({"vars": dag["vars"], "stages": dag["stages"]}, file)

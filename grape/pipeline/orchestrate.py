@@ -10,11 +10,12 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from grape import dvc, needed
+from grape.errors import GrapeError
 from grape.pipeline import closing, mend, plan, preflight, schedule
 from grape.pipeline.execute import Executor, Outcome
 from grape.pipeline.hooks import Hooks
@@ -71,7 +72,8 @@ def look(project: Project, request: Request, hooks: Hooks) -> Plan | None:
         question.drop()
         raise
     if needed.write(project, unneeded):
-        question.answer()  # of the cards as they were
+        with suppress(GrapeError):  # of the cards as they were, one of which may not have been there
+            question.answer()
         question = dvc.ask_status(project)
     status = dvc.read_status(question.answer())
     preflight.inputs(project, status)

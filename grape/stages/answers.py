@@ -29,6 +29,7 @@ from grape.models.encode import collate
 from grape.models.forward import batched_language, exact_kl
 from grape.models.load import device, load_language_model
 from grape.models.protocols import LanguageModel
+from grape.needed import WITHOUT
 from grape.reward.limit import time_limit
 from grape.reward.source import RewardSource
 from grape.sampling import response_rows, sample
@@ -44,7 +45,7 @@ GOLD_SECONDS = 20.0  # for one answer
 # how it is judged; of OTHERWISE what is read here stands in the key itself.
 JUDGING = frozenset(
     {"rubrics", "models/critic", "models/reward", "inputs/critic.judge.model", "grape/reward", "grape/sandbox", "rl.reward"}
-    | {"prepare.source"}
+    | {"prepare.source", *WITHOUT.values()}
 )
 OTHERWISE = frozenset({"data/prompts", "models/base", "models/sft", "sft.steps", "evaluate", "inputs/evaluate.benchmarks.folder"})
 Record = dict[str, Any]

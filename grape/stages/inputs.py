@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from grape import dvc, named, yamlfile
+from grape import dvc, named, needed, yamlfile
 from grape.errors import GrapeError
 from grape.project import Project
 from grape.slot import USE
@@ -29,6 +29,8 @@ def entry(project: Project, source: str, name: str) -> dict[str, Any]:
     kind, _, item = name.partition("@")
     algorithm, _, seed = item.rpartition("-")
     places = {"${item.algorithm}": algorithm, "${item.seed}": seed, "${prepare.source}": source}
+    reads = needed.runs(project).get(item, {}).get(kind) if item else None
+    places |= {f"${{item.{kind}.{stage}}}": str(path) for stage, path in reads.items()} if isinstance(reads, dict) else {}
 
     def filled(value: Any) -> Any:
         if isinstance(value, dict):
@@ -77,10 +79,12 @@ class Inputs:
         """To be called before the code of the stage is imported.
 
         Raises:
-            GrapeError: params.yaml or dvc.yaml cannot be read.
+            GrapeError: params.yaml or dvc.yaml cannot be read, or nobody has said what this run reads.
         """
         tree = yamlfile.read(project.params)
         declared = entry(project, str(yamlfile.at(tree, "prepare.source", MISSING)), name)
+        if any("${item." in path for path in declared["deps"]):
+            raise GrapeError(f"{needed.RUNS} does not name this run", where=f"stage {name}", mend=needed.ANEW)
         # Marks first: what changes while it is hashed is then seen as changed.
         marks = {path: _marks(project, path) for path in declared["deps"]}
         # An output of an earlier stage has just been compared with dvc.lock, which spares hashing a model.
@@ -95,10 +99,11 @@ class Inputs:
         """
         for key in named.untrue(self.project, yamlfile.read(self.project.params), self.hashes):
             raise GrapeError(
-                f"{named.FOLDER}/{key} does not say what {key} names now",
-                where=f"stage {self.name}",
-                mend="run `grape run`, or `grape plan` before `dvc repro`: both write it anew",
+                f"{named.FOLDER}/{key} does not say what {key} names now", where=f"stage {self.name}", mend=needed.ANEW
             )
+        if needed.RUNS in self.hashes and needed.unlisted(self.project, yamlfile.read(self.project.params)):
+            what = f"{needed.RUNS} does not name the runs that rl.algorithms and rl.seeds ask for now"
+            raise GrapeError(what, where=f"stage {self.name}", mend=needed.ANEW)
 
     def changed(self) -> list[str]:
         """What is not as it was, for people; [] where all is. Bytes are only read again where a file was touched."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from grape.errors import GrapeError
 from grape.files import replacing, write_json, write_lines
 from grape.models.folder import chain
-from grape.needed import UNMADE, UNMADE_KEY, made
+from grape.needed import ANEW, MAKES, RUNS, UNMADE, UNMADE_KEY, WITHOUT, made
 from grape.project import Project
 from grape.stages.declared import DeclaredParams, Grant
 from grape.stages.inputs import Inputs, identity, paths
@@ -63,6 +63,10 @@ class Stage:
         """
         wanted = PurePosixPath(os.path.normpath(name))
         if not any(wanted.is_relative_to(os.path.normpath(known)) for known in self.declared):
+            if stage := next((stage for stage, folder in MAKES.items() if wanted.is_relative_to(folder)), None):
+                if WITHOUT[stage] in self.declared:
+                    what = f"{RUNS} does not say that {self.name} reads {name}"
+                    raise GrapeError(what, where=f"stage {self.name}", mend=ANEW)
             raise GrapeError(
                 f"the stage {self.name} opens {name}, which it does not declare: a change of it would re-run nothing",
                 where=f"dvc.yaml, stages.{self.kind}",

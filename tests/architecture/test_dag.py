@@ -7,7 +7,9 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from grape import dvc, needed
 from grape.needed import REASONS, card
+from grape.project import Project
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -16,7 +18,7 @@ def load(name: str) -> Any:
     return YAML(typ="safe").load((ROOT / name).read_text(encoding="utf-8"))
 
 
-DAG, PARAMS = load("dvc.yaml")["stages"], load("params.yaml")
+DAG, PARAMS = dvc.stages(Project(ROOT)), load("params.yaml")
 
 
 def declared(stage: str) -> set[str]:
@@ -41,6 +43,14 @@ def test_what_may_be_left_out_depends_on_its_card_and_nothing_else_does() -> Non
     }
     assert cards == {(stage, f"inputs/{stage}") for stage in REASONS}
     assert all((ROOT / path).read_text() == card(stage, ()) for stage, path in cards)  # as params.yaml has it
+
+
+def test_the_cards_of_the_checkout_are_true() -> None:
+    """Else the first run would leave git a changed file."""
+    project = Project(ROOT)
+    before = {path: path.read_bytes() for path in (ROOT / "inputs").rglob("*") if path.is_file()}
+    assert not needed.write(project, needed.unneeded(project))
+    assert {ROOT / path for path in (needed.RUNS, *needed.WITHOUT.values())} <= before.keys()
 
 
 def test_every_stage_declares_its_own_section() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from grape import dvc, yamlfile
+from grape import dvc, needed, yamlfile
 from grape import params as params_file
 from grape.project import Project
 from grape.stages.inputs import entry, resolved
@@ -41,6 +41,7 @@ TEMPLATE = (
 def run(project: Project, name: str) -> None:
     """A stage as `python3 -m grape.stages` runs it, and its entry of dvc.lock, as DVC makes it afterwards."""
     params = params_file.load(project.params)
+    needed.write(project, needed.unneeded(project))
     kind, _, policy = name.partition("@")
     algorithm, _, seed = policy.rpartition("-")
     with StageRun(project, name, resolved(project, params, name), 0, deliver=False) as stage_run:

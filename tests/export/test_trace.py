@@ -32,7 +32,7 @@ def test_a_policy_is_followed_back_to_every_data_set(whole: Project) -> None:
     found = trace(POLICY)
     assert found == trace("rl@grpo-0") == trace(f"{POLICY}/model.safetensors") and found["problems"] == []
     names = [stage["stage"] for stage in found["stages"]]
-    assert names[0] == "rl@grpo-0" and set(names) == {"rl@grpo-0", "reward", "preferences", "critic", "sft", "base", "prepare"}
+    assert names[0] == "rl@grpo-0" and set(names) == {"rl@grpo-0", "critic", "sft", "base", "prepare"}  # it reads no pair
     place = {name: i for i, name in enumerate(names)}
     for stage in found["stages"]:
         assert all(place[maker] > place[stage["stage"]] for item in stage["inputs"] for maker in item["made_by"])
@@ -60,7 +60,7 @@ def test_what_has_changed_since_is_said(project: Project) -> None:
     with (project.root / "data/sft/train.jsonl").open("a") as file:
         file.write("\n")
     shutil.rmtree(project.root / "models/critic")
-    receipt = project.receipt("reward")
+    receipt = project.receipt("sft")
     receipt.write_text(receipt.read_text().replace('"seed": 0', '"seed": 1'))
     (project.root / "grape/sampling/own.py").write_text("# edited\n")
     found = trace(POLICY, code=1)
@@ -69,7 +69,7 @@ def test_what_has_changed_since_is_said(project: Project) -> None:
         "data/sft is no longer",
         "models/critic is not on disk",
         "rubrics is no longer",
-        "reward: its receipt is not the one",
+        "sft: its receipt is not the one",
     ):
         assert words in said, said
     rl = found["stages"][0]
@@ -79,12 +79,12 @@ def test_what_has_changed_since_is_said(project: Project) -> None:
 
 
 def test_an_input_that_was_made_anew_is_not_taken_for_the_one_that_was_read(project: Project) -> None:
-    before = trace("rl@grpo-0")["stages"]
+    before = trace("models/reward")["stages"]
     with (project.root / "data/preferences/train.jsonl").open("a") as file:
         file.write("\n")
     record(project, "preferences")
-    rl = trace("rl@grpo-0", code=1)["stages"][0]
-    item = next(item for item in rl["inputs"] if item["path"] == "data/preferences")
+    reward = trace("models/reward", code=1)["stages"][0]
+    item = next(item for item in reward["inputs"] if item["path"] == "data/preferences")
     assert item["state"] == "remade" and item["made_by"] == ["preferences"]
     assert item["md5"] == next(i["md5"] for i in before[0]["inputs"] if i["path"] == "data/preferences")
 

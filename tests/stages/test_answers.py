@@ -15,6 +15,7 @@ from typing import Any
 import datasets
 import pytest
 
+from grape import needed
 from grape import params as params_file
 from grape.artifacts import PromptRow, as_row, read_prompts, read_rows, write_rows
 from grape.errors import GrapeError
@@ -91,6 +92,7 @@ def project(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Proj
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / ".grape/datasets")
     changes = ["prepare.source=mine", "rl.algorithms=[grpo, ppo]", "rl.max_new_tokens=8", "model.positions=64", "seed=3"]
     params_file.set_values(tmp_path / "params.yaml", changes)
+    needed.write(Project(tmp_path), needed.unneeded(Project(tmp_path)))
     return Project(tmp_path)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from grape import needed
+from grape import dvc, needed
 from grape import params as params_file
 from grape.commands.chat import model_folder
 from grape.commands.rubrics import attempt
@@ -20,6 +20,7 @@ from grape.pipeline import closing, plan
 from grape.pipeline.execute import Outcome
 from grape.project import NONCE, Project
 from grape.stages.__main__ import main
+from grape.stages.inputs import entry
 from tests.odd_inputs.own_data import FILES, line, question
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,7 +88,7 @@ PAIRED = {"preferences", "reward"}
 def test_what_nobody_reads_is_left_out(project: Project, rubric: str, sets: list[str], left: set[str]) -> None:
     (project.root / "rubrics" / "sums.yaml").write_text(rubric)
     params = params_file.edited(project.params, sets)[1]
-    assert set(needed.answered(params, project.root)) == left
+    assert set(needed.answered(params, project.root).unneeded) == left
 
 
 def test_critics_pairs_without_a_critic_item_are_refused(project: Project) -> None:
@@ -230,3 +231,67 @@ def test_a_table_that_nobody_needs_may_be_missing(project: Project, sets: list[s
         (project.root / "mine" / "preferences.jsonl").write_bytes(line(**{k: v for k, v in pair.items() if k != "answer"}))
     settle(project, *TINY, *sets)
     assert (main(["prepare"]) == 2) == refused
+
+
+@pytest.mark.parametrize(
+    ("rubric", "sets", "name", "rl", "evaluate"),
+    [
+        (CRITIC, [], "grpo", {"critic"}, {"critic"}),
+        (VERIFY, ["rl.algorithms=[grpo, dpo]"], "grpo", set(), set()),
+        (CRITIC, ["rl.algorithms=[grpo, dpo]"], "dpo", {"preferences"}, {"critic"}),
+        (CRITIC, ["rl.algorithms=[grpo, ppo]"], "grpo", {"critic"}, {"critic"}),
+        (CRITIC, ["rl.algorithms=[grpo, ppo]"], "ppo", {"critic", "reward"}, {"critic"}),
+        (CRITIC, ["rl.algorithms=[ppo]", "algorithms.ppo.value_init=policy"], "ppo", {"critic"}, {"critic"}),
+        (CRITIC, ["algorithms.grpo.reward=reward_model"], "grpo", {"reward"}, {"critic"}),
+        (CRITIC, ["rl.reward=reward_model"], "grpo", {"reward"}, {"reward"}),
+        (LEARNED, [], "grpo", {"reward"}, {"reward"}),
+    ],
+)
+def test_a_run_waits_for_what_it_reads(
+    project: Project, rubric: str, sets: list[str], name: str, rl: set[str], evaluate: set[str]
+) -> None:
+    """DVC's graph has no edge from what a run does not read, so that it neither waits for that nor runs again when that changes."""
+    (project.root / "rubrics" / "sums.yaml").write_text(rubric)
+    settle(project, SPARE, *sets)
+    deps = {kind: set(entry(project, "mine", f"{kind}@{name}-0")["deps"]) for kind in ("rl", "evaluate")}
+    made = {kind: {stage for stage, path in needed.MAKES.items() if path in deps[kind]} for kind in deps}
+    assert made == {"rl": rl, "evaluate": evaluate}
+    assert {stage for stage, path in needed.WITHOUT.items() if path in deps["rl"]} == ALL - rl
+    assert all((project.root / path).read_text().startswith("# Stands for") for path in needed.WITHOUT.values())
+
+
+def test_dvc_draws_what_the_cards_say(project: Project) -> None:
+    settle(project, "rl.algorithms=[grpo, dpo]", "rl.seeds=[0, 3]")
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], check=True)
+    needs = dvc.graph(project).needs
+    runs = {f"rl@{name}-{seed}" for name in ("grpo", "dpo") for seed in (0, 3)}
+    assert {stage for stage in needs if stage.startswith("rl@")} == runs
+    assert all(("preferences" in needs[run]) == run.startswith("rl@dpo") and "reward" not in needs[run] for run in runs)
+
+
+def test_runs_that_the_card_does_not_name_are_refused(project: Project, capfd: pytest.CaptureFixture[str]) -> None:
+    """params.yaml was edited, and `dvc repro` called without grape."""
+    settle(project, "rl.algorithms=[grpo]")
+    before = (project.root / needed.RUNS).read_text()
+    params_file.set_values(project.params, ["rl.algorithms=[grpo, dpo]"])
+    assert main(["report"]) == 2 and "does not name the runs that rl.algorithms and rl.seeds ask for" in capfd.readouterr().err
+    assert main(["rl", "--algorithm", "dpo", "--seed", "0"]) == 2
+    shown = capfd.readouterr().err
+    assert f"{needed.RUNS} does not name this run" in shown and "grape plan" in shown
+    settle(project)
+    text = (project.root / needed.RUNS).read_text()
+    assert text != before
+    for damaged in ("runs: [1]\n", "runs: {grpo-0: 1}\n", "\0", "runs:\n"):
+        (project.root / needed.RUNS).write_text(damaged)
+        assert main(["rl", "--algorithm", "grpo", "--seed", "0"]) == 2 and "Traceback" not in capfd.readouterr().err
+        settle(project)
+        assert (project.root / needed.RUNS).read_text() == text
+
+
+def test_a_run_whose_reward_changed_since_is_refused(project: Project, capfd: pytest.CaptureFixture[str]) -> None:
+    settle(project, *TINY)
+    run("prepare", "base", "sft")
+    params_file.set_values(project.params, ["rl.reward=reward_model"])
+    assert main(["rl", "--algorithm", "grpo", "--seed", "0"]) == 2
+    shown = capfd.readouterr().err
+    assert f"{needed.RUNS} does not say that rl@grpo-0 reads models/reward" in shown and "grape plan" in shown

@@ -26,6 +26,7 @@ from grape.stages.prepare import content
 from grape.stages.stage import Stage
 from grape.track import StageRun
 from tests import tiny
+from tests.cards import ask_for
 
 MINIATURE = [
     "model.layers=1",
@@ -75,6 +76,8 @@ def run(project: Project, kind: str, algorithm: str | None = None, seed: int | N
     """As `python3 -m grape.stages` does, without MLflow."""
     params = params_file.load(project.params)
     name = kind if algorithm is None else f"{kind}@{algorithm}-{seed}"
+    if algorithm is not None:
+        ask_for(project, algorithm, seed or 0)
     with StageRun(project, name, resolved(project, params, name), 0, deliver=False) as stage_run:
         stage = Stage(name, kind, params, project, stage_run, algorithm or "", seed or 0)
         importlib.import_module(f"grape.stages.{kind}").run(stage)
@@ -437,6 +440,7 @@ def test_reference_log_probabilities_are_computed_once(trained: Project) -> None
 
 def test_the_identity_of_a_stage_follows_its_params_code_and_data(project: Project) -> None:
     run(project, "prepare")
+    ask_for(project, "grpo")
 
     def now(name: str = "rl@grpo-0") -> str:
         return identity(project, params_file.load(project.params), name)
