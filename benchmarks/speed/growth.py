@@ -1,4 +1,4 @@
-"""How grape's step grows with the group, the prompt and the completion: one of them is changed at a time.
+"""How grape's step grows with the batch, the group, the prompt and the completion: one of them is changed at a time.
 
 python -m benchmarks.speed.growth JOB      JOB: JSON of `Job`; a process that takes a step of each shape in turn
 """
@@ -17,8 +17,9 @@ from benchmarks.speed.work import LONG, NEW, PROMPT, PROMPTS, SAMPLES, Work
 
 @dataclass(frozen=True)
 class Shape:
-    """Completions of a prompt, tokens of a prompt (about), tokens of a completion."""
+    """Prompts of a round, completions of a prompt, tokens of a prompt (about), tokens of a completion."""
 
+    prompts: int = PROMPTS
     samples: int = SAMPLES
     prompt: int = PROMPT
     new: int = NEW
@@ -29,6 +30,8 @@ SHAPES = [
     replace(BASE, samples=4),
     BASE,
     replace(BASE, samples=16),
+    replace(BASE, prompts=2),
+    replace(BASE, prompts=8),
     replace(BASE, prompt=2 * PROMPT),
     replace(BASE, new=16),
     replace(BASE, new=64),
@@ -59,7 +62,7 @@ def run(job: Job, gate: Gate) -> None:
 
     def source(shape: Shape) -> Any:
         given = far if shape.prompt > PROMPT else work
-        how = Sampling(PROMPTS, shape.samples, 1.0, shape.new, ours.room(given, shape.new), job.micro, 0.0)
+        how = Sampling(shape.prompts, shape.samples, 1.0, shape.new, ours.room(given, shape.new), job.micro, 0.0)
         return ours.watched(learner.rollouts(chat, ours.asked(given), ours.score, how, (*ours.KEYS, shape)), gate)
 
     sources = {shape: source(shape) for shape in SHAPES}

@@ -130,9 +130,11 @@ def growth(steps: Sequence[Step]) -> list[str]:
         return (median(step["source"] for step in found[shape]), median(step["seconds"] - step["source"] for step in found[shape]))
 
     base = parts(BASE)
-    lines: list[Sequence[str]] = [("group", "prompt", "completion", "sampling", "update", "sampling / base", "update / base")]
+    lines: list[Sequence[str]] = [
+        ("prompts", "group", "prompt", "completion", "sampling", "update", "sampling / base", "update / base")
+    ]
     for shape in SHAPES:
         mine = parts(shape)
         over = (f"{a / b:.2f}" for a, b in zip(mine, base, strict=True))
-        lines.append((str(shape.samples), str(shape.prompt), str(shape.new), *map(clock, mine), *over))
+        lines.append((str(shape.prompts), str(shape.samples), str(shape.prompt), str(shape.new), *map(clock, mine), *over))
     return rows(*lines)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol, get_args
 
 import torch
 
 from grape.errors import GrapeError
+from grape.reward.critics.ahead import Ahead, waiting
 from grape.reward.rubric import Item, Kind, Rubric
-from grape.reward.verdict import Critic, Undecidable, Verdict, Verdicts
+from grape.reward.verdict import Critic, Question, Undecidable, Verdict, Verdicts
 from grape.reward.verifiers import Verify, build
 from grape.types import Prompt, Response, Scores, added
 
@@ -72,11 +74,15 @@ class CriticJudge:
     """`critic`: the item's question, put to the critic."""
 
     def __init__(self, critic: Critic) -> None:
-        self.critic, self.explains = critic, critic.explains
+        self.critic, self.explains, self.servers = critic, critic.explains, waiting(critic)
 
     def judge(self, asked: Sequence[Asked], /) -> Verdicts:
+        return self.critic.judge(*self.questions(asked))
+
+    @staticmethod
+    def questions(asked: Sequence[Asked]) -> tuple[list[str], list[Question]]:
         questions = [one.rubric.ask(one.item, one.response.prompt.conversation, one.response.text) for one in asked]
-        return self.critic.judge([one.name for one in asked], questions)
+        return [one.name for one in asked], questions
 
 
 @dataclass(frozen=True)
@@ -167,12 +173,7 @@ class RubricReward:
         valid, reasons = torch.zeros(shape, dtype=torch.bool), [[""] * len(self.columns) for _ in responses]
         metrics: Mapping[str, tuple[float, float]] = {}
         for kind, judge in self.judges.items():
-            asked = {
-                (b, k): Asked(self.names[k], item, self.rubrics[category], response)
-                for b, response in enumerate(responses)
-                for k, (category, item) in enumerate(self.columns)
-                if category == response.prompt.category and item.kind == kind
-            }
+            asked = self._asked(kind, responses)
             if not asked:
                 continue
             verdicts, at = judge.judge(list(asked.values())), tuple(torch.tensor(list(asked)).T)
@@ -184,6 +185,23 @@ class RubricReward:
                 reasons[b][k] = reason
             metrics = added(metrics, verdicts.metrics)
         return self._held_back(Scores(self.names, score, confidence, valid, weight, tuple(map(tuple, reasons)), metrics))
+
+    def _asked(self, kind: str, responses: Sequence[Response]) -> dict[tuple[int, int], Asked]:
+        """(response, column) -> what the judge of `kind` is asked."""
+        return {
+            (b, k): Asked(self.names[k], item, self.rubrics[category], response)
+            for b, response in enumerate(responses)
+            for k, (category, item) in enumerate(self.columns)
+            if category == response.prompt.category and item.kind == kind
+        }
+
+    def ahead(self) -> AbstractContextManager[Callable[[Response], None] | None]:
+        """Within it, what it gives may be called with every response that is finished, before the rest of its round is: its judges
+        that wait for a server are asked at once. None: there are none."""
+        critic = self.judges.get("critic")
+        if not isinstance(critic, CriticJudge) or not critic.servers:
+            return nullcontext()
+        return Ahead(critic.servers, lambda responses: critic.questions(list(self._asked("critic", responses).values())))
 
     def critique(self, responses: Sequence[Response], scores: Scores) -> list[str]:
         """Per response, the turn that asks the policy to mend it: the items it does not meet, each with the reason where its judge

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -42,6 +42,9 @@ class Wanted:
         return replace(self, prompts=prompts, names=names, limits=limits)  # type: ignore[arg-type]
 
 
+Told = Callable[[int, Written], None]
+
+
 class RolloutEngine(Protocol):
     """Who writes."""
 
@@ -49,6 +52,10 @@ class RolloutEngine(Protocol):
         """The policy's weights may have moved: what is written from now on is drawn from them as they are."""
         ...
 
-    def write(self, wanted: Wanted) -> list[Written]:
-        """B = P * G responses, those of prompt p in rows p*G .. p*G+G-1."""
+    def write(self, wanted: Wanted, told: Told | None = None) -> list[Written]:
+        """B = P * G responses, those of prompt p in rows p*G .. p*G+G-1.
+
+        Args:
+            told: may be called with a row and its response as soon as that is finished, once a row.
+        """
         ...

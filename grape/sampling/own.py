@@ -3,7 +3,7 @@ place, finished rows leave, and nothing is read back from an accelerator for eve
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from grape.models.forward import Dtype, autocast
 from grape.models.protocols import LanguageModel
 from grape.sampling.cache import expanded
 from grape.sampling.draws import choose, mode, uniforms
-from grape.sampling.engine import Wanted, Written
+from grape.sampling.engine import Told, Wanted, Written
 
 # Finished rows are dropped from the cache when this share of the rows still there has finished.
 COMPACT_AT = 0.25
@@ -107,7 +107,7 @@ class Own:
     def follow(self) -> None:
         """It reads the very weights that are trained."""
 
-    def write(self, wanted: Wanted) -> list[Written]:
+    def write(self, wanted: Wanted, told: Told | None = None) -> list[Written]:
         longest = max((len(p) + n for p, n in zip(wanted.prompts, wanted.limits, strict=True)), default=0)
         size = max(1, (self.rows_at_once or rows_that_fit(self.model, longest, self.dtype)) // wanted.samples)
         order = list(range(len(wanted.prompts)))
@@ -117,11 +117,12 @@ class Own:
         with weights_cast_once(self.model, self.dtype):
             for start in range(0, len(order), size):
                 chosen = order[start : start + size]
-                rows = self._write(wanted.part(chosen))
+                of = [p * wanted.samples + g for p in chosen for g in range(wanted.samples)]
+                rows = self._write(wanted.part(chosen), _Telling(told, of))
                 found |= {p: rows[i * wanted.samples : (i + 1) * wanted.samples] for i, p in enumerate(chosen)}
         return [row for p in range(len(order)) for row in found[p]]
 
-    def _write(self, wanted: Wanted) -> list[Written]:
+    def _write(self, wanted: Wanted, telling: _Telling) -> list[Written]:
         """Of prompts that are written at once."""
         samples, longest, device = wanted.samples, max(wanted.limits), self.model.device
         decoding = _Decoding(self.model, wanted, self.dtype)
@@ -140,6 +141,7 @@ class Own:
             if t + 1 == longest:
                 break
             if (t + 1) % every == 0:
+                telling(done, ids, logp)
                 alive = ~done[row]
                 count = int(alive.sum())
                 if count == 0:
@@ -148,8 +150,29 @@ class Own:
                     decoding.keep(alive.nonzero().squeeze(1))
                     token = token[alive]
             decoding.step(token)
-        lengths = (ids >= 0).sum(1).tolist()
-        return [Written(i[:n], p[:n]) for i, p, n in zip(ids.tolist(), logp.tolist(), lengths, strict=True)]
+        telling(torch.ones_like(done), ids, logp)
+        return _read(ids, logp)
+
+
+class _Telling:
+    """Tells once of each row that is finished. of: the rows' places in all that is written."""
+
+    def __init__(self, told: Told | None, of: Sequence[int]) -> None:
+        self.told, self.of, self.said = told, of, torch.zeros(len(of), dtype=torch.bool)
+
+    def __call__(self, done: Tensor, ids: Tensor, logp: Tensor) -> None:
+        if self.told is None:
+            return
+        fresh = (done.cpu() & ~self.said).nonzero().squeeze(1)
+        self.said[fresh] = True
+        at = fresh.to(ids.device)
+        for row, written in zip(fresh.tolist(), _read(ids[at], logp[at]), strict=True):
+            self.told(self.of[row], written)
+
+
+def _read(ids: Tensor, logp: Tensor) -> list[Written]:
+    lengths = (ids >= 0).sum(1).tolist()
+    return [Written(i[:n], p[:n]) for i, p, n in zip(ids.tolist(), logp.tolist(), lengths, strict=True)]
 
 
 def _drawn(decoding: _Decoding, wanted: Wanted, uniform: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from grape.models.chat import Chat, Row
 from grape.models.forward import Dtype
 from grape.models.protocols import LanguageModel
-from grape.sampling.engine import RolloutEngine, Wanted
+from grape.sampling.engine import RolloutEngine, Wanted, Written
 from grape.sampling.own import Own
 from grape.types import Prompt, Response
 
@@ -24,6 +24,7 @@ def answers(
     positions: int,
     keys: Sequence[object],
     greedy: bool = False,
+    told: Callable[[Response], None] | None = None,
 ) -> list[Response]:
     """G = `samples` responses per prompt, grouped: responses p*G .. p*G+G-1 answer prompt p, with the engine's log-probabilities.
 
@@ -32,6 +33,7 @@ def answers(
         positions: prompt and response together stay within this many tokens.
         keys: what the draws are for, e.g. (seed, "rl", update).
         greedy: every group has one response more, its last: the most likely tokens, written beside the others.
+        told: may be called with each response as soon as it is finished.
     """
     if temperature == 0 and (samples != 1 or greedy):
         raise ValueError("greedy decoding gives one response per prompt")
@@ -43,12 +45,15 @@ def answers(
         )
     group, names = samples + greedy, [prompt.id for prompt in prompts]
     wanted = Wanted(encoded, names, limits, group, temperature, keys, chat.stops, chat.pad, greedy)
-    responses = []
-    for i, (ids, logp) in enumerate(engine.write(wanted)):
+
+    def response(i: int, written: Written) -> Response:
+        ids, logp = written
         text, raw = chat.read(ids)
         finished, raw = bool(ids) and ids[-1] in chat.stops, "" if raw == text else raw
-        responses.append(Response(prompts[i // group], i % group, tuple(ids), text, finished, raw, tuple(logp)))
-    return responses
+        return Response(prompts[i // group], i % group, tuple(ids), text, finished, raw, tuple(logp))
+
+    rows = engine.write(wanted, (lambda i, written: told(response(i, written))) if told else None)
+    return [response(i, written) for i, written in enumerate(rows)]
 
 
 def sample(

@@ -19,7 +19,7 @@ from grape.models.encode import collate
 from grape.models.forward import Dtype, batched_language
 from grape.models.protocols import LanguageModel
 from grape.randomness import key
-from grape.sampling.engine import Wanted, Written
+from grape.sampling.engine import Told, Wanted, Written
 from grape.sampling.handover import hand_over
 from grape.sampling.vllm_server import REQUEST_SECONDS, VllmServer
 
@@ -99,7 +99,7 @@ class Vllm:
             shutil.rmtree(folder, ignore_errors=True)
         self.checked = False
 
-    def write(self, wanted: Wanted) -> list[Written]:
+    def write(self, wanted: Wanted, told: Told | None = None) -> list[Written]:
         if wanted.temperature <= 0 or wanted.greedy:
             raise ValueError("this engine draws; the most likely tokens are grape's own engine's")
         bodies = [request(wanted, p, self.server.name) for p in range(len(wanted.prompts))]

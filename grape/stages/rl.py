@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -167,8 +168,9 @@ def _rollouts(
     )
     reference = _reference(stage, learner.policy) if "reference" in learner.algorithm.needs(knobs) or rl.kl_every else None
     source = reward_source(stage, prompts, "data/prompts/train.jsonl", knobs.reward)
-    critique = source.critique if isinstance(source, RubricReward) else None
-    return learner.rollouts(chat, prompts, source, sampling, _keys(stage), reference, critique, writer)
+    rubric = source if isinstance(source, RubricReward) else None
+    critique, ahead = (rubric.critique, rubric.ahead) if rubric else (None, nullcontext)
+    return learner.rollouts(chat, prompts, source, sampling, _keys(stage), reference, critique, writer, ahead)
 
 
 def _pairs(stage: Stage, learner: Learner, chat: Chat, micro: int) -> Source:

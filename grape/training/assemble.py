@@ -7,6 +7,7 @@ mixins of `grape.algorithms.base` that their knobs derive from. No algorithm is 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -31,7 +32,7 @@ from grape.training.loop import Optimiser, train
 from grape.training.mismatch import Importance
 from grape.training.natural import NaturalGradient
 from grape.training.rollout_metrics import describe
-from grape.training.sampler import Critique, Sampler, Sampling, Score
+from grape.training.sampler import Ahead, Critique, Sampler, Sampling, Score
 from grape.training.sums import numbers
 from grape.types import Prompt, Rollouts, Track
 
@@ -67,6 +68,7 @@ class Learner:
         reference: LanguageModel | None = None,
         critique: Critique | None = None,
         engine: RolloutEngine | None = None,
+        ahead: Ahead = nullcontext,
     ) -> Source:
         """Rounds that the policy samples itself: prompts -> responses -> scores -> credit.
 
@@ -74,13 +76,14 @@ class Learner:
             reference: for the need of that name, and for `sampling.kl_every`; the policy itself: as it is without its adapters.
             critique: what `params.revise` tells the policy about its answers.
             engine: who writes what the policy would say; None: grape's own.
+            ahead: as `sampler.Sampler` has it.
         """
         params = needed(self.params, OnlineParams, "learns from rollouts")
         needs, credit, how = self.algorithm.wants(params), self.algorithm.credit, replace(sampling, dtype=self.dtype)
         assert credit is not None  # as of all that learn from rollouts
         old_needed = "old" in needs or params.epochs * params.mini_batches > 1
         writer, device = engine or Own(self.policy, self.dtype), self.policy.device
-        sampler = Sampler(writer, chat, prompts, score, params, how, keys, critique)
+        sampler = Sampler(writer, chat, prompts, score, params, how, keys, critique, ahead)
 
         @torch.no_grad()  # rewards and advantages are constants: no gradient runs through a judge or the value model's guess
         def source(update: int, state: State) -> Round:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -21,6 +22,7 @@ from grape.types import Prompt, Response, Rollouts, Scores
 
 Score = Callable[[Sequence[Response]], Scores]
 Critique = Callable[[Sequence[Response], Scores], Sequence[str]]
+Ahead = Callable[[], AbstractContextManager[Callable[[Response], None] | None]]
 
 
 def draw(n: int, size: int, update: int, keys: Sequence[object]) -> list[int]:
@@ -75,7 +77,12 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Sampler:
-    """Draws rounds. `critique`: the turn that asks the policy to mend an answer, "" where there is nothing to mend."""
+    """Draws rounds.
+
+    Attributes:
+        critique: the turn that asks the policy to mend an answer, "" where there is nothing to mend.
+        ahead: what it gives is told of each answer to a plain prompt once that is finished, so that judges who wait can be asked.
+    """
 
     engine: RolloutEngine
     chat: Chat
@@ -85,6 +92,7 @@ class Sampler:
     sampling: Sampling
     keys: Sequence[object]
     critique: Critique | None = None
+    ahead: Ahead = nullcontext
 
     def round(self, update: int) -> Drawn:
         self.engine.follow()
@@ -97,7 +105,9 @@ class Sampler:
     def _prompts(self, count: int, update: int, *what: object) -> list[Prompt]:
         return [self.prompts[i] for i in draw(len(self.prompts), count, update, (*self.keys, *what))]
 
-    def _answers(self, chosen: Sequence[Prompt], update: int, *wave: object) -> list[Response]:
+    def _answers(
+        self, chosen: Sequence[Prompt], update: int, *wave: object, told: Callable[[Response], None] | None = None
+    ) -> list[Response]:
         how = self.sampling
         return answers(
             self.engine,
@@ -108,18 +118,24 @@ class Sampler:
             max_new_tokens=how.max_new_tokens,
             positions=how.positions,
             keys=(*self.keys, "rollout", update, *wave),
+            told=told,
         )
+
+    def _answered(self, chosen: Sequence[Prompt], update: int, *wave: object) -> list[Response]:
+        """Answers to plain prompts, which are judged as they are."""
+        with self.ahead() as told:
+            return self._answers(chosen, update, *wave, told=told)
 
     def _plain(self, update: int, count: int) -> tuple[list[Response], Scores, Sums]:
         """Answers to `count` prompts. A group whose rewards are all equal is drawn again, as often as `resample` says."""
         samples = self.sampling.samples
-        responses, again = self._answers(self._prompts(count, update, "prompts"), update), 0.0
+        responses, again = self._answered(self._prompts(count, update, "prompts"), update), 0.0
         scores = self.score(responses)
         for attempt in range(1, self.params.resample + 1):
             flat = _flat_groups(scores, samples)
             if not flat:
                 break
-            fresh = self._answers(self._prompts(len(flat), update, "prompts again", attempt), update, attempt)
+            fresh = self._answered(self._prompts(len(flat), update, "prompts again", attempt), update, attempt)
             rows = [group * samples + g for group in flat for g in range(samples)]
             for row, response in zip(rows, fresh, strict=True):
                 responses[row] = response

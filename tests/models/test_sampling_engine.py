@@ -180,3 +180,20 @@ def test_a_model_of_many_tokens_draws_them_as_often_as_it_says() -> None:
     uniform = (torch.arange(3600) + 0.5) / 3600
     token, _ = draws.choose(logits.expand(3600, -1), uniform, 1.0)
     assert (torch.bincount(token, minlength=8000)[places] - 100 * share).abs().max() <= 1
+
+
+@pytest.mark.parametrize("rows_at_once", [None, 4])
+def test_every_row_is_told_once_as_soon_as_it_is_finished(rows_at_once: int | None) -> None:
+    model, asked = tiny.model("qwen3"), wanted(greedy=True)
+    told: dict[int, Written] = {}
+    steps: list[int] = []  # the longest answer that is there when one is told
+
+    def tell(row: int, written: Written) -> None:
+        assert row not in told
+        told[row] = written
+        steps.append(len(written.ids))
+
+    rows = Own(model, rows_at_once=rows_at_once).write(asked, tell)
+    assert [told[i] for i in range(len(rows))] == rows == Own(model, rows_at_once=rows_at_once).write(asked)
+    if rows_at_once is None:
+        assert steps == sorted(steps) and steps[0] < steps[-1], "told at the end, not on the way"

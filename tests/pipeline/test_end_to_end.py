@@ -165,12 +165,7 @@ def test_one_command_runs_everything(copy: Copy) -> None:
 
 
 # Declared, and not looked at in this run; dvc.yaml says why.
-OTHERS = {
-    "preferences": {"data/labelled", "models/base"},
-    "reward": {"models/base"},
-    "rl": {"inputs/without/preferences", "inputs/without/reward", "models/base"},
-    "evaluate": {"inputs/without/reward"},
-}
+OTHERS = {"preferences": {"data/labelled", "models/base"}, "reward": {"models/base"}, "rl": {"models/base"}}
 # Read where others say so: of a model that is loaded.
 UNASKED = {"prepare": {"model.revision"}, "base": {"model.revision", "model.quantise"}}
 # Read by the process that runs any stage, before it comes to the stage.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -207,3 +208,18 @@ def test_no_gradient_runs_through_a_judge(module: Any) -> None:
 def test_a_prompt_drawn_twice_has_two_revision_prompts() -> None:
     x = Prompt("x", "any", ({"role": "user", "content": "a"},))
     assert ask(Response(x, 0, (1,), "b", True), "c", 3).id != ask(Response(x, 0, (1,), "b", True), "c", 7).id
+
+
+def test_answers_to_plain_prompts_are_told_of_and_revisions_are_not() -> None:
+    """A revision is judged as an answer to the question itself, so that asking about it as it was written would be for nothing."""
+    told: list[Response] = []
+
+    @contextmanager
+    def ahead() -> Iterator[Callable[[Response], None]]:
+        yield told.append
+
+    drawn = replace(sampler(0.5), ahead=ahead).round(0)
+    assert 0 < drawn.plain < len(drawn.responses) and drawn.revises is not None and max(drawn.revises) >= 0
+    first = sorted(told, key=lambda one: (one.prompt.id, one.index))
+    count = SAMPLING.prompts // 2 * SAMPLING.samples
+    assert first == sorted(drawn.responses[:count], key=lambda one: (one.prompt.id, one.index))
