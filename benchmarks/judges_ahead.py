@@ -1,8 +1,8 @@
 """What asking a server's judge while the policy still writes saves: `python -m benchmarks.judges_ahead MODEL [SECONDS]`.
 
 MODEL is a folder or a GGUF file. A judge on this machine answers after SECONDS (default 1) without computing anything, as one that
-computes elsewhere does. 32 answers of up to 96 tokens to 4 prompts, one judged item each, 8 requests at a time; with and without, in
-turns, on other draws each time; medians of three.
+computes elsewhere does. 32 answers of up to 96 tokens to 4 prompts, one judged item each, 8 requests at a time; with and without,
+in turns, on other draws each time; medians of three.
 """
 
 from __future__ import annotations

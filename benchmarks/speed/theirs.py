@@ -129,6 +129,11 @@ def rewards(job: Job, work: Work, gate: Gate) -> None:
     )
     rows = [{"chosen_ids": x + y, "rejected_ids": x + z} for (x, y), (_, z) in pairs_of(work)]
     tokenizer = AutoTokenizer.from_pretrained(work.model)
+    # transformers scores a row at its last token that is no padding. SmolLM2 pads with the token that ends an answer, so that it
+    # would be the one before; padded with a token that no row has, both sides score the same one.
+    used = {token for x, y in work.pairs for token in (*x, *y)}
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(next(i for i in range(len(tokenizer)) if i not in used))
+    model.config.pad_token_id = tokenizer.pad_token_id
     train(RewardTrainer(model=model, args=config, train_dataset=repeated(rows), processing_class=tokenizer), gate)
 
 

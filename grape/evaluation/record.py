@@ -167,8 +167,24 @@ class SampledAnswer(Strict):
         return self.gold if judge == "gold" else self.proxy
 
 
+class DrawScores(Strict):
+    """The score of every draw of an answer, in order; of `proxy`, None where it is missing."""
+
+    gold: list[float] | None
+    proxy: list[float | None]
+
+    def of(self, judge: JudgeName) -> list[float | None]:
+        return [*self.gold] if judge == "gold" and self.gold is not None else self.proxy
+
+
+class BothDraws(Strict):
+    sft: DrawScores
+    policy: DrawScores
+
+
 class Sample(Strict):
-    """What both policies answered to one held-out prompt: a text, or turns of role and content."""
+    """What both policies answered to one held-out prompt: a text, or turns of role and content. `draws`: what every answer scored;
+    the first is shown."""
 
     id: str
     category: str
@@ -176,6 +192,7 @@ class Sample(Strict):
     answer: str | None
     sft: SampledAnswer
     policy: SampledAnswer
+    draws: BothDraws
 
     def row(self) -> dict[str, Any]:
         """As it stands in the file."""

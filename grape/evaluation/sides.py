@@ -9,8 +9,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from grape.evaluation.record import KL, Category, Greedy, ItemScore, Judged, Sample, SampledAnswer, Side, WinRate
-from grape.evaluation.statistics import Bootstrap, item_statistics, number, overlaps, pass_at, prompt_means, wins
+from grape.evaluation.comparison import prompt_means, wins
+from grape.evaluation.record import (
+    KL,
+    BothDraws,
+    Category,
+    DrawScores,
+    Greedy,
+    ItemScore,
+    Judged,
+    Sample,
+    SampledAnswer,
+    Side,
+    WinRate,
+)
+from grape.evaluation.statistics import Bootstrap, item_statistics, number, overlaps, pass_at
 from grape.types import Prompt, Response, Scores
 
 SOLVED = 0.999
@@ -96,10 +109,19 @@ def win_rate(sft: Answers, own: Answers, over: Bootstrap) -> WinRate:
 
 def samples(prompts: Sequence[Prompt], sft: Answers, own: Answers) -> list[Sample]:
     """One of every prompt, in order."""
-    return [
-        Sample(id=x.id, category=x.category, prompt=x.conversation, answer=x.answer, sft=_first(sft, p), policy=_first(own, p))
-        for p, x in enumerate(prompts)
-    ]
+    found = []
+    for p, x in enumerate(prompts):
+        first, draws = (_first(sft, p), _first(own, p)), BothDraws(sft=_draws(sft, p), policy=_draws(own, p))
+        asked = x.conversation
+        found.append(
+            Sample(id=x.id, category=x.category, prompt=asked, answer=x.answer, sft=first[0], policy=first[1], draws=draws)
+        )
+    return found
+
+
+def _draws(answers: Answers, prompt: int) -> DrawScores:
+    gold = None if answers.gold is None else [round(float(score), 6) for score in answers.gold[prompt]]
+    return DrawScores(gold=gold, proxy=[number(score) for score in answers.proxy[prompt]])
 
 
 def _first(answers: Answers, prompt: int) -> SampledAnswer:

@@ -40,19 +40,6 @@ class Bootstrap:
         return Interval(mean=round(float(values.mean()), 6), low=round(float(low), 6), high=round(float(high), 6))
 
 
-def prompt_means(values: np.ndarray) -> np.ndarray:
-    """(P, G) -> (P,) mean over samples that could be scored; the overall mean for a prompt where none could."""
-    with np.errstate(invalid="ignore"):
-        counts = (~np.isnan(values)).sum(1)
-        means = np.where(counts > 0, np.nansum(values, 1) / np.maximum(counts, 1), np.nan)
-    return np.where(np.isnan(means), np.nanmean(values) if counts.any() else 0.0, means)
-
-
-def wins(own: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """(P,) every answer of one side against every answer of the other to the same prompt; a tie is half a win. (P, G) each."""
-    return np.sign(np.nan_to_num(own)[:, :, None] - np.nan_to_num(other)[:, None, :]).mean((1, 2)) / 2 + 0.5
-
-
 def pass_at(solved: np.ndarray, k: int) -> float:
     """Unbiased pass@k from n >= k samples, solved (P, n): mean of 1 - C(n - c, k) / C(n, k) (Chen et al. 2021, 2107.03374)."""
     n = solved.shape[1]

@@ -106,6 +106,7 @@ def run(project: Project, request: Request, engine: Engine, screen: Screen, hook
             for line in plan.left_out(hooks.unneeded(project)):
                 screen.say(line)
             return Result(None, seconds=time.monotonic() - started)
+        preflight.sampler(project, drawn.todo)
         screen.say("\n".join(drawn.lines()) + "\n")
         if not drawn.computes:
             engine = Threads()  # fetching from the cache takes less time than a Prefect server to start

@@ -7,12 +7,12 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
-from grape import dvc, named, slot, yamlfile
+from grape import dvc, named, needed, slot, yamlfile
 from grape.disk import free_mb, wanted_mb
 from grape.errors import GrapeError
 from grape.files import write_text
@@ -102,6 +102,21 @@ def named_files(project: Project) -> None:
     """`inputs/<key>` for what params.yaml names: what DVC compares to see whether a model or a file of yours changed."""
     deps = {dep for stage in dvc.stages(project).values() for dep in stage.get("deps") or [] if isinstance(dep, str)}
     named.write(project, yamlfile.read(project.params), deps)
+
+
+def sampler(project: Project, stages: Collection[str]) -> None:
+    """
+    Raises:
+        GrapeError: a stage that will run samples with vLLM, whose program is not there. The stage would say so too, hours later.
+    """
+    if yamlfile.at(yamlfile.read(project.params), "rl.engine") != "vllm":
+        return
+    runs = needed.runs(project)
+    reads = [runs.get(stage.removeprefix("rl@"), {}).get("rl") or {} for stage in stages if stage.startswith("rl@")]
+    if any(read.get("preferences") != needed.MAKES["preferences"] for read in reads):  # who reads pairs samples nothing
+        from grape.sampling.vllm_server import executable  # and with it PyTorch
+
+        executable()
 
 
 def version_text() -> str:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from grape.evaluation.comparison import Comparison
 from grape.evaluation.record import Evaluation, Interval, JudgeName, Side
-from grape.report import evolution
+from grape.report import evolution, pairs
 from grape.report.data import ReportInputs, TrainingRecord
 from grape.report.drawing import COLOURS, GREY, STYLE, WIDTH, curve, grid, mean_curve, panels, png
 
@@ -36,13 +38,15 @@ TITLES = {
 POINT: dict[str, Any] = {"fmt": "o", "markersize": 5, "capsize": 2.5}
 
 
-def draw(inputs: ReportInputs) -> dict[str, bytes]:
+def draw(inputs: ReportInputs, level: float) -> dict[str, bytes]:
     """Every figure that has data, by name."""
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(inputs.algorithms)}
     measured = {key for records in inputs.rl.values() for record in records for key in record}
     rewards = {key: f"Reward: {key.removeprefix('reward/')}" for key in sorted(measured) if key.startswith("reward/")}
     figures: dict[str, Callable[[], Figure | None]] = {
         "scores": lambda: scores(inputs, colours),
+        "pairs": lambda: win_matrix(pairs.compared(inputs, level)),
+        "frontier": lambda: frontier(inputs, colours),
         "categories": lambda: categories(inputs, colours),
         "overoptimisation": lambda: overoptimisation(inputs, colours),
         "learning": lambda: learning(inputs, colours, TITLES),
@@ -73,6 +77,46 @@ def scores(inputs: ReportInputs, colours: dict[str, str]) -> Figure:
         axis.set_ylim(len(runs) - 0.4, -0.6)
         axis.grid(axis="y", visible=False)
     axes[0][0].set_yticks(range(len(runs)), [run.name for run in runs])
+    return figure
+
+
+def win_matrix(found: Sequence[Comparison]) -> Figure | None:
+    """How often the row's answer is better than the column's; bold where the two are different. None: there is one pair."""
+    names = list(dict.fromkeys(name for one in found for name in (one.a, one.b)))
+    if len(names) < 3:
+        return None
+    figure, ((axis,),) = grid(1, 1, 1.6 + 0.62 * len(names), 1.0 + 0.42 * len(names))
+    share = np.full((len(names), len(names)), np.nan)
+    for one in found:
+        i, j = names.index(one.a), names.index(one.b)
+        share[i, j], share[j, i] = one.wins.mean, 1 - one.wins.mean
+        for row, column in ((i, j), (j, i)):
+            weight = "bold" if one.different else "normal"
+            axis.text(column, row, f"{share[row, column]:.2f}", ha="center", va="center", fontweight=weight, fontsize=8)
+    axis.imshow(share, cmap="PuOr_r", vmin=0, vmax=1, alpha=0.55, aspect="auto")
+    axis.set_xticks(range(len(names)), names, rotation=30, ha="right")
+    axis.set_yticks(range(len(names)), names)
+    axis.grid(visible=False)
+    axis.set_title("Wins of the row over the column")
+    return figure
+
+
+def frontier(inputs: ReportInputs, colours: dict[str, str]) -> Figure:
+    """Every policy's score against the seconds, tokens and divergence it took."""
+    against: dict[str, Callable[[Evaluation], float]] = {
+        "seconds": lambda run: inputs.cost(run.name).seconds,
+        "tokens": lambda run: inputs.cost(run.name).tokens,
+        "KL, nats per response": lambda run: run.kl.sequence,
+    }
+    figure, axes = grid(1, len(against), WIDTH, 2.6, sharey=True)
+    for axis, (name, of) in zip(axes[0], against.items(), strict=True):
+        axis.axhline(inputs.evaluations[0].sft.of(inputs.judge).mean, color=GREY, linewidth=1.2, linestyle="--")
+        for run in inputs.evaluations:
+            value = run.policy.of(inputs.judge)
+            axis.errorbar(of(run), value.mean, yerr=_reach(value), linewidth=1.2, **POINT, **_labelled(inputs, run, colours))
+        axis.set_xlabel(name)
+    axes[0][0].set_title(f"{inputs.judge.capitalize()} score against its cost")
+    axes[0][-1].legend()
     return figure
 
 

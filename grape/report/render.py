@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from grape.evaluation.record import Interval
-from grape.report import evolution, findings, tables
+from grape.report import evolution, findings, pairs, tables
 from grape.report.alarms import alarms
 from grape.report.conclusions import candidates
 from grape.report.data import ReportInputs
+from grape.report.first import answers
 from grape.track.registry import best
 
 if TYPE_CHECKING:
@@ -26,7 +27,9 @@ def context(inputs: ReportInputs, level: float, knobs: Report, figures: dict[str
     champion = winner.name if winner else None
     first = inputs.evaluations[0]
     algorithms = tables.algorithms(inputs, level)
+    found, alarmed = pairs.compared(inputs, level), alarms(inputs, knobs.missing)
     return {
+        "first": answers(inputs, found, alarmed),
         "title": tables.title(algorithms),
         "algorithms": algorithms,
         "names": inputs.algorithms,
@@ -36,6 +39,7 @@ def context(inputs: ReportInputs, level: float, knobs: Report, figures: dict[str
         "prompts": first.prompts,
         "per_prompt": first.samples,
         "sft": first.sft.of(inputs.judge),
+        "pairs": found,
         "league": tables.league(inputs, champion),
         "pass_at": sorted(first.sft.pass_at, key=int),
         "unneeded": inputs.unneeded,
@@ -47,7 +51,7 @@ def context(inputs: ReportInputs, level: float, knobs: Report, figures: dict[str
         "items": tables.items(inputs),
         "judges": tables.judges(inputs),
         "judges_agree": inputs.judges.statistic if inputs.judges and len(inputs.judges.judges) > 1 else None,
-        "alarms": alarms(inputs, knobs.missing),
+        "alarms": alarmed,
         "findings": findings.findings(inputs, knobs),
         "evolution": evolution.read(inputs),
         "samples": tables.samples(inputs, knobs.samples, champion),
@@ -66,7 +70,7 @@ def markdown(values: dict[str, Any]) -> str:
 def _environment(autoescape: bool) -> Environment:
     blocks: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     environment = Environment(loader=PackageLoader("grape.report"), autoescape=autoescape, undefined=StrictUndefined, **blocks)
-    filters: tuple[Callable[..., str], ...] = (number, signed, share, interval, signed_interval, direction, cell)
+    filters: tuple[Callable[..., str], ...] = (number, signed, share, interval, signed_interval, direction, chance, cell)
     environment.filters |= {function.__name__: function for function in filters}
     return environment
 
@@ -99,6 +103,11 @@ def direction(value: Interval | float, higher_is_better: bool | None = True) -> 
     if isinstance(value, float) or value.low <= 0 <= value.high or higher_is_better is None:
         return ""
     return "up" if (value.low > 0) == higher_is_better else "down"
+
+
+def chance(p: float) -> str:
+    """A p-value."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def cell(text: object) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from grape.files import write_sorted, write_text
-from grape.report import alarms, conclusions, data, findings, plots, render
+from grape.report import alarms, conclusions, data, findings, pairs, plots, render
 
 if TYPE_CHECKING:
     from grape.stages.stage import Stage
@@ -21,9 +21,10 @@ def run(stage: Stage) -> None:
     params, root = stage.params, stage.project.root
     inputs = data.read(root, params.rl.algorithms, params.rl.seeds)
     level = params.evaluate.confidence
-    figures = plots.draw(inputs)
+    figures = plots.draw(inputs, level)
     values = render.context(inputs, level, params.report, figures)
     metrics = {**conclusions.metrics(inputs, level), "rubric": findings.numbers(inputs, params.report)}
+    metrics["pairs"] = pairs.numbers(pairs.compared(inputs, level))
     reports = root / "reports"
     pages = {"report.md": render.markdown(values), "index.html": render.html(values)}
     write_sorted(reports / "metrics.json", metrics)

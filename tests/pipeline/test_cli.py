@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from grape.cli import app
 from grape.errors import GrapeError
+from grape.pipeline import preflight
 from grape.project import Project
 from tests.pipeline.harness import until
 
@@ -76,6 +77,22 @@ def test_a_missing_data_file_is_found_before_anything_runs(project: Path) -> Non
     result = grape("run", "pipeline", "--engine", "dvc")
     assert result.exit_code == 2 and "my/data is missing" in result.stderr
     assert not (project / "dvc.lock").exists()
+
+
+def test_vllm_without_its_program_is_refused_before_anything_runs(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GRAPE_VLLM", raising=False)
+    sets = ["--set", "rl.engine=vllm", "--set", "rl.importance=token"]
+    result = grape("run", "pipeline", "--engine", "dvc", *sets)
+    assert result.exit_code == 2 and "GRAPE_VLLM is not set" in result.stderr and not (project / "dvc.lock").exists()
+    found = {check["name"]: check for check in json.loads(grape("doctor", "--json").stdout)}
+    assert (
+        found["vllm"]["wrong"] and "GRAPE_VLLM is not set" in found["vllm"]["found"] and "rl.engine: grape" in found["vllm"]["mend"]
+    )
+    preflight.sampler(Project(project), ["prepare", "evaluate@grape-0"])
+    (project / "inputs/runs.yaml").write_text('runs: {"dpo-0": {"rl": {"preferences": "data/preferences"}}}')
+    preflight.sampler(Project(project), ["rl@dpo-0"])  # it samples nothing
+    with pytest.raises(GrapeError, match="GRAPE_VLLM"):
+        preflight.sampler(Project(project), ["rl@dpo-0", "rl@grpo-0"])
 
 
 def test_the_plan_of_a_fresh_project(project: Path) -> None:

@@ -77,7 +77,12 @@ def evaluation(algorithm: str, seed: int, gold: bool) -> dict[str, Any]:
     }
 
 
-def sample(number: int, category: str, gold: bool) -> dict[str, Any]:
+def draws(number: int, gain: float) -> list[float]:
+    """Four answers' scores: what the prompt is worth, the gain, and which draw it is."""
+    return [round(min(1.0, max(0.0, 0.2 + 0.04 * (number * 7 % 10) + gain + 0.05 * ((number + g) % 3))), 6) for g in range(4)]
+
+
+def sample(number: int, category: str, gold: bool, gain: float = 0.1) -> dict[str, Any]:
     items = {
         policy: [
             {"item": item, "score": 0.25 * (number % 5), "confidence": 0.8, "reason": f"{policy} {number} {item} because {HOSTILE}"}
@@ -92,6 +97,10 @@ def sample(number: int, category: str, gold: bool) -> dict[str, Any]:
     }
     before, after = texts[category]
     score = (number * 7 % 10) / 10
+    scores = {
+        side: {"gold": draws(number, more) if gold else None, "proxy": draws(number, more)}
+        for side, more in (("sft", 0.0), ("policy", gain))
+    }
     return {
         "id": f"{category}-{number}",
         "category": category,
@@ -99,6 +108,7 @@ def sample(number: int, category: str, gold: bool) -> dict[str, Any]:
         "answer": "8" if category == "arithmetic" else None,
         "sft": {"text": before, "gold": 0.3 if gold else None, "proxy": 0.4, "items": items["sft"]},
         "policy": {"text": after, "gold": score if gold else None, "proxy": score, "items": items["policy"]},
+        "draws": scores,
     }
 
 
@@ -172,10 +182,10 @@ def make_reports(tmp_path: Path) -> Callable[..., Path]:
         for algorithm in algorithms:
             for seed in seeds:
                 name = f"{algorithm}-{seed}"
-                folder = reports / "evaluate" / name
+                folder, gain = reports / "evaluate" / name, GAIN.get(algorithm, 0.1) + 0.01 * seed
                 folder.mkdir(parents=True)
                 (folder / "metrics.json").write_text(json.dumps(evaluation(algorithm, seed, gold)))
-                write_lines(folder / "samples.jsonl", [sample(n, c, gold) for c in ITEMS for n in range(samples)])
+                write_lines(folder / "samples.jsonl", [sample(n, c, gold, gain) for c in ITEMS for n in range(samples)])
                 write_lines(
                     reports / "train" / "rl" / f"{name}.jsonl",
                     [

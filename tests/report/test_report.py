@@ -117,7 +117,7 @@ def test_the_page_is_self_contained_and_hostile_text_stays_text(make_reports: Ca
     metrics.write_text(metrics.read_text().replace("courtesy", "a|b<img>"))
     write(root, ["grpo"], [0])
     page = Page(root)
-    assert not {"script", "link", "iframe"} & set(page.tags) and page.tags.count("img") == 8
+    assert not {"script", "link", "iframe"} & set(page.tags) and page.tags.count("img") == 9
     assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
     assert "<script>alert('x')</script> & | `code` ```" in page.text
     markdown = (root / "reports" / "report.md").read_text()
@@ -131,7 +131,7 @@ def test_one_step_no_curves_and_no_samples_still_make_a_page(make_reports: Calla
     root = make_reports(steps=0, samples=1)
     write(root, ["grpo"], [0], samples=0)
     page = Page(root)
-    assert page.tags.count("img") == 4
+    assert page.tags.count("img") == 5
 
 
 @pytest.mark.parametrize(
