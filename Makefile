@@ -15,7 +15,7 @@ pipeline: venv  ## run the whole pipeline (ARGS="--set rl.steps=10" is passed on
 	@$(BIN)/grape run pipeline $(ARGS)
 
 test: venv  ## run the tests (ARGS="tests/laws -k kl" is passed on)
-	@$(BIN)/python -m pytest $(or $(ARGS),--numprocesses logical --maxprocesses 4 --dist loadfile)
+	@$(BIN)/python -m pytest $(or $(ARGS),--numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder)
 
 lint: venv  ## ruff, its formatter and mypy
 	@$(BIN)/ruff check .

@@ -199,7 +199,7 @@ class Comparison:
     def standing(self) -> str:
         """What the number of seeds allows to be said."""
         if self.seeds < INDICATIVE:
-            return "of these two policies alone: one seed says nothing about others"
+            return "about these policies alone, since one seed says nothing about others"
         return "a claim about the algorithms" if self.seeds >= CLAIM else "indicative"
 
     @property

@@ -10,6 +10,8 @@ from grape.report.conclusions import cost
 from grape.report.data import ReportInputs
 from grape.report.pairs import SFT
 
+CHEAPER = 0.9  # of the best one's seconds: what is worth a word
+
 
 def answers(inputs: ReportInputs, found: Sequence[Comparison], alarms: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     """(question, answer), in the order of a reader's interest.
@@ -81,6 +83,6 @@ def _costs(best: str, inputs: ReportInputs, found: Sequence[Comparison]) -> str:
     def words(name: str) -> str:
         return f"{name}: {of[name].seconds:.0f} s, {of[name].tokens:.0f} tokens, KL {kl[name]:.2f} nats a response"
 
-    cheaper = [name for name in _level_with(best, found) if of[name].seconds < of[best].seconds]
+    cheaper = [name for name in _level_with(best, found) if of[name].seconds < CHEAPER * of[best].seconds]
     least = min(cheaper, key=lambda name: of[name].seconds, default=None)
     return words(best) + (f". As good as far as can be seen, and cheaper: {words(least)}." if least else ".")
