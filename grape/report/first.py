@@ -23,7 +23,7 @@ def answers(inputs: ReportInputs, found: Sequence[Comparison], alarms: Sequence[
     best = max(means, key=lambda name: means[name])
     said = [("Who won?", _winner(best, means, found)), ("By how much?", _margin(best, found, inputs))] if found else []
     if found:
-        said.append(("How sure?", _certainty(found)))
+        said.append(("How sure?", _certainty(best, found)))
     said.append(("At what cost?", _costs(best, inputs, found)))
     fishy = ", ".join(dict.fromkeys(name for name, _ in alarms))
     said.append(("Anything fishy?", f"{fishy}: see Alarms" if fishy else "No alarm."))
@@ -67,13 +67,13 @@ def _margin(best: str, found: Sequence[Comparison], inputs: ReportInputs) -> str
     return f"{best}, {inputs.judge} score: {'; '.join(parts)}."
 
 
-def _certainty(found: Sequence[Comparison]) -> str:
+def _certainty(best: str, found: Sequence[Comparison]) -> str:
     one, count = found[0], len(found)
     different = sum(each.different for each in found)
     family = f"{different} of {count} pairs differ after Holm's correction" if count > 1 else "one pair, nothing to correct"
     seeds = f"{one.seeds} seed{'s' if one.seeds > 1 else ''}"
-    seen = min(each.detectable for each in found)
-    return f"{seeds}, {one.prompts} prompts: {one.standing}. {family}; from {seen:.3f} on a difference would have been seen."
+    seen = max(each.detectable for each in found if best in (each.a, each.b))
+    return f"{seeds}, {one.prompts} prompts: {one.standing}. {family}; a difference of {seen:.3f} to {best} would have been seen."
 
 
 def _costs(best: str, inputs: ReportInputs, found: Sequence[Comparison]) -> str:

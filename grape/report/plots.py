@@ -85,7 +85,7 @@ def win_matrix(found: Sequence[Comparison]) -> Figure | None:
     names = list(dict.fromkeys(name for one in found for name in (one.a, one.b)))
     if len(names) < 3:
         return None
-    figure, ((axis,),) = grid(1, 1, 1.6 + 0.62 * len(names), 1.0 + 0.42 * len(names))
+    figure, ((axis,),) = grid(1, 1, WIDTH, 0.9 + 0.32 * len(names))
     share = np.full((len(names), len(names)), np.nan)
     for one in found:
         i, j = names.index(one.a), names.index(one.b)
@@ -93,8 +93,8 @@ def win_matrix(found: Sequence[Comparison]) -> Figure | None:
         for row, column in ((i, j), (j, i)):
             weight = "bold" if one.different else "normal"
             axis.text(column, row, f"{share[row, column]:.2f}", ha="center", va="center", fontweight=weight, fontsize=8)
-    axis.imshow(share, cmap="PuOr_r", vmin=0, vmax=1, alpha=0.55, aspect="auto")
-    axis.set_xticks(range(len(names)), names, rotation=30, ha="right")
+    axis.imshow(share, cmap="PuOr_r", vmin=0, vmax=1, alpha=0.22, aspect="auto")
+    axis.set_xticks(range(len(names)), names)
     axis.set_yticks(range(len(names)), names)
     axis.grid(visible=False)
     axis.set_title("Wins of the row over the column")
