@@ -162,6 +162,7 @@ def test_the_league_table_has_the_best_first_and_no_interval_from_one_seed() -> 
         "sft": {"gold": 0.3},
         "policies": {"dpo-0": own},
         "algorithms": {"dpo": row(0.35, None), "grpo": row(0.5, 0.15)},
+        "pairs": [],
     }
     lines = list(league.lines(metrics))
     assert [line.split()[0] for line in lines[3:]] == ["grpo", "dpo"]

@@ -89,7 +89,6 @@ def lines(metrics: dict[str, Any]) -> Iterator[str]:
     for row in table:
         cells = zip(row, widths, strict=True)
         yield "  ".join(text.ljust(width) if i in (0, 3) else text.rjust(width) for i, (text, width) in enumerate(cells))
-    yield ""
     yield from pairwise(metrics)
 
 
@@ -99,6 +98,7 @@ def pairwise(metrics: dict[str, Any]) -> Iterator[str]:
     if not found:
         return
     different = [one for one in found if one["different"]]
+    yield ""
     yield f"{len(different)} of {len(found)} pairs differ (Holm-corrected, paired by prompt and seed; {found[0]['standing']}):"
     yield from (f"- {one['sentence']} (p {max(one['adjusted'], 0.0001):.4f})" for one in different)
     yield from (f"- {one['sentence']}" for one in found if not one["different"])

@@ -124,7 +124,7 @@ def test_every_slotted_algorithm_has_a_learning_test() -> None:
 
 
 # Variants whose equation the oracles of tests/laws and the pinned trajectories check; others of their algorithm learn here.
-PINNED_ALONE = {"reinforce-moving", "rejection-threshold", "grpo-gspo", "grpo-cispo", "dpo-hinge"}
+PINNED_ALONE = {"reinforce-moving", "reinforce-group", "rejection-threshold", "grpo-gspo", "grpo-cispo", "grpo-dr", "dpo-hinge"}
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name not in PINNED_ALONE])
@@ -136,8 +136,7 @@ def test_reward_rises(name: str, tmp_path: Any) -> None:
     assert before < 0.5 and after > before + OWN_MARGIN.get(name, MARGIN), f"{before:.2f} -> {after:.2f}"
 
 
-@pytest.mark.parametrize("name", ["grpo", "trpo"])
-def test_reward_rises_with_adapters_alone(name: str, tmp_path: Any) -> None:
+def test_reward_rises_with_adapters_alone(tmp_path: Any) -> None:
     """Nothing but the low-rank parts moves, and the model that is loaded again, merged, is the trained one."""
     model = start()
     before = measured(model, PROMPTS)
@@ -145,10 +144,9 @@ def test_reward_rises_with_adapters_alone(name: str, tmp_path: Any) -> None:
     save_model(model, tiny.tokenizer(), tmp_path / "models/sft")
     adapt(model, LoRA(rank=4), 0)
     assert measured(model, PROMPTS) == before
-    module, rounds = VARIANTS[name][0], OWN_ROUNDS.get(name, ROUNDS)
-    params = trpo.TRPOParams(parameters="adapters", delta=0.02) if name == "trpo" else VARIANTS[name][1]
-    learner = assemble(module.ALGORITHM, params, model, AdamParams(1e-2, rounds, micro_batch_tokens=4096))
-    learner.train(learner.rollouts(tiny.chat(), PROMPTS, score, SAMPLING, (name,)), rounds, lambda *_: None)
+    module, params = VARIANTS["grpo"]
+    learner = assemble(module.ALGORITHM, params, model, AdamParams(1e-2, ROUNDS, micro_batch_tokens=4096))
+    learner.train(learner.rollouts(tiny.chat(), PROMPTS, score, SAMPLING, ("grpo",)), ROUNDS, lambda *_: None)
     after = measured(model, PROMPTS)
     save_adapter(model, tiny.tokenizer(), tmp_path / "models/policy/it", "models/sft")
     merged = load_language_model(str(tmp_path / "models/policy/it"))[0]
@@ -157,7 +155,7 @@ def test_reward_rises_with_adapters_alone(name: str, tmp_path: Any) -> None:
     assert moved and not any("embed" in key or "norm" in key for key in moved)
 
 
-@pytest.mark.parametrize("name", ["trpo", "ppo", "grape", "dpo"])
+@pytest.mark.parametrize("name", ["trpo", "grape"])
 def test_the_same_seed_gives_the_same_bits(name: str, tmp_path: Any) -> None:
     runs = []
     for i in range(2):

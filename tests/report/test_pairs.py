@@ -15,6 +15,7 @@ from grape.errors import GrapeError
 from grape.evaluation.comparison import Scored, compare
 from grape.report import data, pairs, plots, render
 from grape.report.conclusions import metrics
+from grape.report.drawing import png
 from grape.report.first import answers
 from tests.report.conftest import ITEMS, draws
 from tests.report.driver import KNOBS
@@ -43,11 +44,11 @@ def test_the_family_is_every_two_algorithms_and_sft(make_reports: MakeReports) -
 
 def test_they_stand_in_metrics_on_the_page_and_on_the_screen(make_reports: MakeReports) -> None:
     inputs = read(make_reports(THREE))
-    figures = plots.draw(inputs, 0.95)
-    values = render.context(inputs, 0.95, KNOBS, figures)
-    markdown, html = render.markdown(values), render.html(values)
     found = pairs.compared(inputs, 0.95)
-    assert {"pairs", "frontier"} <= figures.keys() and found
+    figures = {"pairs": plots.win_matrix(found), "frontier": plots.frontier(inputs, dict.fromkeys(THREE, "black"))}
+    values = render.context(inputs, 0.95, KNOBS, {name: png(figure) for name, figure in figures.items() if figure})
+    markdown, html = render.markdown(values), render.html(values)
+    assert html.count("data:image/png") == 2 and found
     for one in found:
         assert one.sentence in html.replace("&#39;", "'") and one.sentence in markdown.replace("\\", "")
     assert "6 comparisons on the same" in html and "indicative" in markdown
@@ -76,7 +77,7 @@ def test_one_algorithm_is_a_family_of_one(make_reports: MakeReports) -> None:
     (one,) = pairs.compared(inputs, 0.95)
     assert (one.a, one.b) == ("grpo", "SFT") and one.p == one.adjusted
     assert one.joint.low == pytest.approx(one.difference.low, rel=1e-9)
-    assert "pairs" not in plots.draw(inputs, 0.95)
+    assert plots.win_matrix([one]) is None
     assert "nothing to correct" in dict(answers(inputs, [one], []))["How sure?"]
 
 
@@ -106,5 +107,5 @@ def test_a_single_prompt_has_no_comparison(make_reports: MakeReports) -> None:
         path.write_text(path.read_text().splitlines(keepends=True)[0])
     inputs = read(root, ("grpo",))
     assert pairs.compared(inputs, 0.95) == []
-    values = render.context(inputs, 0.95, KNOBS, plots.draw(inputs, 0.95))
+    values = render.context(inputs, 0.95, KNOBS, {})
     assert "A against B" not in render.html(values) and "At what cost?" in render.markdown(values)

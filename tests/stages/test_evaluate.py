@@ -133,7 +133,7 @@ def test_the_files_hold_their_fields_in_this_order_and_are_read_back() -> None:
     assert " ".join(found["sft"]["items"]["a/x"]) == "score confidence missing spread length_correlation"
     assert Evaluation.model_validate_json(json.dumps(found)) == made
     (sample,) = answers()
-    assert " ".join(sample.row()) == "id category prompt answer sft policy"
+    assert " ".join(sample.row()) == "id category prompt answer sft policy draws"
     assert " ".join(sample.row()["sft"]) == "text gold proxy items", "raw only where it is another text"
     assert Sample.model_validate(sample.row()) == sample
 
