@@ -79,8 +79,9 @@ def answered(params: Params, root: Path) -> Needed:
 
     def judges(reward: str | None) -> set[str]:
         """What scoring by `reward` opens."""
-        by = {"rubric": {stage for stage, kind in (("critic", "critic"), ("reward", "reward_model")) if kind in kinds}}
-        return by.get(reward or "", {"reward"} if reward else set())
+        if reward == "rubric":
+            return {stage for kind, stage in (("critic", "critic"), ("reward_model", "reward")) if kind in kinds}
+        return {"reward"} if reward == "reward_model" else set()
 
     trained = {name: judges(reward) | more for name, (reward, more) in learners.items()}
     evaluated = judges(params.rl.reward)

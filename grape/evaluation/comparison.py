@@ -18,8 +18,8 @@ A = SS_s / chi2 and B = SS_p / chi2, and C = SS_e over its degrees of freedom, w
 
 and an interval holds the middle of that. With one seed it is Student's t over prompts, and where prompts do not differ that over
 seeds. Two simpler ways do not hold, as tests/laws/test_comparison.py counts, together with how often this one does. The percentiles
-of a hierarchical bootstrap are too narrow with three seeds (`hierarchical` is there for its draws). Satterthwaite's degrees of
-freedom say far too often that a difference is beyond doubt: 20 times in a hundred, of a family of six pairs that do not differ.
+of a hierarchical bootstrap are too narrow with three seeds. Satterthwaite's degrees of freedom say far too often that a difference
+is beyond doubt: 20 times in a hundred, of a family of six pairs that do not differ.
 
 Sources: the layout: Searle, Casella, McCulloch 1992, ch. 4; generalised intervals: Weerahandi 1993, JASA 88; the bootstrap of
 crossed factors: Owen 2007; families: Holm 1979; several seeds: Agarwal et al. 2021 (2108.13264), Colas et al. 2018 (1806.08295).
@@ -78,11 +78,6 @@ class Estimate:
         return Interval(mean=self.mean, low=self.mean - half, high=self.mean + half)
 
     @property
-    def se(self) -> float:
-        """The middle of the scales."""
-        return float(np.median(self.scales))
-
-    @property
     def p(self) -> float:
         """Two-sided, of a true mean of 0."""
         return self.beyond(abs(self.mean))
@@ -118,17 +113,6 @@ def estimate(values: np.ndarray) -> Estimate:
 def _chi2(df: int, count: int) -> np.ndarray:
     """`count` numbers, each in the middle of an equally likely part of the distribution."""
     return np.asarray(chdtri(df, (np.arange(count) + 0.5) / count))
-
-
-def hierarchical(values: np.ndarray, draws: np.random.Generator, resamples: int = 2000) -> np.ndarray:
-    """(resamples,) means of values (S, P) with seeds, then prompts drawn with replacement: the same prompts for every seed, since
-    they are crossed."""
-    seeds, prompts = values.shape
-    found = np.empty(resamples)
-    for i in range(resamples):
-        rows, columns = draws.integers(0, seeds, seeds), draws.integers(0, prompts, prompts)
-        found[i] = values[np.ix_(rows, columns)].mean()
-    return found
 
 
 def holm(p: Sequence[float]) -> list[float]:
