@@ -17,9 +17,8 @@ A = SS_s / chi2 and B = SS_p / chi2, and C = SS_e over its degrees of freedom, w
     delta = d + Z sqrt(V / (S P)),    V = max(A, C) + max(B, C) - C,    Z standard normal (Weerahandi 1993),
 
 and an interval holds the middle of that. With one seed it is Student's t over prompts, and where prompts do not differ that over
-seeds. Two simpler ways do not hold, as tests/laws/test_comparison.py counts, together with how often this one does. The percentiles
-of a hierarchical bootstrap are too narrow with three seeds. Satterthwaite's degrees of freedom say far too often that a difference
-is beyond doubt: 20 times in a hundred, of a family of six pairs that do not differ.
+seeds. The percentiles of a hierarchical bootstrap are too narrow with three seeds, as tests/laws/test_comparison.py counts; it also
+counts how often these intervals hold.
 
 Sources: the layout: Searle, Casella, McCulloch 1992, ch. 4; generalised intervals: Weerahandi 1993, JASA 88; the bootstrap of
 crossed factors: Owen 2007; families: Holm 1979; several seeds: Agarwal et al. 2021 (2108.13264), Colas et al. 2018 (1806.08295).
