@@ -70,7 +70,7 @@ def _margin(best: str, found: Sequence[Comparison], inputs: ReportInputs) -> str
 def _certainty(best: str, found: Sequence[Comparison]) -> str:
     one, count = found[0], len(found)
     different = sum(each.different for each in found)
-    family = f"{different} of {count} pairs differ after Holm's correction" if count > 1 else "one pair, nothing to correct"
+    family = f"{different} of {count} pairs differ after Holm's correction" if count > 1 else "One pair, nothing to correct"
     seeds = f"{one.seeds} seed{'s' if one.seeds > 1 else ''}"
     seen = max(each.detectable for each in found if best in (each.a, each.b))
     return f"{seeds}, {one.prompts} prompts: {one.standing}. {family}; a difference of {seen:.3f} to {best} would have been seen."

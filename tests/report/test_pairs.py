@@ -78,7 +78,7 @@ def test_one_algorithm_is_a_family_of_one(make_reports: MakeReports) -> None:
     assert (one.a, one.b) == ("grpo", "SFT") and one.p == one.adjusted
     assert one.joint.low == pytest.approx(one.difference.low, rel=1e-9)
     assert plots.win_matrix([one]) is None
-    assert "nothing to correct" in dict(answers(inputs, [one], []))["How sure?"]
+    assert "One pair, nothing to correct" in dict(answers(inputs, [one], []))["How sure?"]
 
 
 def test_one_seed_says_nothing_about_others(make_reports: MakeReports) -> None:
