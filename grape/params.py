@@ -14,6 +14,8 @@ from grape.errors import GrapeError, nearest
 from grape.files import replacing
 from grape.schema import Params
 
+RESERVED = frozenset({"sft", "base"})  # no algorithm has the name of a side in the tables
+
 
 def _line(tree: Any, location: tuple[Any, ...]) -> int:
     """1-based line of the key at `location`, of its nearest parent that has one."""
@@ -83,6 +85,10 @@ def _checked(text: str, path: Path, algorithms: Collection[str] | None = None) -
             except ValidationError as error:
                 raise _refuse(error, path, tree, model, ("algorithms", name)) from error
     for name in params.rl.algorithms:
+        if name.lower() in RESERVED:
+            what = f"rl.algorithms names {name!r}, as every report calls the model that all algorithms are compared with"
+            where = f"{path.name}:{_line(tree, ('rl', 'algorithms'))}"
+            raise GrapeError(what, where=where, mend=f"call it otherwise, in rl.algorithms and under algorithms: my-{name}, say")
         if name not in params.algorithms:
             what = f"rl.algorithms names {name!r}, but `algorithms` has no entry for it, so DVC could not track its knobs"
             where, mend = f"{path.name}:{_line(tree, ('algorithms',))}", f"add `{name}: {{}}` under `algorithms` for its defaults"

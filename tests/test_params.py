@@ -125,3 +125,13 @@ def test_what_set_writes_can_be_read_by_every_parser(project_dir: Path) -> None:
     with pytest.raises(GrapeError, match="not valid YAML") as caught:
         params.load(path)
     assert str(caught.value.where).startswith("params.yaml:")
+
+
+@pytest.mark.parametrize("name", ["SFT", "sft", "base"])
+def test_no_algorithm_has_the_name_of_a_side_in_the_tables(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text((Path(__file__).resolve().parents[1] / "params.yaml").read_text())
+    sets = [f'algorithms.{name}={{use: "grape.algorithms.grpo:ALGORITHM"}}', f"rl.algorithms=[{name}, grpo]"]
+    with pytest.raises(GrapeError, match="as every report calls the model") as raised:
+        params.edited(path, sets)
+    assert "params.yaml:" in str(raised.value.where) and f"my-{name}" in str(raised.value.mend)
