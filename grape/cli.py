@@ -136,7 +136,12 @@ def _show_plan(targets: tuple[str, ...], as_json: bool) -> None:
     here = entered()
     preflight.initialised(here)
     drawn, left = look_ahead(here, Request(targets), Hooks()), Hooks().unneeded(here)
-    found = {"up_to_date": drawn is None, "stages": drawn.as_json() if drawn else [], "not_needed": left}
+    found = {
+        "up_to_date": drawn is None,
+        "stages": drawn.as_json() if drawn else [],
+        "not_needed": left,
+        "notes": list(drawn.notes) if drawn else [],
+    }
     show_as(found, drawn.lines() if drawn else ["everything is up to date", *left_out(left)], as_json)
 
 

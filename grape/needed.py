@@ -5,9 +5,9 @@ with that reason, and all the others go on.
 
 DVC's graph cannot ask an algorithm, a knob or a rubric what it reads. So each of these stages depends on a card, `inputs/STAGE`,
 that says whether anybody reads what the stage makes, and nothing else: the stage runs again when that answer changes, not
-whenever an algorithm is added. And `inputs/runs.yaml`, which dvc.yaml's `foreach` goes through, says of each run of rl and evaluate
-which of the three it reads: GRPO does not wait for the pairs that DPO beside it learns from, and is not run again when they change.
-Before each run or plan grape writes the cards anew; a stage that finds its card untrue refuses.
+whenever an algorithm is added. And `inputs/runs.yaml`, which dvc.yaml's `foreach` goes through, says of each run of rl, evaluate
+and test which of the three it reads: GRPO does not wait for the pairs that DPO beside it learns from, and is not run again when
+they change. Before each run or plan grape writes the cards anew; a stage that finds its card untrue refuses.
 
 To answer, the algorithms' code is loaded, and with it torch. The answer is therefore kept beside what it was made from.
 """
@@ -39,7 +39,7 @@ REASONS = {
     "preferences": "no algorithm learns from pairs, and no reward model is made",
     "reward": "no algorithm, knob or rubric item reads a reward model, and reward.when is needed",
 }
-JUDGES = ("critic", "reward")  # of these, what evaluate may read
+JUDGES = ("critic", "reward")  # of these, what evaluate and test may read
 MAKES = {"critic": "models/critic", "preferences": "data/preferences", "reward": "models/reward"}
 RUNS = f"{FOLDER}/runs.yaml"
 WITHOUT = {stage: f"{FOLDER}/without/{stage}" for stage in REASONS}  # a run depends on it in place of what it does not read
@@ -57,7 +57,8 @@ _ASK = "import sys; from grape.needed import main; sys.exit(main())"
 class Needed:
     """
     Attributes:
-        unneeded: the stages that nobody needs. runs: `grpo-0` -> its algorithm and seed, and what its stages rl and evaluate read.
+        unneeded: the stages that nobody needs. runs: `grpo-0` -> its algorithm and seed, and what its stages read: rl, and
+            evaluate, which test reads as well.
     """
 
     unneeded: tuple[str, ...]
@@ -213,7 +214,7 @@ def _bytes(path: Path) -> bytes | None:
 def listed(runs: Mapping[str, Any]) -> str:
     """`Needed.runs` as inputs/runs.yaml has them: YAML, each run a line of JSON."""
     lines = [f"  {json.dumps(name)}: {json.dumps(run)}" for name, run in runs.items()]
-    head = "# The runs of rl and evaluate, and what each reads of what not all of them read. grape keeps this true.\nruns:"
+    head = "# The runs of rl, evaluate and test, and what each reads of what not all of them read. grape keeps this true.\nruns:"
     return "\n".join([head, *lines]) + "\n"
 
 

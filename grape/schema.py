@@ -48,7 +48,7 @@ class Model(Section):
         return self
 
 
-Table = Literal["corpus", "sft", "prompts", "heldout", "judgements", "preferences"]
+Table = Literal["corpus", "sft", "prompts", "validation", "test", "judgements", "preferences"]
 
 
 class Prepare(Section):
@@ -60,7 +60,8 @@ class Prepare(Section):
     documents: int = Field(ge=1)
     demonstrations: int = Field(ge=1)
     prompts: int = Field(ge=1)
-    heldout: int = Field(ge=2)
+    validation: int = Field(ge=2)
+    test: int = Field(ge=2)
     judgements: int = Field(ge=0)
     noise: float = Field(ge=0, le=1)
 

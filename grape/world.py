@@ -145,7 +145,7 @@ def _unique(count: int, excluded: frozenset[str], rng: random.Random) -> Iterato
             misses += 1
             if misses > 5000:
                 raise ValueError(
-                    "the default world has fewer different questions than params.yaml asks for (prepare.prompts, prepare.heldout)"
+                    "the default world has fewer different questions than params.yaml asks for (prepare.prompts, validation, test)"
                 )
             continue
         seen.add(text)
@@ -228,15 +228,16 @@ def _judgements(seed: int, excluded: frozenset[str]) -> Iterator[Row]:
 
 
 def build(params: Any, seed: int) -> dict[str, list[Row]]:
-    """Every dataset of the world: corpus, sft, train (prompts), heldout (prompts), judgements.
+    """Every dataset of the world: corpus, sft, judgements, and prompts: train, validation, test.
 
-    No text of a held-out prompt occurs in any other dataset.
+    No text of a validation or test prompt occurs in any other dataset.
 
     Args:
         params: the `prepare` section of params.yaml. seed: the run's seed.
     """
-    heldout = [*_unique(params.heldout, frozenset(), random.Random(f"{seed} heldout"))]
-    excluded = frozenset(text for _, text, _ in heldout)
+    test = [*_unique(params.test, frozenset(), random.Random(f"{seed} heldout"))]
+    validation = [*_unique(params.validation, frozenset(text for _, text, _ in test), random.Random(f"{seed} validation"))]
+    excluded = frozenset(text for _, text, _ in [*test, *validation])
     train = [*_unique(params.prompts, excluded, random.Random(f"{seed} prompts"))]
 
     def asked(questions: list[tuple[str, str, str]]) -> list[Row]:
@@ -246,6 +247,7 @@ def build(params: Any, seed: int) -> dict[str, list[Row]]:
         "corpus": list(_corpus(params, seed, excluded)),
         "sft": list(_demonstrations(params, seed, excluded)),
         "train": asked(train),
-        "heldout": asked(heldout),
+        "validation": asked(validation),
+        "test": asked(test),
         "judgements": list(islice(_judgements(seed, excluded), params.judgements)),
     }

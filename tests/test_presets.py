@@ -32,12 +32,13 @@ def test_what_a_preset_says_holds(name: str) -> None:
 def test_the_instructions_are_those_of_the_rubrics_and_no_question_is_on_both_sides() -> None:
     folder = HERE / "instructions"
     asked = {}
-    for name in ("prompts", "heldout"):
+    for name in ("prompts", "validation", "test"):
         path = folder / f"instructions/{name}.jsonl"
         rows = checked(list(converted(read(path), "prompts", str(path), Told(), print, Counter())), PromptRow)
         assert {row.category for row in rows} == load_rubrics(folder / "rubrics").keys()
         asked[name] = {row.prompt[-1].content.partition("?")[0] for row in rows}
-    assert not asked["prompts"] & asked["heldout"] and len(asked["heldout"]) == 21
+    assert [len(asked[name]) for name in ("prompts", "validation", "test")] == [72, 12, 21]
+    assert len(set.union(*asked.values())) == 72 + 12 + 21
 
 
 def test_the_judgements_of_the_instructions_are_labels_of_the_rubrics_critic_items() -> None:

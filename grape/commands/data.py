@@ -11,6 +11,7 @@ from typing import Any
 from grape.artifacts import Document, Judgement, Preference, PromptRow, Record
 from grape.data import near
 from grape.errors import GrapeError
+from grape.evaluation.record import HELD_OUT
 from grape.files import read_lines
 from grape.leakage import said, turns_of
 from grape.models.chat import Chat
@@ -35,7 +36,8 @@ FILES: dict[str, tuple[str, type[Record]]] = {
     "critic": DATASETS["judgements"],
     "reward": ("data/preferences/train.jsonl", Preference),
     "rl": DATASETS["train"],
-    "evaluate": DATASETS["heldout"],
+    "evaluate": DATASETS["validation"],
+    "test": DATASETS["test"],
 }
 MEND = "run it first: grape run prepare"
 
@@ -98,18 +100,21 @@ def _prepared(project: Project) -> dict[str, int]:
 def _alike(project: Project, stage: str, records: Table[Any]) -> dict[str, Any]:
     """Rows that stand twice, that are nearly the same, and that nearly hold a held-out question; of the first LOOKED rows."""
     texts = _Texts(records.select(range(min(len(records), LOOKED))))
-    path = project.root / FILES["evaluate"][0]
-    asked = read_table(path, PromptRow, MEND) if stage not in ("base", "evaluate") and path.is_file() else ()
-    questions = [_text(row) for row in asked]
 
-    def pairs(found: Iterable[tuple[int, int, float]], beside: str) -> list[dict[str, Any]]:
-        return [{"row": place + 1, beside: other + 1, "similarity": round(value, 3)} for place, other, value in found]
+    def pairs(found: Iterable[tuple[int, int, float]], beside: str, **more: str) -> list[dict[str, Any]]:
+        return [{"row": place + 1, beside: other + 1, "similarity": round(value, 3), **more} for place, other, value in found]
+
+    held_out: list[dict[str, Any]] = []
+    for split in () if stage in ("base", "test") else ("test",) if stage == "evaluate" else HELD_OUT:
+        path = project.root / DATASETS[split][0]
+        questions = [_text(row) for row in read_table(path, PromptRow, MEND)] if path.is_file() else []
+        held_out += pairs(near.overlapping(questions, texts), "heldout_row", split=split)
 
     return {
         "looked_at": len(texts),
         "duplicates": [{"row": place + 1, "as_row": other + 1} for place, other in near.repeats(texts).items()],
         "near_duplicates": pairs(near.similar(texts), "as_row"),
-        "near_heldout": pairs(near.overlapping(questions, texts), "heldout_row"),
+        "near_heldout": sorted(held_out, key=lambda pair: int(pair["row"])),
     }
 
 
@@ -201,7 +206,8 @@ def _alike_lines(found: dict[str, Any]) -> Iterator[str]:
             yield f"{len(rows)} rows{of} {what}"
         for row in rows[:EXAMPLES]:
             share = f", {row['similarity']:.0%}" if "similarity" in row else ""
-            yield f"  row {row['row']} and {'held-out ' if beside == 'heldout_row' else ''}row {row[beside]}{share}"
+            split = f"{row['split']} " if "split" in row else ""
+            yield f"  row {row['row']} and {split}row {row[beside]}{share}"
 
 
 def _visible(token: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -19,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from grape import memory, needed
 from grape.algorithms.base import OnlineParams, ValueParams
 from grape.commands import products
+from grape.evaluation.record import HELD_OUT
 from grape.models import attention
 from grape.models.checkpointing import checkpointed
 from grape.models.forward import Dtype, Weights, autocast
@@ -201,16 +203,19 @@ def estimate(project: Project, params: Params) -> list[Footprint]:
         if slot.update == "natural_gradient":
             need = trusted(need, size, trainable, micro, rows * rl.max_new_tokens)
         needs.append(need)
-    asked = cache(params.evaluate.samples * _heldout(project, params), model.weights)
+    asked = cache(params.evaluate.samples * _held_out(project, params), model.weights)
     return [*needs, asking("evaluate", size, frozen=2 * frozen + judges, cache=asked, micro=micro, models=2)]
 
 
-def _heldout(project: Project, params: Params) -> int:
-    """Prompts that are evaluated: as many as were prepared, or will be."""
-    prepared = project.root / "data/prompts/heldout.jsonl"
-    if not prepared.is_file():
-        return params.prepare.heldout
-    with prepared.open("rb") as file:
+def _held_out(project: Project, params: Params) -> int:
+    """Prompts of the larger held-out split: as many as were prepared, or will be."""
+    return max(_rows(project.root / f"data/prompts/{split}.jsonl", getattr(params.prepare, split)) for split in HELD_OUT)
+
+
+def _rows(path: Path, otherwise: int) -> int:
+    if not path.is_file():
+        return otherwise
+    with path.open("rb") as file:
         return sum(1 for _ in file)
 
 

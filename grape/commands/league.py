@@ -77,7 +77,7 @@ def rows(metrics: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def caption(metrics: dict[str, Any]) -> str:
     judge = metrics["judge"]
-    return f"score: {judge}, on held-out prompts, SFT has {metrics['sft'][judge]:.3f}; KL in nats per response; seconds of one run"
+    return f"score: {judge}, on test prompts, SFT has {metrics['sft'][judge]:.3f}; KL in nats per response; seconds of one run"
 
 
 def lines(metrics: dict[str, Any]) -> Iterator[str]:

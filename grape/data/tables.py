@@ -65,7 +65,7 @@ class Source(BaseModel):
 
 
 # Tables in which a row stands once, and why.
-ONCE = dict.fromkeys(("prompts", "heldout"), "every prompt stands once") | dict.fromkeys(
+ONCE = dict.fromkeys(("prompts", "validation", "test"), "every prompt stands once") | dict.fromkeys(
     ("preferences", "judgements"), "copies of a row would be learned from and measured on"
 )
 

@@ -1,15 +1,18 @@
-"""What stands in reports/evaluate/ALGORITHM-SEED: metrics.json is an Evaluation, a line of samples.jsonl a Sample.
+"""What stands in reports/evaluate/ALGORITHM-SEED and reports/test/ALGORITHM-SEED: metrics.json is an Evaluation, a line of
+samples.jsonl a Sample.
 
 Fields stand in the order of the files.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 JudgeName = Literal["gold", "proxy"]
+Split = Literal["validation", "test"]  # of the held-out prompts: what may be looked at, and what the report's tables are made from
+HELD_OUT: tuple[Split, ...] = get_args(Split)
 
 
 class Strict(BaseModel):
@@ -116,11 +119,15 @@ class Benchmark(Strict):
 
 
 class Evaluation(Strict):
-    """`base`: the pre-trained model's side, "sft": the two are one model (no SFT step); None: it was not evaluated.
+    """`data`: md5 of the prompts. `weights`: md5 of the policy. `base`: the pre-trained model's side, "sft": the two are one model
+    (no SFT step); None: it was not evaluated.
 
     `dataset_differences`: by how much the policy is better than SFT on the prompts of each data set.
     """
 
+    split: Split
+    data: str
+    weights: str
     algorithm: str
     seed: int
     prompts: int

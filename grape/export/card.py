@@ -13,9 +13,10 @@ from grape.errors import GrapeError
 from grape.evaluation.record import Evaluation, Interval, Side
 from grape.export.lineage import Lineage, Records, hub_data, param, stage_of
 
-TABLES = {"corpus": "corpus", "sft": "demonstrations", "train": "training prompts", "heldout": "held-out prompts"}
-TABLES |= {"judgements": "judgements", "preferences": "labelled pairs"}
-FOLDERS = {"corpus": "data/corpus", "sft": "data/sft", "train": "data/prompts", "heldout": "data/prompts"}
+TABLES = {"corpus": "corpus", "sft": "demonstrations", "train": "training prompts", "validation": "validation prompts"}
+TABLES |= {"test": "test prompts", "judgements": "judgements", "preferences": "labelled pairs"}
+FOLDERS = {"corpus": "data/corpus", "sft": "data/sft"}
+FOLDERS |= {split: f"data/prompts/{split}.jsonl" for split in ("train", "validation", "test")}
 FOLDERS |= {"judgements": "data/judgements", "preferences": "data/labelled"}
 READER = "AutoModelForSequenceClassification"
 
@@ -84,9 +85,9 @@ def _measured(about: About, found: Evaluation | None) -> Iterator[Any]:
         if value is not None and found is not None:
             yield EvalResult(
                 task_type="text-generation",
-                dataset_type="held-out-prompts",
-                dataset_name="held-out prompts (data/prompts)",
-                dataset_args={"md5": _digest(about.lineage, "data/prompts")},
+                dataset_type="test-prompts",
+                dataset_name="test prompts (data/prompts/test.jsonl)",
+                dataset_args={"md5": _digest(about.lineage, "data/prompts/test.jsonl")},
                 metric_type=name,
                 metric_name=f"{name} score, mean of {found.prompts} prompts",
                 metric_value=value.mean,
@@ -99,21 +100,21 @@ def _side(about: About, found: Evaluation | None) -> Side | None:
 
 
 def evaluation(records: Records, lineage: Lineage) -> Evaluation | None:
-    """What reports/evaluate says of these weights; None: nothing, or of others, or it is not what dvc.lock names."""
+    """What reports/test says of these weights; None: nothing, or of others, or it is not what dvc.lock names."""
     model = lineage["artifact"]
     for name, entry in records.lock.items():
         read = {dep["path"]: dep.get("md5") for dep in entry.get("deps") or []}
-        if not name.startswith("evaluate@") or read.get(model["path"]) != model["md5"]:
+        if not name.startswith("test@") or read.get(model["path"]) != model["md5"]:
             continue
-        folder = f"reports/evaluate/{name.removeprefix('evaluate@')}"
-        if model["path"] not in ("models/sft", f"models/policy/{name.removeprefix('evaluate@')}"):
+        folder = f"reports/test/{name.removeprefix('test@')}"
+        if model["path"] not in ("models/sft", f"models/policy/{name.removeprefix('test@')}"):
             continue
         if folder in records.makers and records.state(folder, records.makers[folder][1]) == "same":
             path = records.project.root / folder / "metrics.json"
             try:
                 return Evaluation.model_validate_json(path.read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
-                raise GrapeError("this is not what evaluate writes", where=str(path), mend=f"run it: grape run {name}") from error
+                raise GrapeError("this is not what test writes", where=str(path), mend=f"run it: grape run {name}") from error
     return None
 
 
@@ -178,7 +179,7 @@ def _results(about: About, found: Evaluation | None) -> Iterator[str]:
     if found is None or side is None:
         yield "No evaluation is of these weights."
         return
-    yield f"On {found.prompts} held-out prompts, {found.samples} sampled answers each; intervals by bootstrap over prompts."
+    yield f"On {found.prompts} test prompts, {found.samples} sampled answers each; intervals by bootstrap over prompts."
     yield "*Gold* is a truth that training never saw, *proxy* the reward it was trained on.\n"
     policy = side is found.policy
     yield "| | this model |" + " SFT | difference |" * policy

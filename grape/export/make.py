@@ -85,7 +85,7 @@ def _language(job: Job) -> card.About:
     folder.refuse_full(job.place, folder.bytes_of(model, dtype) * (2 if job.order.gguf else 1))
     positions, longest = job.params.model.positions, job.params.rl.max_new_tokens
     asked = job.order.replay != 0
-    prompts = replay.usable(chat, _heldout(job.project), positions - longest, job.order.replay) if asked else []
+    prompts = replay.usable(chat, _validation(job.project), positions - longest, job.order.replay) if asked else []
     policy = replay.greedy(model, chat, prompts, longest, positions)
     if dtype != "float32":
         folder.in_dtype(model, dtype, job.source)
@@ -103,11 +103,11 @@ def _language(job: Job) -> card.About:
     return card.About(job.stage, job.lineage, dtype, job.order.license, job.hub_base, notes, proof)
 
 
-def _heldout(project: Project) -> list[Prompt]:
-    path = project.root / "data/prompts/heldout.jsonl"
+def _validation(project: Project) -> list[Prompt]:
+    path = project.root / "data/prompts/validation.jsonl"
     if not path.is_file():
         mend = "bring them back: grape run prepare; or use --replay 0"
-        raise GrapeError("there are no held-out prompts to replay", where="data/prompts/heldout.jsonl", mend=mend)
+        raise GrapeError("there are no validation prompts to replay", where="data/prompts/validation.jsonl", mend=mend)
     return read_prompts(path)
 
 

@@ -1,4 +1,4 @@
-"""Proof that an exported folder is the model it was made from: greedy answers to held-out prompts, token by token.
+"""Proof that an exported folder is the model it was made from: greedy answers to validation prompts, token by token.
 
 On one side grape's own sampling, one prompt at a time, so that no padding takes part in any sum; on the other plain transformers,
 which loads the folder in a process of its own (plain.py). In float32 they are the policy's answers. In another dtype they are
@@ -47,7 +47,7 @@ class Replay:
 
     def line(self) -> str:
         """The result for the card and the screen."""
-        said = f"{self.equal} of {self.asked} greedy answers to held-out prompts equal those of grape, token by token"
+        said = f"{self.equal} of {self.asked} greedy answers to validation prompts equal those of grape, token by token"
         if self.dtype != "float32":
             said += f" (with the weights in {self.dtype}; {self.equal_to_policy} equal those of the float32 weights)"
         return f"{said}. First difference: {self.difference}" if self.difference else said
@@ -70,7 +70,7 @@ def usable(chat: Chat, prompts: Sequence[Prompt], room: int, wanted: int | None)
         if len(chat.prompt(prompt.messages, prompt.id)) <= room and MARK not in chat.text(prompt.messages, True, prompt.id):
             found.append(prompt)
     if len(found) < count and (wanted is not None or not found):
-        what = f"{count} answers are to be replayed, and {len(found)} held-out prompts can be"
+        what = f"{count} answers are to be replayed, and {len(found)} validation prompts can be"
         raise GrapeError(what, where="--replay", mend=f"use --replay {len(found)}" + " (no replay)" * (not found))
     return found
 

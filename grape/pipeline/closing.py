@@ -11,7 +11,8 @@ from grape.pipeline.execute import Outcome
 from grape.project import Project
 
 # The number of a stage that is worth a column, best first; otherwise the first one it has.
-_HEADLINES = ("difference", "gold", "agreement", "accuracy", "reward", "perplexity", "loss", "pairs", "rows/train")
+_HEADLINES: tuple[str, ...] = ("test/difference", "validation/difference")
+_HEADLINES += ("gold", "agreement", "accuracy", "reward", "perplexity", "loss", "pairs", "rows/train")
 
 
 def headline(receipt: Mapping[str, Any] | None) -> str:

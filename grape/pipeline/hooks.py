@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +47,21 @@ class Hooks:
 
         values = load(params)
         runs = [f"{algorithm}-{values.rl.seeds[0]}" for algorithm in values.rl.algorithms]
-        for stage in ("prepare", *(f"{kind}@{run}" for run in runs for kind in ("rl", "evaluate"))):
+        for stage in ("prepare", *(f"{kind}@{run}" for run in runs for kind in ("rl", "evaluate", "test"))):
             refuse_imports(Project(params.parent.resolve()), values, stage)
         write_text(note, key)
 
     def unneeded(self, project: Project) -> dict[str, str]:
         """Stage -> why it is left out. Raises GrapeError: what `needed.answered` refuses."""
         return needed.unneeded(project)
+
+    def notes(self, project: Project, todo: Collection[str]) -> tuple[str, ...]:
+        """What is to be known of the stages that may run."""
+        if not any(stage.startswith("test@") for stage in todo):
+            return ()
+        from grape import looks
+
+        return (looks.sentence(project),)
 
     def edit(self, params: Path, assignments: list[str]) -> None:
         from grape.params import set_values

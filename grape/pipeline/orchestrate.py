@@ -80,8 +80,8 @@ def look(project: Project, request: Request, hooks: Hooks) -> Plan | None:
     known = plan.known(project)
     if not status and all(any(t in (n, n.split("@")[0]) for n in known) for t in request.targets):
         return None
-    drawn = replace(plan.draw(project, list(request.targets), status), unneeded=unneeded)
-    return drawn if drawn.todo else None
+    drawn = plan.draw(project, list(request.targets), status)
+    return replace(drawn, unneeded=unneeded, notes=hooks.notes(project, drawn.todo)) if drawn.todo else None
 
 
 def run(project: Project, request: Request, engine: Engine, screen: Screen, hooks: Hooks) -> Result:

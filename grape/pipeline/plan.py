@@ -34,6 +34,7 @@ class Plan:
     graph: Graph
     steps: tuple[Step, ...]
     unneeded: Mapping[str, str] = field(default_factory=dict)  # stage -> why it is left out: it only writes that down
+    notes: tuple[str, ...] = ()  # what else is to be known before it runs
 
     @property
     def todo(self) -> set[str]:
@@ -50,6 +51,7 @@ class Plan:
             reasons, left = "; ".join(step.reasons), self.unneeded.get(step.stage)
             what = f"not needed: {left}" if left else _WORDS[step.action] + (f": {reasons}" if reasons else "")
             yield f"{step.stage:<{width}}  {what}"
+        yield from self.notes
 
     def as_json(self) -> list[dict[str, Any]]:
         more = {

@@ -21,7 +21,19 @@ def alarms(inputs: ReportInputs, missing: float) -> list[tuple[str, str]]:
     """(policy, what is wrong) for every policy. missing: the share of scores that may be missing."""
     found = [(run.name, hint) for run in inputs.evaluations for hint in hints(run, inputs.rl[run.name], missing)]
     unmade = [(stage, f"nothing was made: {reason}.") for stage, reason in inputs.unmade.items()]
-    return [*found, *unmade, *_dropped(inputs)]
+    return [*found, *unmade, *_dropped(inputs), *_looks(inputs)]
+
+
+def _looks(inputs: ReportInputs) -> Iterator[tuple[str, str]]:
+    """That the test prompts were looked at before."""
+    if count := len(inputs.looks):
+        last = inputs.looks[-1]
+        policies = f"{count} policies that are" if count > 1 else "a policy that is"
+        yield (
+            "test",
+            f"These test prompts were looked at before, for {policies} not in this report (last {last.policy}, {last.at[:10]}): "
+            "what was chosen after that is measured too well. Choose by reports/evaluate, or take new test prompts.",
+        )
 
 
 def _dropped(inputs: ReportInputs) -> Iterator[tuple[str, str]]:

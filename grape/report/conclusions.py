@@ -66,8 +66,9 @@ def conclusion(inputs: ReportInputs, algorithm: str, level: float) -> Conclusion
 
 
 def candidates(inputs: ReportInputs) -> list[Candidate]:
-    """Every policy with its difference to SFT, for the champion alias."""
-    differences = {run.name: run.difference.of(inputs.judge) for run in inputs.evaluations}
+    """Every policy with its difference to SFT on validation prompts, for the champion alias: the best of many on the prompts that
+    are reported would be reported too well."""
+    differences = {run.name: run.difference.of(inputs.judge) for run in inputs.validation}
     return [Candidate(name, difference.mean, difference.low) for name, difference in differences.items()]
 
 
@@ -78,7 +79,12 @@ def metrics(inputs: ReportInputs, level: float) -> dict[str, Any]:
     algorithms = {name: _algorithm(inputs.of(name), judge, level) | asdict(cost(inputs, name)) for name in names}
     base = inputs.evaluations[0].base
     sides = {"base": _side(base) if isinstance(base, Side) else base, "sft": _sft(inputs)}
-    return {"judge": judge, **sides, "policies": policies, "algorithms": algorithms}
+    validation = {run.name: _scores(run.difference) for run in inputs.validation}
+    splits = {
+        "validation": {"prompts": inputs.validation[0].prompts, "for": "champion, tuning, samples, findings"},
+        "test": {"prompts": inputs.evaluations[0].prompts, "for": "every other number", "looks_at_others": len(inputs.looks)},
+    }
+    return {"judge": judge, **sides, "policies": policies, "algorithms": algorithms, "validation": validation, "splits": splits}
 
 
 def cost(inputs: ReportInputs, algorithm: str) -> Cost:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from grape import looks
 from grape.errors import GrapeError, first_problem
 from grape.evaluation.judges import JudgesReport, read_judges
 from grape.evaluation.record import Evaluation, JudgeName, Sample
 from grape.files import Row, read_lines
+from grape.looks import Look
 from grape.needed import KEY as NOT_NEEDED
 from grape.needed import REASONS
 from grape.needed import UNMADE_KEY as UNMADE
@@ -33,12 +35,23 @@ class Cost:
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """All the report is made from. `training` maps base, sft, critic, reward to records; `rl` each policy's name; `left` a stage
-    to what it says of its rows: `rows/kept`, `dropped/REASON`; `unneeded` a stage that was not run to the reason, `unmade` one that
-    found nothing to make. `judges`: how far they agree, where the critic stage has run."""
+    """All the report is made from.
+
+    Attributes:
+        evaluations, samples: of the test prompts, which every number is made from that compares policies.
+        validation, shown: of the validation prompts, which the champion is chosen by and people look at.
+        looks: at this test split, at other policies than these.
+        training: base, sft, critic, reward to records. rl: each policy's name likewise.
+        left: a stage to what it says of its rows: `rows/kept`, `dropped/REASON`.
+        unneeded: a stage that was not run to the reason. unmade: one that found nothing to make.
+        judges: how far they agree, where the critic stage has run.
+    """
 
     evaluations: tuple[Evaluation, ...]
+    validation: tuple[Evaluation, ...]
     samples: dict[str, list[Sample]]
+    shown: dict[str, list[Sample]]
+    looks: tuple[Look, ...]
     training: dict[str, list[TrainingRecord]]
     rl: dict[str, list[TrainingRecord]]
     left: dict[str, TrainingRecord]
@@ -78,18 +91,45 @@ def read(root: Path, algorithms: Sequence[str], seeds: Sequence[int]) -> ReportI
     rl = {name: _records(root, reports / "train" / "rl" / f"{name}.jsonl", f"rl@{name}") for name in names}
     first = {name: _records(root, reports / "train" / f"{name}.jsonl", name) for name in ("prepare", "preferences")}
     first |= training | {f"rl@{name}": records for name, records in rl.items()}
-    evaluations = tuple(_evaluation(root, reports / "evaluate" / name / "metrics.json", f"evaluate@{name}") for name in names)
+    found = {kind: {name: _evaluation(root, kind, name) for name in names} for kind in ("evaluate", "test")}
+    _refuse_others(found["evaluate"], found["test"])
     left = {stage: records[0] for stage, records in first.items() if records and KEPT in records[0]}
-    for e in evaluations:
-        if any(e.dropped.values()):
-            left[f"evaluate@{e.name}"] = {KEPT: float(e.prompts), **{f"dropped/{why}": float(n) for why, n in e.dropped.items()}}
-    samples = {name: _samples(root, reports / "evaluate" / name / "samples.jsonl", f"evaluate@{name}") for name in names}
+    for kind, evaluations in found.items():
+        for e in evaluations.values():
+            if any(e.dropped.values()):
+                left[f"{kind}@{e.name}"] = {KEPT: float(e.prompts), **{f"dropped/{why}": float(n) for why, n in e.dropped.items()}}
+    samples = {
+        kind: {name: _samples(root, reports / kind / name / "samples.jsonl", f"{kind}@{name}") for name in names} for kind in found
+    }
     unneeded, unmade = (_said(root, key) for key in (NOT_NEEDED, UNMADE))
     training = {stage: [] if stage in unneeded or stage in unmade else found for stage, found in training.items()}
     steps = [{name: [r for r in found if KEPT not in r] for name, found in records.items()} for records in (training, rl)]
+    tested = tuple(found["test"].values())
     return ReportInputs(
-        evaluations, samples, steps[0], steps[1], left, unneeded, unmade, None if "critic" in unneeded else read_judges(root)
+        evaluations=tested,
+        validation=tuple(found["evaluate"].values()),
+        samples=samples["test"],
+        shown=samples["evaluate"],
+        # No dependency of the stage: it says how often the prompts had been looked at when this comparison was made.
+        looks=tuple(looks.others(root, tested[0].data, {run.weights for run in tested})),
+        training=steps[0],
+        rl=steps[1],
+        left=left,
+        unneeded=unneeded,
+        unmade=unmade,
+        judges=None if "critic" in unneeded else read_judges(root),
     )
+
+
+def _refuse_others(validation: Mapping[str, Evaluation], test: Mapping[str, Evaluation]) -> None:
+    """
+    Raises:
+        GrapeError: what was tested is not what was evaluated.
+    """
+    for name, run in test.items():
+        if run.weights != validation[name].weights:
+            what, where = f"{name} was tested with other weights than it was evaluated with", f"reports/test/{name}/metrics.json"
+            raise GrapeError(what, where=where, mend=f"run `grape run test@{name} evaluate@{name}`")
 
 
 def _text(root: Path, path: Path, stage: str) -> str:
@@ -105,7 +145,8 @@ def _bad(root: Path, path: Path, stage: str, problem: str) -> GrapeError:
     return GrapeError(what, where=str(path.relative_to(root)), mend=mend)
 
 
-def _evaluation(root: Path, path: Path, stage: str) -> Evaluation:
+def _evaluation(root: Path, kind: str, name: str) -> Evaluation:
+    path, stage = root / "reports" / kind / name / "metrics.json", f"{kind}@{name}"
     try:
         return Evaluation.model_validate_json(_text(root, path, stage))
     except ValidationError as error:

@@ -37,12 +37,12 @@ class Finding:
 
 
 def findings(inputs: ReportInputs, limits: Report) -> list[Finding]:
-    """What to look at again, in the rubrics' order."""
+    """What to look at again, on validation prompts, in the rubrics' order."""
     found: dict[tuple[str, Flag, str], list[tuple[str, float]]] = defaultdict(list)
     for place, side in _places(inputs):
         for name, flag, measure, number in _passed(side, limits):
             found[name, flag, measure].append((place, number))
-    for run in inputs.evaluations:
+    for run in inputs.validation:
         for name in _alike(run.sft, run.policy, limits):
             places = found[name, "saturated", "spread"]
             places += [*([] if places else [("SFT", 0.0)]), (run.name, 0.0)]
@@ -52,7 +52,7 @@ def findings(inputs: ReportInputs, limits: Report) -> list[Finding]:
 
 
 def _places(inputs: ReportInputs) -> list[tuple[str, Side]]:
-    return [("SFT", inputs.evaluations[0].sft), *((run.name, run.policy) for run in inputs.evaluations)]
+    return [("SFT", inputs.validation[0].sft), *((run.name, run.policy) for run in inputs.validation)]
 
 
 def _names(inputs: ReportInputs) -> list[str]:

@@ -25,9 +25,17 @@ def answers(inputs: ReportInputs, found: Sequence[Comparison], alarms: Sequence[
     if found:
         said.append(("How sure?", _certainty(best, found)))
     said.append(("At what cost?", _costs(best, inputs, found)))
+    said.append(("On what?", _prompts(inputs)))
     fishy = ", ".join(dict.fromkeys(name for name, _ in alarms))
     said.append(("Anything fishy?", f"{fishy}: see Alarms" if fishy else "No alarm."))
     return said
+
+
+def _prompts(inputs: ReportInputs) -> str:
+    before = f"looked at before for {len(inputs.looks)} other polic{'y' if len(inputs.looks) == 1 else 'ies'}"
+    looks = before if inputs.looks else "looked at for the first time"
+    validation = inputs.validation[0].prompts
+    return f"{inputs.evaluations[0].prompts} test prompts, {looks}; the champion was chosen by {validation} validation prompts."
 
 
 def _winner(best: str, means: Mapping[str, float], found: Sequence[Comparison]) -> str:

@@ -28,8 +28,8 @@ def compared(inputs: ReportInputs, level: float) -> list[Comparison]:
         if _identity(inputs.samples[run.name]) != asked:
             raise GrapeError(
                 f"it has other prompts, or other draws of an answer, than {first.name}'s, so the two cannot be compared",
-                where=f"reports/evaluate/{run.name}/samples.jsonl",
-                mend=f"delete its folder and run `grape run evaluate@{run.name}`",
+                where=f"reports/test/{run.name}/samples.jsonl",
+                mend=f"delete its folder and run `grape run test@{run.name}`",
             )
     if len(asked) < 2:
         return []

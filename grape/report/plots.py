@@ -73,7 +73,7 @@ def scores(inputs: ReportInputs, colours: dict[str, str]) -> Figure:
         for row, run in enumerate(runs):
             value = run.policy.of(judge)
             axis.errorbar(value.mean, row, xerr=_reach(value), color=colours[run.algorithm], linewidth=1.6, **POINT)
-        axis.set_title(f"{judge.capitalize()} score on held-out prompts (dashed: SFT)")
+        axis.set_title(f"{judge.capitalize()} score on test prompts (dashed: SFT)")
         axis.set_ylim(len(runs) - 0.4, -0.6)
         axis.grid(axis="y", visible=False)
     axes[0][0].set_yticks(range(len(runs)), [run.name for run in runs])
@@ -177,7 +177,7 @@ def overoptimisation(inputs: ReportInputs, colours: dict[str, str]) -> Figure | 
     axis.axhline(0, color=GREY, linewidth=0.8)
     axis.axvline(0, color=GREY, linewidth=0.8)
     axis.set(xlim=(left, right), ylim=(bottom, top), xlabel="proxy: difference to SFT", ylabel="gold: difference to SFT")
-    axis.set_title("Gain in proxy against gain in gold, held out (dashed: equal)")
+    axis.set_title("Gain in proxy against gain in gold, test prompts (dashed: equal)")
     axis.legend(loc="upper left")
     return figure
 
@@ -201,7 +201,7 @@ def learning(inputs: ReportInputs, colours: dict[str, str], titles: Mapping[str,
 
 
 def divergence(inputs: ReportInputs, colours: dict[str, str]) -> Figure:
-    """What was bought with how much KL: along training, and at the end on held-out prompts."""
+    """What was bought with how much KL: along training, and at the end on test prompts."""
     moving = any("kl" in record and "reward" in record for records in inputs.rl.values() for record in records)
     figure, axes = grid(1, 1 + moving, WIDTH, 2.9)
     left = axes[0][0]
@@ -211,7 +211,7 @@ def divergence(inputs: ReportInputs, colours: dict[str, str]) -> Figure:
         value = run.policy.of(judge)
         left.errorbar(run.kl.sequence, value.mean, yerr=_reach(value), **POINT | _labelled(inputs, run, colours))
     left.set_xlim(0, 1.08 * max(run.kl.sequence for run in inputs.evaluations) or 1)
-    left.set(xlabel="KL to SFT (nats per response)", title=f"{judge.capitalize()} score against KL, held out")
+    left.set(xlabel="KL to SFT (nats per response)", title=f"{judge.capitalize()} score against KL, test prompts")
     left.legend(loc="best")
     if moving:
         _moving(axes[0][1], inputs, colours)

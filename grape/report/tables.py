@@ -174,13 +174,14 @@ def _average(values: Sequence[ItemStatistics]) -> ItemStatistics | None:
 
 
 def samples(inputs: ReportInputs, count: int, best: str | None) -> list[tuple[str, list[Example]]]:
-    """For one policy of each algorithm (the best of all, else its best seed): `count` prompts per category."""
+    """For one policy of each algorithm (the best of all, else its best seed): `count` validation prompts per category."""
     judge = inputs.judge
     chosen = []
     for algorithm in inputs.algorithms:
-        names = [run.name for run in sorted(inputs.of(algorithm), key=lambda run: -run.policy.of(judge).mean)]
+        runs = [run for run in inputs.validation if run.algorithm == algorithm]
+        names = [run.name for run in sorted(runs, key=lambda run: -run.policy.of(judge).mean)]
         name = best if best in names else names[0]
-        chosen.append((name, _pick(inputs.samples[name], count, judge)))
+        chosen.append((name, _pick(inputs.shown[name], count, judge)))
     return chosen
 
 

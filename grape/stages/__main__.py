@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from grape.project import Project
     from grape.stages.inputs import Inputs
 
-STAGES = ("prepare", "base", "sft", "critic", "preferences", "reward", "rl", "evaluate", "report")
+STAGES = ("prepare", "base", "sft", "critic", "preferences", "reward", "rl", "evaluate", "test", "report")
 
 
 def _use_the_projects_python() -> None:

@@ -47,7 +47,10 @@ JUDGING = frozenset(
     {"rubrics", "models/critic", "models/reward", "inputs/critic.judge.model", "grape/reward", "grape/sandbox", "rl.reward"}
     | {"prepare.source", *WITHOUT.values()}
 )
-OTHERWISE = frozenset({"data/prompts", "models/base", "models/sft", "sft.steps", "evaluate", "inputs/evaluate.benchmarks.folder"})
+OTHERWISE = frozenset(
+    {"data/prompts/validation.jsonl", "data/prompts/test.jsonl", "models/base", "models/sft", "sft.steps", "evaluate"}
+    | {"evaluate.samples", "evaluate.temperature", "evaluate.confidence", "inputs/evaluate.benchmarks.folder"}
+)
 Record = dict[str, Any]
 
 

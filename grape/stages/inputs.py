@@ -29,8 +29,8 @@ def entry(project: Project, source: str, name: str) -> dict[str, Any]:
     kind, _, item = name.partition("@")
     algorithm, _, seed = item.rpartition("-")
     places = {"${item.algorithm}": algorithm, "${item.seed}": seed, "${prepare.source}": source}
-    reads = needed.runs(project).get(item, {}).get(kind) if item else None
-    places |= {f"${{item.{kind}.{stage}}}": str(path) for stage, path in reads.items()} if isinstance(reads, dict) else {}
+    for key, reads in (needed.runs(project).get(item, {}) if item else {}).items():
+        places |= {f"${{item.{key}.{stage}}}": str(path) for stage, path in reads.items()} if isinstance(reads, dict) else {}
 
     def filled(value: Any) -> Any:
         if isinstance(value, dict):

@@ -31,7 +31,7 @@ def run(stage: Stage) -> None:
         reason = "there is no pair that people have labelled"
         mend = "add preferences.jsonl to prepare.source, or set preferences.source: rubric"
     else:
-        stage.datasets("data/prompts", "rubrics")
+        stage.datasets("data/prompts/train.jsonl", "rubrics")
         rows, counts = collected(stage)
         reason = "not one pair was found: in no group do finished answers differ by enough"
         mend = "raise preferences.samples or preferences.prompts, or lower preferences.margin"
@@ -55,7 +55,7 @@ def collected(stage: Stage) -> tuple[list[Preference], dict[str, float]]:
     model, tokenizer = load_language_model(stage.model("models/sft"), weights=model_params.weights)
     chat, length = chat_of(stage, tokenizer, model), stage.params.rl.max_new_tokens
     room = model_params.positions - length
-    chosen, dropped = fitting_prompts(chat, chosen, room, "data/prompts")
+    chosen, dropped = fitting_prompts(chat, chosen, room, "data/prompts/train.jsonl")
     longest = f"model.positions - rl.max_new_tokens = {room} tokens"
     stage.left_out({"dropped/too_long": len(dropped)}, len(chosen), "prompts", longest)
     responses = sample(

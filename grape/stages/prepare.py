@@ -1,7 +1,7 @@
 """prepare: build or import the datasets, check every row, split without leakage.
 
-Writes data/corpus, data/sft, data/prompts (train, heldout), data/judgements and data/labelled (pairs) as JSON lines in the field's
-formats. What is written is what was validated; every row left out is counted by reason.
+Writes data/corpus, data/sft, data/prompts (train, validation, test), data/judgements and data/labelled (pairs) as JSON lines in the
+field's formats. What is written is what was validated; every row left out is counted by reason.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ DATASETS: dict[str, tuple[str, type[Record]]] = {
     "corpus": ("data/corpus/train.jsonl", Document),
     "sft": ("data/sft/train.jsonl", Demonstration),
     "train": ("data/prompts/train.jsonl", PromptRow),
-    "heldout": ("data/prompts/heldout.jsonl", PromptRow),
+    "validation": ("data/prompts/validation.jsonl", PromptRow),
+    "test": ("data/prompts/test.jsonl", PromptRow),
     "judgements": ("data/judgements/train.jsonl", Judgement),
     "preferences": ("data/labelled/train.jsonl", Preference),
 }
@@ -43,8 +44,7 @@ NAMES: dict[str, Any] = {name: name for name in DATASETS} | {"train": "prompts"}
 def run(stage: Stage) -> None:
     source, unpaired = stage.path(stage.params.prepare.source), Counter[str]()
     given = built(source, stage) if source.suffix == ".py" else imported(source, stage, unpaired)
-    given["heldout"] = given["heldout"] or take_heldout(given["train"], stage.params.prepare.heldout)
-    tables, dropped = without_leakage(given)
+    tables, dropped = without_leakage(held_out(given, stage.params.prepare.validation, stage.params.prepare.test))
     dropped.update({reason: count for reason, count in unpaired.items() if count})
     long = check(stage, tables)
     for name, (path, _) in DATASETS.items():
@@ -157,15 +157,30 @@ def _once(rows: Table[PromptRow]) -> Table[PromptRow]:
     return rows.select(np.sort(_ranked(rows)[0]))
 
 
-def take_heldout(train: Table[PromptRow], count: int) -> Table[PromptRow]:
-    """`count` prompts for evaluation, chosen by the hash of their content, so that adding rows moves no other row across; of each
-    dataset of a mix its share."""
+def held_out(tables: Mapping[str, Table[Any]], validation: int, test: int) -> Tables:
+    """With the two held-out tables: the given ones, else so many training prompts. First test, which no choice may depend on."""
+    train, given = tables["train"], dict(tables)
+    given["test"] = given["test"] or set_aside(train, test, "test")
+    if not given["validation"]:
+        tested = holds(given["test"], train)
+        left = train.select([place for place, row in enumerate(train) if not tested(turns_of(row))])
+        given["validation"] = set_aside(left, validation, "validation")
+    return given
+
+
+def set_aside(train: Table[PromptRow], count: int, name: str) -> Table[PromptRow]:
+    """`count` prompts for the table `name`, chosen by the hash of their content, so that adding rows moves no other row across; of
+    each dataset of a mix its share.
+
+    Raises:
+        GrapeError: as many as that would leave nothing.
+    """
     different, dataset = _ranked(train)
     if count >= len(different):
         raise GrapeError(
-            f"{count} held-out prompts asked of {len(different)} different prompts",
-            where="params.yaml, prepare.heldout",
-            mend="lower prepare.heldout, or give a heldout.jsonl",
+            f"{count} {name} prompts asked of {len(different)} different prompts",
+            where=f"params.yaml, prepare.{name}",
+            mend=f"lower prepare.{name}, or give a {name}.jsonl",
         )
     share = np.bincount(dataset) * count / len(different)
     number = share.astype(int)
@@ -175,13 +190,15 @@ def take_heldout(train: Table[PromptRow], count: int) -> Table[PromptRow]:
 
 
 def without_leakage(tables: Mapping[str, Table[Any]]) -> tuple[Tables, Counter[str]]:
-    """Every training table without the rows that hold a held-out question, prompts once each; and how many went, by reason."""
-    leaks = holds(tables["heldout"], tables["train"])
+    """Every training table without the rows that hold a held-out question, validation without those that hold a test question,
+    prompts once each; and how many went, by reason."""
     kept, dropped = dict(tables), Counter({"leakage": 0, "duplicate": 0})
-    for name in ("sft", "train", "judgements", "preferences"):
-        kept[name] = tables[name].select([place for place, row in enumerate(tables[name]) if not leaks(turns_of(row))])
-        dropped["leakage"] += len(tables[name]) - len(kept[name])
-    for name in ("train", "heldout"):
+    for names, held in ((("validation",), ("test",)), (("sft", "train", "judgements", "preferences"), ("validation", "test"))):
+        leaks = holds([row for name in held for row in kept[name]], tables["train"])
+        for name in names:
+            kept[name] = tables[name].select([place for place, row in enumerate(tables[name]) if not leaks(turns_of(row))])
+            dropped["leakage"] += len(tables[name]) - len(kept[name])
+    for name in ("train", "validation", "test"):
         once = _once(kept[name])
         dropped["duplicate"] += len(kept[name]) - len(once)
         kept[name] = once

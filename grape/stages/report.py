@@ -32,7 +32,8 @@ def run(stage: Stage) -> None:
         write_text(reports / name, text)
 
     for name in sorted(inputs.samples):
-        stage.run.dataset(f"reports/evaluate/{name}", "evaluation")
+        stage.run.dataset(f"reports/evaluate/{name}", "validation")
+        stage.run.dataset(f"reports/test/{name}", "test")
     for name in ("metrics.json", *pages):
         stage.run.artifact(reports / name)
     with tempfile.TemporaryDirectory() as folder:

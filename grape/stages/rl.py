@@ -150,9 +150,9 @@ def _rollouts(
 ) -> Source:
     """Sampled batches; fewer rounds than rl.steps are larger ones, so that every algorithm gets the same P x G x steps."""
     rl, model, knobs = stage.params.rl, stage.params.model, needed(learner.params, OnlineParams, "learns from rollouts")
-    stage.datasets("data/prompts", "rubrics")
+    stage.datasets("data/prompts/train.jsonl", "rubrics")
     room = model.positions - rl.max_new_tokens
-    prompts, dropped = fitting_prompts(chat, prompts, room, "data/prompts")
+    prompts, dropped = fitting_prompts(chat, prompts, room, "data/prompts/train.jsonl")
     longest = f"model.positions - rl.max_new_tokens = {room} tokens"
     stage.left_out({"dropped/too_long": len(dropped)}, len(prompts), "prompts", longest)
     check_round(stage, learner.algorithm, knobs, len(prompts))

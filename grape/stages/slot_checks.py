@@ -58,7 +58,7 @@ def check_round(stage: Stage, algorithm: AnyAlgorithm, knobs: OnlineParams, coun
     prompts = params.prompts * params.steps // rounds
     if prompts > count:
         raise GrapeError(
-            f"a round takes {prompts} prompts, but there are {count} in data/prompts that fit",
+            f"a round takes {prompts} prompts, but there are {count} in data/prompts/train.jsonl that fit",
             where="params.yaml, rl.prompts" if rounds == params.steps else _key(stage, "rounds"),
             mend="lower rl.prompts, take more rounds, or raise prepare.prompts",
         )

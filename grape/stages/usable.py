@@ -54,10 +54,11 @@ def check(stage: Stage, tables: Tables) -> dict[str, float]:
     mend = "add rows; those that hold a held-out question do not count"
     for name, what, other in (
         ("train", "training prompt", ""),
+        ("validation", "validation prompt", ", or leave the file out: prepare.validation prompts are then set aside"),
         ("sft", "demonstration", ", or set sft.steps: 0"),
         ("preferences", "pair", ", or set preferences.source: rubric"),
     ):
-        if not tables[name] and name in required(stage):
+        if not tables[name] and (name == "validation" or name in required(stage)):
             raise GrapeError(f"no {what} is left", where=f"prepare.source, {name}", mend=mend + other)
     harness.refuse(stage.params.evaluate.benchmarks, stage.project.root)
     gold = stage.path(f"{stage.params.prepare.source}/gold.py")
@@ -91,7 +92,7 @@ def _scorable(stage: Stage, tables: Tables) -> None:
         return
     rubrics = load_rubrics(stage.path("rubrics"))
     verifiers = RubricReward(rubrics, kinds=frozenset({"verify"}))
-    for name in ("train", "heldout"):
+    for name in ("train", "validation", "test"):
         verifiers.check(_prompts(tables[name]), tables[name].where, usable=rubrics)
 
 
@@ -121,7 +122,7 @@ def _long(stage: Stage, tables: Tables, chat: Chat) -> dict[str, tuple[int, str]
         rows = encode_turns(chat, tables["sft"], positions, tables["sft"].where, params.sft.turns, keep=False)
         found["sft"] = (rows.counts["dropped/too_long"], whole)
     room = positions - params.rl.max_new_tokens
-    for name in ("train", "heldout"):
+    for name in ("train", "validation", "test"):
         where = tables[name].where
         dropped = sum(len(chat.prompt(prompt.messages, where(prompt))) > room for prompt in _prompts(tables[name]))
         found[name] = (dropped, f"model.positions - rl.max_new_tokens = {room} tokens")

@@ -137,7 +137,7 @@ def test_nothing_below_imports_the_commands() -> None:
 
 
 def test_evaluate_and_report_share_one_record() -> None:
-    assert {"grape.stages.evaluate", "grape.report.data"} <= importers("grape.evaluation.record")
+    assert {"grape.stages.held_out", "grape.report.data"} <= importers("grape.evaluation.record")
 
 
 def test_stages_know_no_orchestrator() -> None:

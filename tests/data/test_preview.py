@@ -113,7 +113,7 @@ def test_rows_that_are_alike_are_shown_and_stay(project: Project) -> None:
         ),
     )
     held = {"category": "any", "prompt": [{"role": "user", "content": LONG + " now"}]}
-    write_rows(project.root / "data/prompts/heldout.jsonl", checked([("here", held)], PromptRow))
+    write_rows(project.root / "data/prompts/test.jsonl", checked([("here", held)], PromptRow))
     (project.root / "reports/train").mkdir(parents=True)
     (project.root / "reports/train/prepare.jsonl").write_text(
         '{"step": 0, "rows/kept": 9, "dropped/leakage": 2.0, "dropped/duplicate": 0}\n'

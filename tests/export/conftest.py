@@ -23,13 +23,14 @@ from tests.stages.test_stages import strengthen
 ROOT = Path(__file__).resolve().parents[2]
 MINIATURE = (
     "model.layers=1 model.width=16 model.heads=2 model.positions=128 prepare.documents=60 prepare.demonstrations=40 "
-    "prepare.prompts=24 prepare.heldout=6 prepare.judgements=60 base.steps=2 base.batch_size=8 sft.steps=2 sft.batch_size=8 "
+    "prepare.prompts=24 prepare.validation=6 prepare.test=6 prepare.judgements=60 "
+    "base.steps=2 base.batch_size=8 sft.steps=2 sft.batch_size=8 "
     "critic.steps=1 critic.batch_size=4 preferences.prompts=24 preferences.samples=16 preferences.margin=0 "
     "reward.steps=1 reward.batch_size=2 rl.algorithms=[grpo] "
     "rl.steps=2 rl.learning_rate=0.01 rl.warmup_steps=0 rl.prompts=4 rl.samples=4 rl.max_new_tokens=12 "
     "evaluate.samples=2"
 ).split()
-CHAIN = ("prepare", "base", "sft", "critic", "preferences", "reward", "rl@grpo-0", "evaluate@grpo-0")
+CHAIN = ("prepare", "base", "sft", "critic", "preferences", "reward", "rl@grpo-0", "test@grpo-0")
 # What a template of one's own may ask for: an argument, a date; and a space before the answer.
 TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ 'A: ' + m['content'] + eos_token }}{% else %}"

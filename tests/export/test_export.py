@@ -47,7 +47,7 @@ def exported(_whole: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 def policy(project: Project) -> tuple[Any, Chat, list[Any]]:
     model, tokenizer = load_language_model(str(project.root / "models/policy/grpo-0"))
     chat = Chat(tokenizer, params_file.load(project.params).model.template, model)
-    return model, chat, read_prompts(project.root / "data/prompts/heldout.jsonl")
+    return model, chat, read_prompts(project.root / "data/prompts/validation.jsonl")
 
 
 def test_the_folder_holds_the_policys_weights_and_tells_where_answers_end(whole: Project, exported: tuple[Path, list[str]]) -> None:
@@ -62,7 +62,7 @@ def test_the_folder_holds_the_policys_weights_and_tells_where_answers_end(whole:
 
 def test_the_card_says_what_receipts_and_the_evaluation_say(whole: Project, exported: tuple[Path, list[str]]) -> None:
     card = ModelCard.load(exported[0] / "README.md")
-    found = json.loads((whole.root / "reports/evaluate/grpo-0/metrics.json").read_text())
+    found = json.loads((whole.root / "reports/test/grpo-0/metrics.json").read_text())
     assert card.data.license == "apache-2.0" and card.data.base_model == "owner/base" and "grpo" in card.data.tags
     results = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert results == {name: found["policy"][name]["mean"] for name in ("gold", "proxy")}
@@ -201,7 +201,7 @@ def test_the_template_takes_its_arguments_along() -> None:
         (["sft", "{out}", "--adapter", "--dtype", "float16"], "--dtype is for merged weights"),
         (["sft", "{out}", "--adapter"], "plain weights and no adapter"),
         (["reward", "{out}", "--replay", "2"], "gives scores, not answers"),
-        (["sft", "{out}", "--replay", "7"], "6 held-out prompts can be"),
+        (["sft", "{out}", "--replay", "7"], "6 validation prompts can be"),
         (["sft", "{out}", "--gguf"], "no converter to GGUF"),
     ],
 )

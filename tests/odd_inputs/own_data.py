@@ -33,7 +33,8 @@ def judged(**more: Any) -> dict[str, Any]:
 FILES = {
     "prompts.jsonl": b"".join(line(**question(n)) for n in range(6)),
     "sft.jsonl": b"".join(line(**shown(n)) for n in range(6)),
-    "heldout.jsonl": b"".join(line(**question(n)) for n in range(20, 23)),
+    "validation.jsonl": b"".join(line(**question(n)) for n in range(23, 25)),
+    "test.jsonl": b"".join(line(**question(n)) for n in range(20, 23)),
     "corpus.jsonl": line(text="Two and two is four."),
     "judgements.jsonl": line(**judged()),
 }

@@ -96,15 +96,15 @@ WRONG_LINES: list[tuple[str, bytes, str]] = [
     ("prompts.jsonl", line(**question(1, id=7)) + line(**question(2, id="7")), "already stands"),
     ("sft.jsonl", line(**shown(1, id="a")) + line(**shown(2, id="a")), "already stands"),
     ("judgements.jsonl", line(**judged(id="a")) + line(**judged(id="a", label=0)), "already stands"),
-    ("heldout.jsonl", line(**question(31, id="a")) + line(**question(31, id="a", answer="33")), "already stands"),
+    ("test.jsonl", line(**question(31, id="a")) + line(**question(31, id="a", answer="33")), "already stands"),
     # what no rubric or verifier can make anything of
     ("prompts.jsonl", asks(U, category="poems"), "no rubric for the category 'poems'"),
-    ("heldout.jsonl", asks(U, category="poems"), "no rubric for the category 'poems'"),
+    ("test.jsonl", asks(U, category="poems"), "no rubric for the category 'poems'"),
     ("prompts.jsonl", asks(U, answer=None), "answer"), ("prompts.jsonl", asks(U, answer="four"), "four"),
     ("prompts.jsonl", asks(U, answer="4 apples"), "4 apples"), ("prompts.jsonl", asks(U, answer="3 or 4"), "3 or 4"),
     ("prompts.jsonl", asks(U, answer="1/0"), "1/0"), ("prompts.jsonl", asks(U, answer=""), "needs|answer"),
     ("prompts.jsonl", asks(U, answer="1,00"), "1,00"), ("prompts.jsonl", asks(U, answer="x = 4"), "x = 4"),
-    ("heldout.jsonl", asks(U, answer="2 + 2"), r"2 \+ 2"),
+    ("test.jsonl", asks(U, answer="2 + 2"), r"2 \+ 2"),
     ("judgements.jsonl", line(**judged(category="poems")), "no rubric for the category 'poems'"),
     ("judgements.jsonl", line(**judged(item="warm")), "no item 'warm'"),
 ]  # fmt: skip
@@ -133,8 +133,10 @@ WRONG_FILES: list[tuple[str, bytes | None, str]] = [
     ("corpus.jsonl", FILES["corpus.jsonl"].decode().encode("utf-32"), "UTF-32|UTF-16|NUL"), ("corpus.jsonl", b"\0" * 4096, "NUL"),
     ("sft.jsonl", json.dumps([shown(1), shown(2)], indent=1).encode(), "not a JSON object|not an object"),
     ("sft.jsonl", FILES["sft.jsonl"][:-20], "not a JSON object"), ("prompts.jsonl", b"", "no training prompt"),
-    ("prompts.jsonl", FILES["heldout.jsonl"], "no training prompt"), ("sft.jsonl", b"", "no demonstration"),
-    ("heldout.jsonl", b"\n" * 9, "asked of 6 different"),
+    ("prompts.jsonl", FILES["test.jsonl"], "no training prompt"), ("sft.jsonl", b"", "no demonstration"),
+    ("test.jsonl", b"\n" * 9, "180 test prompts asked of 6 different"),
+    ("validation.jsonl", b"\n" * 9, "90 validation prompts asked of 6 different"),
+    ("validation.jsonl", FILES["test.jsonl"], "no validation prompt"),
 ]  # fmt: skip
 
 
@@ -168,7 +170,7 @@ def count(name: str, value: float) -> Callable[[Project, dict[str, float]], bool
     return lambda _, headline: headline.get(name, 0.0) == value
 
 
-SFT, TRAIN, HELD, CORPUS = "sft/train.jsonl", "prompts/train.jsonl", "prompts/heldout.jsonl", "corpus/train.jsonl"
+SFT, TRAIN, HELD, CORPUS = "sft/train.jsonl", "prompts/train.jsonl", "prompts/test.jsonl", "corpus/train.jsonl"
 SAYS = [U, {"role": "assistant", "content": "It is <|end|> of it."}]
 # Appended to the file -> what must hold of data/ and the receipt.
 RIGHT: list[tuple[str, bytes, Callable[[Project, dict[str, float]], bool]]] = [
@@ -207,12 +209,12 @@ RIGHT: list[tuple[str, bytes, Callable[[Project, dict[str, float]], bool]]] = [
     ("sft.jsonl", line(category="sums", messages=[U | {"name": None}, A | {"tool_calls": None}]), last(SFT, messages=[U, A])),
     ("sft.jsonl", chat(U, {"role": "assistant", "content": "4" * 300}), count("too_long/sft", 1)),
     ("prompts.jsonl", line(**question(7, prompt=[{"role": "user", "content": "1 + " * 90}])), count("too_long/train", 1)),
-    ("heldout.jsonl", line(**question(7, prompt=[{"role": "user", "content": "1 + " * 90}])), count("too_long/heldout", 1)),
+    ("test.jsonl", line(**question(7, prompt=[{"role": "user", "content": "1 + " * 90}])), count("too_long/test", 1)),
     ("corpus.jsonl", line(text="long " * 99), count("too_long/corpus", 1)),
     ("judgements.jsonl", line(**judged(response="long " * 99)), count("too_long/judgements", 1)),
     ("sft.jsonl", chat({"role": "user", "content": "What is 2\u200b0 + 1?"}, A), count("dropped/leakage", 1)),
-    ("heldout.jsonl", line(**question(20)), count("dropped/duplicate", 1)),
-    ("heldout.jsonl", line(category="sums", prompt=[{"role": "user", "content": "Caf\u00e9?"}], answer="1"), rows(HELD, 4)),
+    ("test.jsonl", line(**question(20)), count("dropped/duplicate", 1)),
+    ("test.jsonl", line(category="sums", prompt=[{"role": "user", "content": "Caf\u00e9?"}], answer="1"), rows(HELD, 4)),
     ("judgements.jsonl", line(**judged(label=0, response="")), rows("judgements/train.jsonl", 2)),
     ("judgements.jsonl", line(**judged(prompt=[{"role": "user", "content": "What is 20 + 1?"}])), count("dropped/leakage", 1)),
 ]  # fmt: skip
@@ -228,7 +230,7 @@ def test_a_right_line(project: Project, file: str, data: bytes, holds: Callable[
         assert len({tuple(row) for row in written(project, name)}) == 1
 
 
-@pytest.mark.parametrize("table", ["sft", "prompts", "heldout", "corpus", "judgements"])
+@pytest.mark.parametrize("table", ["sft", "prompts", "validation", "test", "corpus", "judgements"])
 def test_what_is_too_long_may_be_refused(project: Project, table: str) -> None:
     long = "1 + " * 90
     row = {
@@ -262,12 +264,12 @@ def test_a_question_in_a_system_turn_is_a_question(project: Project) -> None:
         return line(**question(n, prompt=turns))
 
     (project.root / "mine/prompts.jsonl").write_bytes(b"".join(map(asked, range(5))) + asked(50))
-    (project.root / "mine/heldout.jsonl").write_bytes(asked(50))
+    (project.root / "mine/test.jsonl").write_bytes(asked(50))
     assert run(project)["dropped/leakage"] == 1 and len(written(project, TRAIN)) == 5
 
 
 def test_letters_composed_otherwise_are_the_same_question(project: Project) -> None:
-    for name, text in (("heldout", "Caf\u00e9?"), ("prompts", "Cafe\u0301?")):
+    for name, text in (("test", "Caf\u00e9?"), ("prompts", "Cafe\u0301?")):
         row = line(category="sums", prompt=[{"role": "user", "content": text}], answer="1")
         (project.root / f"mine/{name}.jsonl").write_bytes(FILES[f"{name}.jsonl"] + row)
     assert run(project)["dropped/leakage"] == 1
@@ -320,7 +322,7 @@ def test_gsm8k_as_it_comes(project: Project) -> None:
     (project.root / "mine/gsm8k.json").write_text(json.dumps(rows))
     files = "{sft: gsm8k.json, prompts: gsm8k.json}"
     params_file.set_values(
-        project.params, [f"prepare.files={files}", "prepare.category=sums", "prepare.rows={prompts: 8}", "prepare.heldout=2"]
+        project.params, [f"prepare.files={files}", "prepare.category=sums", "prepare.rows={prompts: 8}", "prepare.test=2"]
     )
     run(project)
     demonstrations, prompts = written(project, "sft/train.jsonl"), written(project, TRAIN)
@@ -367,16 +369,33 @@ def test_a_mix_has_its_weights_and_every_row_its_source(project: Project) -> Non
 def test_held_out_prompts_are_taken_from_each_source_of_a_mix_by_its_share(project: Project) -> None:
     for name, numbers in (("a", range(100, 112)), ("b", range(200, 204))):
         (project.root / f"mine/{name}.jsonl").write_bytes(b"".join(line(**question(n)) for n in numbers))
-    (project.root / "mine/heldout.jsonl").unlink()
-    mixed(project, "prepare.files={prompts: [a.jsonl, {file: b.jsonl, name: second}]}", "prepare.heldout=4")
+    (project.root / "mine/test.jsonl").unlink()
+    mixed(project, "prepare.files={prompts: [a.jsonl, {file: b.jsonl, name: second}]}", "prepare.test=4")
     assert Counter(row["dataset"] for row in written(project, HELD)) == {"a": 3, "second": 1}
     assert Counter(row["dataset"] for row in written(project, TRAIN)) == {"a": 9, "second": 3}
+
+
+def test_a_validation_prompt_holds_no_test_question_and_no_training_row_holds_either(project: Project) -> None:
+    before = [{"role": "user", "content": "What is 20 + 1?"}, {"role": "assistant", "content": "21"}]
+    later = question(24, prompt=[*before, {"role": "user", "content": "What is 24 + 1?"}])
+    (project.root / "mine/validation.jsonl").write_bytes(line(**later) + line(**question(23)))
+    with (project.root / "mine/prompts.jsonl").open("ab") as file:
+        file.write(line(**question(23)) + line(**question(21)) + line(**question(40)))
+    headline = run(project)
+    assert [row["answer"] for row in written(project, "prompts/validation.jsonl")] == ["24"]
+    assert headline["dropped/leakage"] == 3 and len(written(project, TRAIN)) == 7
+    (project.root / "mine/validation.jsonl").unlink()
+    params_file.set_values(project.params, ["prepare.validation=2"])
+    run(project)
+    aside = written(project, "prompts/validation.jsonl")
+    assert len(aside) == 2 and len(written(project, TRAIN)) == 8 - 2
+    assert not {row["answer"] for row in aside} & {"21", "22", "23"}, "of test prompts none is set aside again"
 
 
 def test_held_out_prompts_of_several_data_sets_keep_their_names(project: Project) -> None:
     (project.root / "mine/gsm8k-test.jsonl").write_bytes(line(**question(31, id="1")) + line(**question(32, id="2")))
     (project.root / "mine/more.jsonl").write_bytes(line(**question(33, id="1")))
-    mixed(project, "prepare.files={heldout: [{file: gsm8k-test.jsonl, name: gsm8k}, more.jsonl]}")
+    mixed(project, "prepare.files={test: [{file: gsm8k-test.jsonl, name: gsm8k}, more.jsonl]}")
     prompts = read_prompts(project.root / "data" / HELD)
     assert [(p.dataset, p.id) for p in prompts] == [("gsm8k", "gsm8k/1"), ("gsm8k", "gsm8k/2"), ("more", "more/1")]
     assert all(p.dataset == "" for p in read_prompts(project.root / "data" / TRAIN))  # of one source without a name

@@ -48,7 +48,7 @@ EDITS: list[tuple[Callable[[Path], object], str]] = [
     (lambda root: swap(root / "params.yaml", "seed: 0 ", "seed: 7 "), r"params.yaml \(seed\)"),
     (lambda root: swap(root / "params.yaml", "positions: 256", "positions: 255"), r"params.yaml \(model.positions\)"),
     (lambda root: (root / "mine" / "sft.jsonl").write_bytes(FILES["sft.jsonl"] * 2), r"mine \(sft.jsonl\)"),
-    (lambda root: (root / "mine" / "heldout.jsonl").unlink(), r"mine \(heldout.jsonl\)"),
+    (lambda root: (root / "mine" / "test.jsonl").unlink(), r"mine \(test.jsonl\)"),
     (lambda root: (root / "mine" / "gold.py").write_text("def gold(p, r): return 0.0"), r"mine \(gold.py\)"),
     (lambda root: swap(root / "rubrics" / "sums.yaml", "Is it right?", "Right?"), r"rubrics \(sums.yaml\)"),
     (lambda root: swap(root / "grape" / "stages" / "prepare.py", "prepare: build", "prepare: make"), "grape/stages/prepare.py"),

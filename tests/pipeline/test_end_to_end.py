@@ -36,7 +36,8 @@ MINIATURE = (
     "prepare.documents=300",
     "prepare.demonstrations=160",
     "prepare.prompts=60",
-    "prepare.heldout=12",
+    "prepare.validation=8",
+    "prepare.test=12",
     "prepare.judgements=160",
     "base.steps=4",
     "base.batch_size=16",
@@ -71,6 +72,8 @@ STAGES = (
     "rl@reinforce-0",
     "evaluate@grpo-0",
     "evaluate@reinforce-0",
+    "test@grpo-0",
+    "test@reinforce-0",
     "report",
 )
 
@@ -210,7 +213,8 @@ def test_mlflow_has_a_parent_with_a_child_per_stage(copy: Copy) -> None:
     lock = YAML(typ="safe").load(copy.root / "dvc.lock")["stages"]
     known = {item["path"]: item["md5"] for stage in lock.values() for item in stage["deps"] + stage["outs"]}
     digests = dict(copy.query("mlflow.db", "select name, digest from datasets"))
-    assert {"data/corpus", "data/sft", "data/prompts", "data/preferences"} <= digests.keys()
+    prompts = {f"data/prompts/{split}.jsonl" for split in ("train", "validation", "test")}
+    assert {"data/corpus", "data/sft", "data/preferences", *prompts} <= digests.keys()
     assert {name: known[name] for name in digests} == digests
 
 
@@ -227,10 +231,10 @@ def test_the_numbers_of_evaluations_stand_on_the_pages_of_the_models(copy: Copy)
     rows = copy.query(
         "mlflow.db",
         "select t.tag_value, m.metric_value, m.dataset_name from logged_model_metrics m join logged_model_tags t "
-        "on t.model_id = m.model_id where m.metric_name = 'policy' and t.tag_key = 'grape.path'",
+        "on t.model_id = m.model_id where m.metric_name = 'test/policy' and t.tag_key = 'grape.path'",
     )
-    own = {f"models/policy/{name}": copy.receipt(f"evaluate@{name}")["headline"]["policy"] for name in ("grpo-0", "reinforce-0")}
-    assert {path: value for path, value, _ in rows} == own and {name for *_, name in rows} == {"data/prompts"}
+    own = {f"models/policy/{name}": copy.receipt(f"test@{name}")["headline"]["test/policy"] for name in ("grpo-0", "reinforce-0")}
+    assert {path: value for path, value, _ in rows} == own and {name for *_, name in rows} == {"data/prompts/test.jsonl"}
 
 
 def test_nothing_was_written_outside(copy: Copy) -> None:
@@ -278,7 +282,8 @@ def test_one_knob_concerns_its_algorithm_only(copy: Copy) -> None:
     plan = copy.plan()
     assert plan["rl@grpo-0"] == ("run", ["algorithms.grpo.clip_low 0.2 -> 0.1"])
     assert plan["evaluate@grpo-0"] == ("check", ["after rl@grpo-0"])
-    assert {stage for stage, (action, _) in plan.items() if action != "ready"} == {"rl@grpo-0", "evaluate@grpo-0", "report"}
+    stages = {"rl@grpo-0", "evaluate@grpo-0", "test@grpo-0", "report"}
+    assert {stage for stage, (action, _) in plan.items() if action != "ready"} == stages
 
 
 def test_killed_in_the_middle_of_rl(copy: Copy) -> None:

@@ -62,9 +62,12 @@ def side(score: float, gold: bool, shift: float = 0.0) -> dict[str, Any]:
     }
 
 
-def evaluation(algorithm: str, seed: int, gold: bool) -> dict[str, Any]:
+def evaluation(algorithm: str, seed: int, gold: bool, split: str = "test") -> dict[str, Any]:
     gain = GAIN.get(algorithm, 0.1) + 0.01 * seed
     return {
+        "split": split,
+        "data": f"md5 of {split}",
+        "weights": f"md5 of {algorithm}-{seed}",
         "algorithm": algorithm,
         "seed": seed,
         "prompts": 300,
@@ -182,10 +185,12 @@ def make_reports(tmp_path: Path) -> Callable[..., Path]:
         for algorithm in algorithms:
             for seed in seeds:
                 name = f"{algorithm}-{seed}"
-                folder, gain = reports / "evaluate" / name, GAIN.get(algorithm, 0.1) + 0.01 * seed
-                folder.mkdir(parents=True)
-                (folder / "metrics.json").write_text(json.dumps(evaluation(algorithm, seed, gold)))
-                write_lines(folder / "samples.jsonl", [sample(n, c, gold, gain) for c in ITEMS for n in range(samples)])
+                gain = GAIN.get(algorithm, 0.1) + 0.01 * seed
+                for kind, split in (("evaluate", "validation"), ("test", "test")):
+                    folder = reports / kind / name
+                    folder.mkdir(parents=True)
+                    (folder / "metrics.json").write_text(json.dumps(evaluation(algorithm, seed, gold, split)))
+                    write_lines(folder / "samples.jsonl", [sample(n, c, gold, gain) for c in ITEMS for n in range(samples)])
                 write_lines(
                     reports / "train" / "rl" / f"{name}.jsonl",
                     [

@@ -125,7 +125,7 @@ def test_training_tells_of_cheating_failing_judges_and_doubt(
 
 
 def over_optimise(root: Path, policy: str) -> None:
-    path = root / "reports" / "evaluate" / policy / "metrics.json"
+    path = root / "reports" / "test" / policy / "metrics.json"
     evaluation = json.loads(path.read_text())
     evaluation["difference"] = {"gold": interval(-0.2, -0.1).model_dump(), "proxy": interval(0.2, 0.3).model_dump()}
     path.write_text(json.dumps(evaluation))

@@ -18,7 +18,7 @@ from tests.report.driver import KNOBS
 def rewritten(root: Path, change: Callable[[dict[str, Any], int], Any]) -> data.ReportInputs:
     """The inputs, after `change` of every evaluation, given with its seed."""
     for seed in (0, 1):
-        path = root / f"reports/evaluate/grpo-{seed}/metrics.json"
+        path = root / f"reports/test/grpo-{seed}/metrics.json"
         found = json.loads(path.read_text())
         change(found, seed)
         path.write_text(json.dumps(found))

@@ -88,12 +88,12 @@ def test_one_seed_says_nothing_about_others(make_reports: MakeReports) -> None:
 
 def test_evaluations_of_other_prompts_are_refused(make_reports: MakeReports) -> None:
     root = make_reports(THREE)
-    path = root / "reports/evaluate/ppo-1/samples.jsonl"
+    path = root / "reports/test/ppo-1/samples.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[1:]))
     with pytest.raises(GrapeError, match="other prompts, or other draws") as raised:
         pairs.compared(read(root), 0.95)
-    assert "ppo-1" in str(raised.value.where) and "evaluate@ppo-1" in str(raised.value.mend)
+    assert "ppo-1" in str(raised.value.where) and "test@ppo-1" in str(raised.value.mend)
     row = json.loads(lines[0])
     row["draws"]["policy"] = {side: scores[:3] for side, scores in row["draws"]["policy"].items()}
     path.write_text(json.dumps(row) + "\n" + "".join(lines[1:]))
@@ -103,7 +103,7 @@ def test_evaluations_of_other_prompts_are_refused(make_reports: MakeReports) -> 
 
 def test_a_single_prompt_has_no_comparison(make_reports: MakeReports) -> None:
     root = make_reports(("grpo",))
-    for path in (root / "reports/evaluate").glob("*/samples.jsonl"):
+    for path in (root / "reports/test").glob("*/samples.jsonl"):
         path.write_text(path.read_text().splitlines(keepends=True)[0])
     inputs = read(root, ("grpo",))
     assert pairs.compared(inputs, 0.95) == []

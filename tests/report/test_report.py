@@ -37,7 +37,7 @@ def test_metrics_hold_sft_every_policy_and_every_algorithm(make_reports: Callabl
         "reinforce/gold_difference": 0.03,
         "alarms": 2.0,
     }
-    assert "reports/evaluate/grpo-0" in run.inputs
+    assert {"reports/evaluate/grpo-0", "reports/test/grpo-0"} <= set(run.inputs)
     assert max(run.candidates, key=lambda c: c.mean) == Candidate("grpo-2", pytest.approx(0.3), pytest.approx(0.27))
     assert set(FILES) <= run.files.keys()
     assert {"plots/scores.png", "plots/learning.png", "plots/rewards.png", "plots/training.png"} <= run.files.keys()
@@ -69,6 +69,7 @@ def test_stale_folders_are_ignored(make_reports: Callable[..., Path]) -> None:
     [
         ("evaluate/grpo-1/metrics.json", "evaluate@grpo-1"),
         ("evaluate/grpo-1/samples.jsonl", "evaluate@grpo-1"),
+        ("test/grpo-1/metrics.json", "test@grpo-1"),
         ("train/rl/grpo-0.jsonl", "rl@grpo-0"),
         ("train/critic.jsonl", "critic"),
     ],
@@ -86,7 +87,7 @@ def test_a_missing_file_names_the_stage_to_run(make_reports: Callable[..., Path]
     ("path", "text", "problem"),
     [
         ("evaluate/grpo-0/metrics.json", "{", "Invalid JSON"),
-        ("evaluate/grpo-0/metrics.json", "{}", "algorithm"),
+        ("evaluate/grpo-0/metrics.json", "{}", "split"),
         ("evaluate/grpo-0/samples.jsonl", '{"id": 1}\n[]\n', "line 2"),
         ("train/sft.jsonl", '{"loss": 1}\n', "no step"),
     ],
@@ -113,8 +114,9 @@ def test_without_a_gold_judge_the_proxy_decides(make_reports: Callable[..., Path
 
 def test_the_page_is_self_contained_and_hostile_text_stays_text(make_reports: Callable[..., Path]) -> None:
     root = make_reports(["grpo"], steps=5)
-    metrics = root / "reports" / "evaluate" / "grpo-0" / "metrics.json"
-    metrics.write_text(metrics.read_text().replace("courtesy", "a|b<img>"))
+    for kind in ("evaluate", "test"):
+        metrics = root / "reports" / kind / "grpo-0" / "metrics.json"
+        metrics.write_text(metrics.read_text().replace("courtesy", "a|b<img>"))
     write(root, ["grpo"], [0])
     page = Page(root)
     assert not {"script", "link", "iframe"} & set(page.tags) and page.tags.count("img") == 9
@@ -165,6 +167,48 @@ def test_what_was_left_out_stands_in_the_report_by_stage_and_reason(make_reports
     ]  # fmt: skip
 
 
+def test_the_champion_is_chosen_by_validation_prompts_and_no_test_prompt_is_shown(make_reports: Callable[..., Path]) -> None:
+    root = make_reports(["grpo", "ppo"], (0,), steps=5)
+    for name, score in (("grpo", 0.1), ("ppo", 0.2)):  # on the test prompts grpo is the better one
+        path = root / f"reports/evaluate/{name}-0/metrics.json"
+        difference = {judge: {"mean": score, "low": score - 0.05, "high": score + 0.05} for judge in ("gold", "proxy")}
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"difference": difference, "prompts": 90}))
+    for path in (root / "reports/test").glob("*/samples.jsonl"):
+        path.write_text(path.read_text().replace("Question", "Secret"))
+    run = write(root, ["grpo", "ppo"], [0])
+    assert max(run.candidates, key=lambda c: c.mean) == Candidate("ppo-0", 0.2, pytest.approx(0.15))
+    assert read(root)["validation"]["ppo-0"]["gold"] == 0.2 and read(root)["splits"]["validation"]["prompts"] == 90
+    for name in ("index.html", "report.md"):
+        text = (root / "reports" / name).read_text()
+        assert "Secret" not in text and "300 test prompts, looked at for the first time" in text and "by 90 validation" in text
+
+
+def test_a_second_look_at_the_test_prompts_is_counted_and_shown(make_reports: Callable[..., Path]) -> None:
+    root = make_reports(["grpo"], (0, 1), steps=5)
+    seen = {"test": "md5 of test", "policy": "grpo-0", "at": "2026-01-02T03:04:05+00:00"}
+    own = [seen | {"policy": f"grpo-{seed}", "weights": f"md5 of grpo-{seed}"} for seed in (0, 1)]
+    (root / "inputs").mkdir()
+    path = root / "inputs/looks.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*own, seen | {"test": "another", "weights": "x"}]))
+    write(root, ["grpo"], [0, 1])
+    assert read(root)["splits"]["test"]["looks_at_others"] == 0
+    path.write_text(path.read_text() + json.dumps(seen | {"weights": "before the knobs were turned"}) + "\n")
+    run = write(root, ["grpo"], [0, 1])
+    assert read(root)["splits"]["test"]["looks_at_others"] == 1 and "looked at before" in run.tags["grape.alarms"]
+    for name in ("index.html", "report.md"):
+        text = (root / "reports" / name).read_text()
+        assert "looked at before for 1 other" in text and "last grpo-0, 2026-01-02" in text
+
+
+def test_a_policy_that_was_tested_with_other_weights_is_refused(make_reports: Callable[..., Path]) -> None:
+    root = make_reports(["grpo"], (0,), steps=5)
+    path = root / "reports/evaluate/grpo-0/metrics.json"
+    path.write_text(path.read_text().replace("md5 of grpo-0", "others"))
+    with pytest.raises(GrapeError, match="other weights") as caught:
+        write(root, ["grpo"], [0])
+    assert "test@grpo-0" in str(caught.value.mend)
+
+
 def test_samples_show_gains_losses_and_the_middle(make_reports: Callable[..., Path]) -> None:
     inputs = data.read(make_reports(seeds=(0,), steps=1), ["grpo"], [0])
     ((name, rows),) = tables.samples(inputs, 3, None)
@@ -177,7 +221,7 @@ def test_samples_show_gains_losses_and_the_middle(make_reports: Callable[..., Pa
 def test_a_conversation_is_shown_turn_by_turn(make_reports: Callable[..., Path]) -> None:
     inputs = data.read(make_reports(seeds=(0,), steps=1, samples=1), ["grpo"], [0])
     turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
-    inputs.samples["grpo-0"][0] = inputs.samples["grpo-0"][0].model_copy(update={"prompt": turns})
+    inputs.shown["grpo-0"][0] = inputs.shown["grpo-0"][0].model_copy(update={"prompt": turns})
     assert tables.samples(inputs, 3, None)[0][1][0].prompt == "user: Hello\nassistant: Hi"
 
 

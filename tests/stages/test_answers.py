@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError
 from itertools import count
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import datasets
 import pytest
 
-from grape import needed
+from grape import looks, needed
 from grape import params as params_file
 from grape.artifacts import PromptRow, as_row, read_prompts, read_rows, write_rows
 from grape.errors import GrapeError
@@ -87,7 +88,9 @@ def project(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Proj
         save_model(tiny.model(seed=seed), tiny.tokenizer(), tmp_path / "models" / name)
     rows = [{"id": str(i), "category": "any", "prompt": [{"role": "user", "content": f"a{i}"}]} for i in range(12)]
     named = [row | {"dataset": ("one", "two")[i % 3 > 0]} for i, row in enumerate(rows)]
-    write_rows(tmp_path / "data/prompts/heldout.jsonl", [PromptRow.model_validate(row) for row in named])
+    write_rows(tmp_path / "data/prompts/test.jsonl", [PromptRow.model_validate(row) for row in named])
+    other = [row | {"id": f"v{row['id']}"} for row in rows[:5]]
+    write_rows(tmp_path / "data/prompts/validation.jsonl", [PromptRow.model_validate(row) for row in other])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / ".grape/datasets")
     changes = ["prepare.source=mine", "rl.algorithms=[grpo, ppo]", "rl.max_new_tokens=8", "model.positions=64", "seed=3"]
@@ -106,11 +109,11 @@ def sampled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def record(project: Project, policy: str = "grpo-0") -> Evaluation:
-    return Evaluation.model_validate_json((project.root / f"reports/evaluate/{policy}/metrics.json").read_text())
+    return Evaluation.model_validate_json((project.root / f"reports/test/{policy}/metrics.json").read_text())
 
 
 def written(project: Project, policy: str = "grpo-0") -> list[bytes]:
-    return [(project.root / f"reports/evaluate/{policy}/{name}").read_bytes() for name in ("metrics.json", "samples.jsonl")]
+    return [(project.root / f"reports/test/{policy}/{name}").read_bytes() for name in ("metrics.json", "samples.jsonl")]
 
 
 def files(project: Project) -> list[Path]:
@@ -118,40 +121,40 @@ def files(project: Project) -> list[Path]:
 
 
 def test_sft_and_base_are_sampled_once_for_all_policies_and_nothing_depends_on_it(project: Project, sampled: list[str]) -> None:
-    run(project, "evaluate", "grpo", 0)
+    run(project, "test", "grpo", 0)
     assert sampled == ["base", "SFT", "grpo-0"]
-    run(project, "evaluate", "ppo", 0)
+    run(project, "test", "ppo", 0)
     assert sampled == ["base", "SFT", "grpo-0", "ppo-0"]
     first = written(project, "ppo-0")
-    run(project, "evaluate", "ppo", 0)
+    run(project, "test", "ppo", 0)
     assert sampled[4:] == [] and written(project, "ppo-0") == first
     for path in files(project)[::2]:  # one half is damaged: an end cut off, or a byte turned
         data = path.read_bytes()
         path.write_bytes(data[:-20] if len(data) % 2 else data.replace(b"0", b"1", 1))
-    shutil.rmtree(project.root / "reports/evaluate")
-    run(project, "evaluate", "ppo", 0)
+    shutil.rmtree(project.root / "reports/test")
+    run(project, "test", "ppo", 0)
     assert written(project, "ppo-0") == first
     shutil.rmtree(project.root / ".grape/answers")
-    run(project, "evaluate", "ppo", 0)
+    run(project, "test", "ppo", 0)
     assert written(project, "ppo-0") == first and sampled[-3:] == ["base", "SFT", "ppo-0"]
 
 
 def test_what_decides_answers_samples_again_and_what_judges_them_does_not(project: Project, sampled: list[str]) -> None:
-    run(project, "evaluate", "grpo", 0)
+    run(project, "test", "grpo", 0)
     before = record(project)
     params_file.set_values(project.params, ["evaluate.confidence=0.5"])
     (project.root / "rubrics/any.yaml").write_text(RUBRIC.replace("[b]", "[a]"))
     (project.root / "mine/gold.py").write_text(GOLD.replace("8", "9"))
-    run(project, "evaluate", "grpo", 0)
+    run(project, "test", "grpo", 0)
     after = record(project)
     assert sampled == ["base", "SFT", "grpo-0"] and after.sft.length == before.sft.length
     assert after.sft.proxy.mean != before.sft.proxy.mean
     assert before.sft.gold and after.sft.gold and after.sft.gold.mean < before.sft.gold.mean
     save_model(tiny.model(seed=9), tiny.tokenizer(), project.root / "models/sft")
-    run(project, "evaluate", "grpo", 0)
+    run(project, "test", "grpo", 0)
     assert sampled[3:] == ["SFT", "grpo-0"], "the KL to SFT stands with the policy's answers"
     params_file.set_values(project.params, ["evaluate.temperature=0.5"])
-    run(project, "evaluate", "grpo", 0)
+    run(project, "test", "grpo", 0)
     assert sampled[5:] == ["base", "SFT", "grpo-0"]
 
 
@@ -171,29 +174,62 @@ def test_scores_that_are_missing_are_asked_for_again(
         broken.setattr(Contains, "score", away)
         if share == 1:
             with pytest.raises(GrapeError, match="not one answer of base has a score: away"):
-                run(project, "evaluate", "grpo", 0)
-            assert not (project.root / "reports/evaluate").exists()
+                run(project, "test", "grpo", 0)
+            assert not (project.root / "reports/test").exists()
         else:
-            run(project, "evaluate", "grpo", 0)
+            run(project, "test", "grpo", 0)
             assert 0.2 < record(project).sft.items["any/has_b"].missing < 0.5 and len(files(project)) == 3
-    run(project, "evaluate", "grpo", 0)
+    run(project, "test", "grpo", 0)
     assert record(project).sft.items["any/has_b"].missing == 0
     assert sampled == ["base", "SFT", "grpo-0"] and len(files(project)) == 6
 
 
-def test_base_stands_beside_sft_and_is_not_evaluated_twice_where_the_two_are_one(project: Project, sampled: list[str]) -> None:
+def test_evaluate_reads_validation_prompts_and_test_the_others_and_each_look_at_these_is_written_down(project: Project) -> None:
+    test, validation = (project.root / f"data/prompts/{name}.jsonl" for name in ("test", "validation"))
+    kept = test.read_bytes()
+    test.unlink()
     run(project, "evaluate", "grpo", 0)
+    found = Evaluation.model_validate_json((project.root / "reports/evaluate/grpo-0/metrics.json").read_text())
+    assert (found.split, found.prompts, found.base) == ("validation", 5, None) and headline(project, "evaluate@grpo-0")
+    assert headline(project, "evaluate@grpo-0").keys() >= {"validation/policy", "validation/difference"}
+    assert looks.read(project.root) == []
+    test.write_bytes(kept)
+    validation.unlink()
+    run(project, "test", "grpo", 0)
+    run(project, "test", "grpo", 0)
+    (look,) = looks.read(project.root)
+    assert (record(project).split, record(project).prompts, look.policy) == ("test", 12, "grpo-0")
+    assert (look.test, look.weights) == (record(project).data, record(project).weights)
+    assert looks.others(project.root, look.test, {look.weights}) == [] == looks.others(project.root, "another split", ())
+    shutil.copytree(project.root / "models/policy/ppo-0", project.root / "models/policy/grpo-0", dirs_exist_ok=True)
+    run(project, "test", "grpo", 0)  # the knobs were turned after the first look
+    assert [one.weights for one in looks.others(project.root, look.test, {record(project).weights})] == [look.weights]
+
+
+def test_looks_that_cannot_be_read_are_refused_and_none_is_lost_when_stages_write_at_once(project: Project) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: looks.note(project, "split", f"grpo-{n % 12}", f"weights {n % 12}"), range(48)))
+    assert sorted(look.weights for look in looks.read(project.root)) == sorted(f"weights {n}" for n in range(12))
+    with (project.root / looks.FILE).open("a") as file:
+        file.write('{"test": "split"}\n')
+    with pytest.raises(GrapeError, match="policy") as caught:
+        looks.note(project, "split", "ppo-0", "w")
+    assert caught.value.where == f"{looks.FILE}:13"
+
+
+def test_base_stands_beside_sft_and_is_not_evaluated_twice_where_the_two_are_one(project: Project, sampled: list[str]) -> None:
+    run(project, "test", "grpo", 0)
     found = record(project)
     assert found.base_side and found.base_side.gold != found.sft.gold
-    assert headline(project, "evaluate@grpo-0")["base"] == found.base_side.of("gold").mean
+    assert headline(project, "test@grpo-0")["test/base"] == found.base_side.of("gold").mean
     params_file.set_values(project.params, ["sft.steps=0"])
-    run(project, "evaluate", "grpo", 0)
+    run(project, "test", "grpo", 0)
     assert sampled == ["base", "SFT", "grpo-0"] and record(project).base == "sft"
     assert record(project).base_side == record(project).sft
 
 
 def test_every_data_set_has_its_numbers(project: Project) -> None:
-    run(project, "evaluate", "grpo", 0)
+    run(project, "test", "grpo", 0)
     found = record(project)
     assert {name: part.n for name, part in found.sft.datasets.items()} == {"one": 4, "two": 8}
     for side in (found.sft, found.policy, found.base_side):
@@ -207,7 +243,7 @@ def test_every_data_set_has_its_numbers(project: Project) -> None:
     assert found.difference.gold and (4 * gains["one"].mean + 8 * gains["two"].mean) / 12 == pytest.approx(
         found.difference.gold.mean, abs=2e-6
     )
-    assert headline(project, "evaluate@grpo-0")["dataset/two/difference"] == gains["two"].mean
+    assert headline(project, "test@grpo-0")["test/dataset/two/difference"] == gains["two"].mean
 
 
 def test_a_data_set_is_written_only_where_a_prompt_names_one(tmp_path: Path) -> None:
@@ -223,23 +259,23 @@ def test_benchmarks_are_paired_with_sft(project: Project, monkeypatch: pytest.Mo
     params_file.set_values(
         project.params, ["evaluate.benchmarks.tasks=[tiny_choice, tiny_write]", "evaluate.benchmarks.folder=tasks"]
     )
-    run(project, "evaluate", "grpo", 0)
+    run(project, "test", "grpo", 0)
     rows = {row.task: row for row in record(project).benchmarks}
     assert {name: (row.metric, row.n, row.higher_is_better) for name, row in rows.items()} == {
         "tiny_choice": ("acc", 8, True), "tiny_write": ("exact_match", 4, True)}  # fmt: skip
     row = rows["tiny_choice"]
     assert row.base is not None and row.sft * 8 == round(row.sft * 8), "a share of eight documents"
     assert not isinstance(row.difference, float) and row.difference.mean == pytest.approx(row.policy - row.sft, abs=1e-6)
-    assert headline(project, "evaluate@grpo-0")["benchmark/tiny_choice/acc/sft"] == row.sft
+    assert headline(project, "test@grpo-0")["test/benchmark/tiny_choice/acc/sft"] == row.sft
     assert not list((project.root / "tasks").rglob("__pycache__"))
     known = set(files(project))
     data = project.root / "tasks/choice.jsonl"
     data.write_text("".join(data.read_text().splitlines(keepends=True)[:5]))
-    run(project, "evaluate", "grpo", 0)
+    run(project, "test", "grpo", 0)
     assert {row.task: row.n for row in record(project).benchmarks}["tiny_choice"] == 5, "data that changed are read again"
     before = written(project)
     (set(files(project)) - known).pop().unlink()
-    run(project, "evaluate", "grpo", 0)
+    run(project, "test", "grpo", 0)
     assert written(project) == before, "the same a second time"
 
 
@@ -288,8 +324,8 @@ def test_a_missing_harness_is_named_with_its_extra(project: Project, monkeypatch
     with pytest.raises(GrapeError, match=r"grape\[eval\]"):
         harness.refuse(knobs, project.root)
     with pytest.raises(GrapeError, match=r"grape\[eval\]"):
-        run(project, "evaluate", "grpo", 0)
-    assert not (project.root / "reports/evaluate").exists()
+        run(project, "test", "grpo", 0)
+    assert not (project.root / "reports/test").exists()
 
 
 def _slow(folder: Path, made: Any) -> None:

@@ -14,7 +14,7 @@ import torch
 from grape.evaluation import statistics
 from grape.evaluation.record import KL, Evaluation, Greedy, Sample
 from grape.evaluation.sides import Answers, describe, difference, samples, win_rate
-from grape.stages import evaluate
+from grape.stages import held_out
 from grape.types import Response, Scores
 from tests import tiny
 
@@ -120,11 +120,13 @@ def test_the_files_hold_their_fields_in_this_order_and_are_read_back() -> None:
     sft, own = sides()
     prompts, over = [sft.responses[0].prompt], statistics.Bootstrap(0.95, (0, "evaluate"))
     made = Evaluation(
+        split="test", data="d", weights="w",
         algorithm="grpo", seed=0, prompts=1, samples=2, sft=describe(prompts, sft, over), policy=describe(prompts, own, over),
         difference=difference(sft, own, over), win_rate=win_rate(sft, own, over), dropped={"too_long": 0},
         kl=KL(token=0.0, sequence=0.0))  # fmt: skip
     found = made.model_dump()
     assert " ".join(found) == (
+        "split data weights "
         "algorithm seed prompts samples base sft policy difference dataset_differences win_rate dropped kl benchmarks"
     )
     assert " ".join(found["sft"]) == "gold proxy greedy length finished entropy pass_at categories datasets items overlap"
@@ -165,7 +167,7 @@ class Kept:
 def test_the_table_is_what_mlflow_takes_for_one() -> None:
     """A row per item of either policy; the tag names the artifact, or MLflow shows it as plain JSON."""
     run = Kept()
-    evaluate.log_table(SimpleNamespace(run=run, policy="grpo-0"), answers())  # type: ignore[arg-type]
+    held_out.log_table(SimpleNamespace(run=run, policy="grpo-0"), answers())  # type: ignore[arg-type]
     ((name, text),) = run.files.items()
     assert json.loads(run.tags["mlflow.loggedArtifacts"]) == [{"path": name, "type": "table"}]
     table = json.loads(text)

@@ -39,7 +39,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     for folder in ("rubrics", "mine"):
         (tmp_path / folder).mkdir()
     (tmp_path / "rubrics" / "sums.yaml").write_text(VERIFY)
-    for name in ("prompts", "heldout", "corpus"):
+    for name in ("prompts", "validation", "test", "corpus"):
         (tmp_path / "mine" / f"{name}.jsonl").write_bytes(FILES[f"{name}.jsonl"])
     (tmp_path / "algorithms").symlink_to(ROOT / "algorithms")
     (tmp_path / "grape").symlink_to(ROOT / "grape")
@@ -186,7 +186,7 @@ def run(*stages: str) -> None:
 def test_where_no_answer_is_right_grpo_needs_no_pair(project: Project, capfd: pytest.CaptureFixture[str]) -> None:
     """Every group of answers is a tie, so that there is no pair: DPO says so, beside GRPO, which goes on to the report."""
     settle(project, *TINY)
-    run("prepare", "base", "sft", "critic", "preferences", "reward", "rl@grpo-0", "evaluate@grpo-0", "report")
+    run("prepare", "base", "sft", "critic", "preferences", "reward", "rl@grpo-0", "evaluate@grpo-0", "test@grpo-0", "report")
     assert "not one pair was found" in capfd.readouterr().out
     facts = [json.loads(project.receipt(stage).read_text())["facts"] for stage in ("preferences", "reward")]
     assert (
@@ -253,9 +253,9 @@ def test_a_run_waits_for_what_it_reads(
     """DVC's graph has no edge from what a run does not read, so that it neither waits for that nor runs again when that changes."""
     (project.root / "rubrics" / "sums.yaml").write_text(rubric)
     settle(project, SPARE, *sets)
-    deps = {kind: set(entry(project, "mine", f"{kind}@{name}-0")["deps"]) for kind in ("rl", "evaluate")}
+    deps = {kind: set(entry(project, "mine", f"{kind}@{name}-0")["deps"]) for kind in ("rl", "evaluate", "test")}
     made = {kind: {stage for stage, path in needed.MAKES.items() if path in deps[kind]} for kind in deps}
-    assert made == {"rl": rl, "evaluate": evaluate}
+    assert made == {"rl": rl, "evaluate": evaluate, "test": evaluate}
     assert {stage for stage, path in needed.WITHOUT.items() if path in deps["rl"]} == ALL - rl
     assert all((project.root / path).read_text().startswith("# Stands for") for path in needed.WITHOUT.values())
 

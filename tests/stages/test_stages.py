@@ -35,7 +35,8 @@ MINIATURE = [
     "prepare.documents=60",
     "prepare.demonstrations=40",
     "prepare.prompts=24",
-    "prepare.heldout=6",
+    "prepare.validation=6",
+    "prepare.test=6",
     "prepare.judgements=60",
     "base.steps=2",
     "base.batch_size=4",
@@ -111,6 +112,7 @@ def test_the_whole_chain_on_every_architecture(project: Project, architecture: s
             strengthen(project)
     run(project, "rl", "grpo", 0)
     run(project, "evaluate", "grpo", 0)
+    run(project, "test", "grpo", 0)
     for folder in ("base", "sft", "critic", "policy/grpo-0"):
         model = AutoModelForCausalLM.from_pretrained(project.root / "models" / folder)
         assert model.config.model_type == architecture
@@ -143,8 +145,10 @@ def test_prepare_leaks_nothing_and_is_the_same_twice(project: Project) -> None:
     run(project, "prepare")
     data = project.root / "data"
     before = {p.relative_to(data): p.read_bytes() for p in data.rglob("*.jsonl")}
-    rows = read_rows(data / "prompts/heldout.jsonl", PromptRow)
+    splits = {name: read_rows(data / f"prompts/{name}.jsonl", PromptRow) for name in ("validation", "test")}
+    rows = [row for split in splits.values() for row in split]
     heldout = {content(row) for row in rows}
+    assert len(heldout) == len(rows) == 12
     kinds: dict[str, Any] = {"prompts": PromptRow, "sft": Demonstration, "judgements": Judgement}
     for name, kind in kinds.items():
         assert heldout.isdisjoint(content(row) for row in read_rows(data / name / "train.jsonl", kind))
@@ -166,16 +170,17 @@ def own_data(project: Project) -> Path:
     turns = [{"messages": [*q["prompt"], {"role": "assistant", "content": q["answer"]}], "category": "letters"} for q in questions]  # type: ignore[misc]
     (folder / "sft.jsonl").write_text("".join(json.dumps(t) + "\n" for t in turns))
     (folder / "corpus.jsonl").write_text(json.dumps({"text": "Write a in capitals: A."}) + "\n")
-    params_file.set_values(project.params, ["prepare.source=mine", "prepare.heldout=3"])
+    params_file.set_values(project.params, ["prepare.source=mine", "prepare.validation=2", "prepare.test=3"])
     return folder
 
 
 def test_own_data_is_imported_split_by_content_and_checked(project: Project) -> None:
     own_data(project)
     run(project, "prepare")
-    train, heldout = (read_rows(project.root / f"data/prompts/{name}.jsonl", PromptRow) for name in ("train", "heldout"))
-    assert len(train) == 7 and len(heldout) == 3 and not {q.id for q in train} & {q.id for q in heldout}
-    assert len((project.root / "data/sft/train.jsonl").read_text().splitlines()) == 7, "demonstrations of held-out prompts leave"
+    names = ("train", "validation", "test")
+    splits = [read_rows(project.root / f"data/prompts/{name}.jsonl", PromptRow) for name in names]
+    assert [len(split) for split in splits] == [5, 2, 3] and len({q.id for split in splits for q in split}) == 10
+    assert len((project.root / "data/sft/train.jsonl").read_text().splitlines()) == 5, "demonstrations of held-out prompts leave"
 
 
 @pytest.mark.parametrize(
@@ -397,7 +402,7 @@ def test_a_stage_opens_only_what_dvc_yaml_declares_for_it(project: Project) -> N
         stage = Stage("sft", "sft", params, project, stage_run)
         assert stage.path("data/sft/train.jsonl") == project.root / "data/sft/train.jsonl"
         assert stage.path("models/sft") == project.root / "models/sft"
-        for undeclared in ("data/prompts/heldout.jsonl", "data", "models/sftish", "data/sft/../prompts"):
+        for undeclared in ("data/prompts/validation.jsonl", "data", "models/sftish", "data/sft/../prompts"):
             with pytest.raises(GrapeError, match="which it does not declare"):
                 stage.path(undeclared)
 

@@ -58,7 +58,7 @@ def test_the_champion_loads_and_answers(
 def test_an_evaluation_ranks_policies_on_mlflows_page_of_models(
     project: Project, client: Callable[[], Any], runs: Callable[[], list[Any]], save_model: Callable[..., Path]
 ) -> None:
-    data = project.root / "data" / "prompts" / "heldout.jsonl"
+    data = project.root / "data" / "prompts" / "test.jsonl"
     data.parent.mkdir(parents=True)
     data.write_text("{}\n")
     for name, score in (("grpo-0", 0.25), ("grpo-1", 0.5), ("grpo-2", 0.75)):
