@@ -19,6 +19,7 @@ import numpy as np
 
 from grape.artifacts import Demonstration, Document, Judgement, Preference, PromptRow, Record, columns
 from grape.data.mix import rows_of
+from grape.data.tables import READERS, Source, find
 from grape.errors import GrapeError
 from grape.files import write_lines, write_whole
 from grape.leakage import holds, said, turns_of
@@ -126,7 +127,16 @@ def imported(folder: Path, stage: Stage, left_out: Counter[str]) -> Tables:
             mend = f"add the file, name one in prepare.files, or take {name} out of prepare.rows and prepare.columns"
             raise GrapeError(f"there is no table {name}", where=f"params.yaml, prepare.{key}", mend=mend)
         made[table] = Table(kind, rows or ())
+    if idle := unread(folder, params.files):
+        _say(f"not read, since no table is called so and prepare.files names none of it: {', '.join(idle)}")
     return made
+
+
+def unread(folder: Path, files: Mapping[Any, Iterable[Source]]) -> list[str]:
+    """The files of rows in a folder that no table comes from: a `dev.jsonl` may have been meant to be one."""
+    named = {(folder / source.file).resolve() for sources in files.values() for source in sources if source.file}
+    named |= {path.resolve() for table in NAMES.values() if table not in files and (path := find(folder, table))}
+    return sorted(path.name for path in folder.iterdir() if path.suffix.lower() in READERS and path.resolve() not in named)
 
 
 def _say(text: str) -> None:

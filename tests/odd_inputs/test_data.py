@@ -392,6 +392,13 @@ def test_a_validation_prompt_holds_no_test_question_and_no_training_row_holds_ei
     assert not {row["answer"] for row in aside} & {"21", "22", "23"}, "of test prompts none is set aside again"
 
 
+def test_a_file_that_nobody_reads_is_named(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("heldout.jsonl", "dev.csv", "notes.txt", "more.jsonl"):
+        (project.root / "mine" / name).write_bytes(line(**question(60)))
+    mixed(project, "prepare.files={prompts: [prompts.jsonl, more.jsonl]}")
+    assert "prepare.files names none of it: dev.csv, heldout.jsonl\n" in capsys.readouterr().out
+
+
 def test_held_out_prompts_of_several_data_sets_keep_their_names(project: Project) -> None:
     (project.root / "mine/gsm8k-test.jsonl").write_bytes(line(**question(31, id="1")) + line(**question(32, id="2")))
     (project.root / "mine/more.jsonl").write_bytes(line(**question(33, id="1")))
