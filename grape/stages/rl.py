@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from grape.models.forward import language
 from grape.models.load import device, load_language_model, load_scalar_model
 from grape.models.lora import is_adapted
 from grape.models.micro import fixed
-from grape.models.protocols import LanguageModel, ScalarModel
+from grape.models.protocols import LanguageModel, ScalarModel, Tokenizer
 from grape.needed import made
 from grape.reward.source import RubricReward
 from grape.sampling import RolloutEngine
@@ -37,14 +38,52 @@ from grape.training.assemble import Learner, assemble, needed
 from grape.training.batches import Source, offline
 from grape.training.mismatch import CAP, Importance
 from grape.training.reference import reference_logp
-from grape.training.sampler import Sampling
+from grape.training.sampler import Sampler, Sampling
 from grape.types import Prompt, Tokens
 
 LAST = 10  # rounds that the headline is the mean of
 HEADLINE = ("reward", "kl", "entropy", "completions/mean_length", "accuracy")
 
 
+@dataclass(frozen=True)
+class Ready:
+    """A run before its first round.
+
+    Attributes:
+        micro: tokens of a micro-batch.
+    """
+
+    learner: Learner
+    tokenizer: Tokenizer
+    chat: Chat
+    prompts: list[Prompt]
+    steps: int
+    micro: int
+
+
 def run(stage: Stage) -> None:
+    it = ready(stage)
+    learner, steps = it.learner, it.steps
+    with engine(stage, learner) as writer:
+        source = _pairs(stage, it) if learner.algorithm.data == "pairs" else _rollouts(stage, it, writer)
+        track, kept = tracker(stage, steps, memory=True), checkpoints(stage, stage.params.rl.checkpoint_every)
+        history = learner.train(source, steps, track, kept, _keys(stage))
+    stage.write_history([*history[:-1], {**history[-1], "memory/peak_mb": peak_memory_mb()}])
+    folder = f"models/policy/{stage.policy}"
+    save_trained(stage, learner.policy, it.tokenizer, folder, "models/sft")
+    stage.run.model(folder, "policy", register="grape-policy")
+    stage.run.headline(_headline(history[-LAST:]))
+
+
+def ready(stage: Stage, micro: int | None = None) -> Ready:
+    """Everything loaded and put together but what samples and scores.
+
+    Args:
+        micro: tokens of a micro-batch; None: as they are measured here.
+
+    Raises:
+        GrapeError: what cannot work, before any model loads.
+    """
     algorithm, knobs = stage.params.slot(stage.algorithm), stage.params.algorithm(stage.algorithm)
     prompts = read_prompts(stage.path("data/prompts/train.jsonl"))
     refuse(stage, algorithm, knobs, prompts)
@@ -54,18 +93,10 @@ def run(stage: Stage) -> None:
     chat = chat_of(stage, tokenizer, policy)
     steps = (knobs.rounds if isinstance(knobs, OnlineParams) else None) or stage.params.rl.steps
     value = _value_model(stage, knobs) if "value" in algorithm.needs(knobs) else None
-    adam = _adam(stage, steps, _micro_batch_tokens(stage, algorithm, policy, chat, prompts))
-    learner = assemble(algorithm, knobs, policy, adam, stage.params.rl.temperature, value, _importance(stage))
-    pairs, micro = algorithm.data == "pairs", adam.micro_batch_tokens
-    with engine(stage, learner) as writer:
-        source = _pairs(stage, learner, chat, micro) if pairs else _rollouts(stage, learner, chat, prompts, steps, micro, writer)
-        track, kept = tracker(stage, steps, memory=True), checkpoints(stage, stage.params.rl.checkpoint_every)
-        history = learner.train(source, steps, track, kept, _keys(stage))
-    stage.write_history([*history[:-1], {**history[-1], "memory/peak_mb": peak_memory_mb()}])
-    folder = f"models/policy/{stage.policy}"
-    save_trained(stage, policy, tokenizer, folder, "models/sft")
-    stage.run.model(folder, "policy", register="grape-policy")
-    stage.run.headline(_headline(history[-LAST:]))
+    micro = micro or _micro_batch_tokens(stage, algorithm, policy, chat, prompts)
+    temperature = stage.params.rl.temperature
+    learner = assemble(algorithm, knobs, policy, _adam(stage, steps, micro), temperature, value, _importance(stage))
+    return Ready(learner, tokenizer, chat, prompts, steps, micro)
 
 
 def _headline(rounds: list[dict[str, float]]) -> dict[str, float]:
@@ -145,14 +176,24 @@ def _identity(stage: Stage) -> str:
     return " ".join([*inside, *below, *([stage.params.model.quantise] if stage.params.model.quantise else [])])
 
 
-def _rollouts(
-    stage: Stage, learner: Learner, chat: Chat, prompts: list[Prompt], rounds: int, micro: int, writer: RolloutEngine | None
-) -> Source:
-    """Sampled batches; fewer rounds than rl.steps are larger ones, so that every algorithm gets the same P x G x steps."""
+def _rollouts(stage: Stage, it: Ready, writer: RolloutEngine | None) -> Source:
+    """Sampled batches."""
+    drawn = sampler(stage, it, writer)
+    compared = "reference" in it.learner.algorithm.needs(drawn.params) or stage.params.rl.kl_every
+    return it.learner.rounds(drawn, _reference(stage, it.learner.policy) if compared else None)
+
+
+def sampler(stage: Stage, it: Ready, writer: RolloutEngine | None) -> Sampler:
+    """Who draws and scores the rounds; fewer than rl.steps are larger ones, so that every algorithm gets the same P x G x steps.
+
+    Args:
+        writer: the engine, for as long as it is needed.
+    """
+    learner, chat, rounds = it.learner, it.chat, it.steps
     rl, model, knobs = stage.params.rl, stage.params.model, needed(learner.params, OnlineParams, "learns from rollouts")
     stage.datasets("data/prompts/train.jsonl", "rubrics")
     room = model.positions - rl.max_new_tokens
-    prompts, dropped = fitting_prompts(chat, prompts, room, "data/prompts/train.jsonl")
+    prompts, dropped = fitting_prompts(chat, it.prompts, room, "data/prompts/train.jsonl")
     longest = f"model.positions - rl.max_new_tokens = {room} tokens"
     stage.left_out({"dropped/too_long": len(dropped)}, len(prompts), "prompts", longest)
     check_round(stage, learner.algorithm, knobs, len(prompts))
@@ -162,19 +203,19 @@ def _rollouts(
         temperature=rl.temperature,
         max_new_tokens=rl.max_new_tokens,
         positions=model.positions,
-        micro_batch_tokens=micro,
+        micro_batch_tokens=it.micro,
         max_missing=rl.max_missing,
         kl_every=max(1, rl.kl_every * rounds // rl.steps) if rl.kl_every else 0,
     )
-    reference = _reference(stage, learner.policy) if "reference" in learner.algorithm.needs(knobs) or rl.kl_every else None
     source = reward_source(stage, prompts, "data/prompts/train.jsonl", knobs.reward)
     rubric = source if isinstance(source, RubricReward) else None
     critique, ahead = (rubric.critique, rubric.ahead) if rubric else (None, nullcontext)
-    return learner.rollouts(chat, prompts, source, sampling, _keys(stage), reference, critique, writer, ahead)
+    return learner.sampler(chat, prompts, source, sampling, _keys(stage), critique, writer, ahead)
 
 
-def _pairs(stage: Stage, learner: Learner, chat: Chat, micro: int) -> Source:
+def _pairs(stage: Stage, it: Ready) -> Source:
     """Batches of preference pairs with as many rows as a round of rollouts has, and the reference's log-probabilities."""
+    learner, chat = it.learner, it.chat
     stage.datasets("data/preferences")
     records = read_rows(made(stage.path("data/preferences/train.jsonl")), Preference, mend="run it again: grape run preferences")
     positions = stage.params.model.positions
@@ -191,6 +232,6 @@ def _pairs(stage: Stage, learner: Learner, chat: Chat, micro: int) -> Source:
     if "reference" in learner.algorithm.needs(learner.params):
         identity, kept = _identity(stage), stage.project.state / "reference"
         reference, dtype = _reference(stage, learner.policy), stage.params.model.dtype
-        known["logp_ref"] = reference_logp(reference, identity, rows, chat.pad, kept, micro, dtype)
+        known["logp_ref"] = reference_logp(reference, identity, rows, chat.pad, kept, it.micro, dtype)
     size = max(1, stage.params.rl.prompts * stage.params.rl.samples // 2)
     return offline(rows, chat.pad, size, (*_keys(stage), "pairs"), device(), 2, known)

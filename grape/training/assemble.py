@@ -73,17 +73,42 @@ class Learner:
         """Rounds that the policy samples itself: prompts -> responses -> scores -> credit.
 
         Args:
-            reference: for the need of that name, and for `sampling.kl_every`; the policy itself: as it is without its adapters.
+            reference: as `rounds` has it. engine: as `sampler` has it.
             critique: what `params.revise` tells the policy about its answers.
-            engine: who writes what the policy would say; None: grape's own.
             ahead: as `sampler.Sampler` has it.
         """
-        params = needed(self.params, OnlineParams, "learns from rollouts")
-        needs, credit, how = self.algorithm.wants(params), self.algorithm.credit, replace(sampling, dtype=self.dtype)
+        return self.rounds(self.sampler(chat, prompts, score, sampling, keys, critique, engine, ahead), reference)
+
+    def sampler(
+        self,
+        chat: Chat,
+        prompts: Sequence[Prompt],
+        score: Score,
+        sampling: Sampling,
+        keys: Sequence[object],
+        critique: Critique | None = None,
+        engine: RolloutEngine | None = None,
+        ahead: Ahead = nullcontext,
+    ) -> Sampler:
+        """Who draws and scores the rounds.
+
+        Args:
+            engine: who writes what the policy would say; None: grape's own. The others: as `rollouts` has them.
+        """
+        params, how = needed(self.params, OnlineParams, "learns from rollouts"), replace(sampling, dtype=self.dtype)
+        return Sampler(engine or Own(self.policy, self.dtype), chat, prompts, score, params, how, keys, critique, ahead)
+
+    def rounds(self, sampler: Sampler, reference: LanguageModel | None = None) -> Source:
+        """What is learned from the sampler's rounds, once credit is given.
+
+        Args:
+            reference: for the need of that name, and for `sampling.kl_every`; the policy itself: as it is without its adapters.
+        """
+        params, how, chat = sampler.params, sampler.sampling, sampler.chat
+        needs, credit = self.algorithm.wants(params), self.algorithm.credit
         assert credit is not None  # as of all that learn from rollouts
         old_needed = "old" in needs or params.epochs * params.mini_batches > 1
-        writer, device = engine or Own(self.policy, self.dtype), self.policy.device
-        sampler = Sampler(writer, chat, prompts, score, params, how, keys, critique, ahead)
+        device = self.policy.device
 
         @torch.no_grad()  # rewards and advantages are constants: no gradient runs through a judge or the value model's guess
         def source(update: int, state: State) -> Round:
