@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from grape import slot
 from grape.algorithms.base import AnyAlgorithm, SlotParams
+from grape.budget import COUNTS, Unit
 from grape.data.tables import Source, refuse_mixes
 from grape.models.lora import LoRA
 from grape.models.template import Template
@@ -123,6 +124,7 @@ class RL(Section):
     seeds: list[int] = Field(min_length=1)
     reward: Literal["rubric", "reward_model"]
     steps: int = Field(ge=1)
+    budget: dict[Unit, Annotated[float, Field(gt=0)]] | None
     prompts: int = Field(ge=1)
     samples: int = Field(ge=1)
     temperature: float = Field(gt=0)
@@ -138,6 +140,14 @@ class RL(Section):
     engine: Literal["grape", "vllm"]
     importance: Literal["token", "sequence"] | None
     importance_cap: float | None = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> RL:
+        if self.budget is not None and len(self.budget) != 1:
+            raise ValueError(f"budget: say one of {', '.join(COUNTS)}, got {sorted(self.budget)}: only one can be equal for all")
+        if self.budget is not None and self.schedule == "cosine":
+            raise ValueError("schedule: a cosine needs to know how many rounds there will be; with a budget set it to constant")
+        return self
 
     @model_validator(mode="after")
     def _a_cap_of_something(self) -> RL:

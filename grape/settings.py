@@ -27,6 +27,7 @@ _WORDS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 # Keys that were, and what stands in their place.
 MOVED = {
     "rl.lora_rank": "it is model.lora.rank now, for every stage that trains: delete this line and set that",
+    "prepare.heldout": "there are two now, prepare.validation to choose by and prepare.test to report: delete it, set them",
     "model.micro_batch_tokens": "each machine measures it now: delete this line; GRAPE_MICRO_BATCH_TOKENS overrides it",
 }
 _QUOTE = "quote it, or write it as YAML"

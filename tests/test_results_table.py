@@ -128,6 +128,8 @@ def test_the_league_table_goes_between_its_own_markers(tmp_path: Path) -> None:
     found["algorithms"]["grpo"] |= {
         "entropy": 0.4,
         "seconds": 80.0,
+        "samples": 64.0,
+        "updates": 4.0,
         "tokens": 1000.0,
         "memory_mb": 700.0,
         "difference_low": 0.25,
@@ -139,4 +141,4 @@ def test_the_league_table_goes_between_its_own_markers(tmp_path: Path) -> None:
     assert results_table.main(["--metrics", str(report), "--league", "--write", str(readme)]) == 0
     text = readme.read_text()
     assert text.startswith(README) and "| grpo | 2 | 0.800 | +0.300 [+0.250, +0.350] | 0.800 |" in text
-    assert "score: gold, on held-out prompts, SFT has 0.500" in text
+    assert "score: gold, on test prompts, SFT has 0.500" in text

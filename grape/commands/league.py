@@ -20,7 +20,8 @@ from grape.project import Project
 # The columns that show one number as it stands in metrics.json.
 NUMBERS = {
     "proxy": "{proxy:.3f}", "wins": "{win_rate:.2f}", "KL": "{kl_sequence:.2f}", "length": "{length:.1f}",
-    "entropy": "{entropy:.2f}", "seconds": "{seconds:.0f}", "tokens": "{tokens:.0f}", "MiB": "{memory_mb:.0f}",
+    "entropy": "{entropy:.2f}", "samples": "{samples:.0f}", "tokens": "{tokens:.0f}", "seconds": "{seconds:.0f}",
+    "updates": "{updates:.0f}", "MiB": "{memory_mb:.0f}",
 }  # fmt: skip
 COLUMNS = ("algorithm", "seeds", "score", "difference to SFT", *NUMBERS)
 
@@ -77,7 +78,8 @@ def rows(metrics: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def caption(metrics: dict[str, Any]) -> str:
     judge = metrics["judge"]
-    return f"score: {judge}, on test prompts, SFT has {metrics['sft'][judge]:.3f}; KL in nats per response; seconds of one run"
+    score = f"score: {judge}, on test prompts, SFT has {metrics['sft'][judge]:.3f}"
+    return f"{score}; KL in nats per response; samples, tokens, seconds and updates of one run"
 
 
 def lines(metrics: dict[str, Any]) -> Iterator[str]:

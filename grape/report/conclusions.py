@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from scipy.special import stdtrit  # type: ignore[import-untyped]
 
+from grape.budget import COUNTS
 from grape.evaluation.record import Evaluation, Interval, Judged, JudgeName, Side
 from grape.report.data import Cost, ReportInputs
 from grape.track import Candidate
@@ -90,8 +91,8 @@ def metrics(inputs: ReportInputs, level: float) -> dict[str, Any]:
 def cost(inputs: ReportInputs, algorithm: str) -> Cost:
     """Mean over seeds; of memory the largest."""
     costs = [inputs.cost(run.name) for run in inputs.of(algorithm)]
-    seconds, tokens = round(fmean(c.seconds for c in costs), 1), round(fmean(c.tokens for c in costs))
-    return Cost(seconds, tokens, memory_mb=round(max(c.memory_mb for c in costs)))
+    took = {unit: round(fmean(getattr(c, unit) for c in costs), unit == "seconds") for unit in COUNTS}
+    return Cost(**took, memory_mb=round(max(c.memory_mb for c in costs)))
 
 
 def headline(inputs: ReportInputs, level: float) -> dict[str, float]:

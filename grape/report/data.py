@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from grape import looks
+from grape.budget import COUNTS, used
 from grape.errors import GrapeError, first_problem
 from grape.evaluation.judges import JudgesReport, read_judges
 from grape.evaluation.record import Evaluation, JudgeName, Sample
@@ -25,11 +26,13 @@ KEPT = "rows/kept"  # only the record that says what a stage left out has it
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one rl run: seconds in its rounds (loading and saving aside), prompt and response tokens it learned from, peak
-    resident MiB of its process, everything loaded included."""
+    """Of one rl run: seconds in its rounds (loading and saving aside), answers that were sampled (of pairs: read), their tokens
+    with those of the prompts, optimiser updates; peak resident MiB of its process, everything loaded included."""
 
     seconds: float
+    samples: float
     tokens: float
+    updates: float
     memory_mb: float
 
 
@@ -62,8 +65,8 @@ class ReportInputs:
     def cost(self, name: str) -> Cost:
         """What training policy `name` took."""
         records = self.rl[name]
-        seconds, tokens = (sum(r.get(metric, 0.0) for r in records) for metric in ("step_time", "num_tokens"))
-        return Cost(seconds, tokens, memory_mb=max((r.get("memory/peak_mb", 0.0) for r in records), default=0.0))
+        took = {unit: used(records, unit) for unit in COUNTS}
+        return Cost(**took, memory_mb=max((r.get("memory/peak_mb", 0.0) for r in records), default=0.0))
 
     @property
     def judge(self) -> JudgeName:

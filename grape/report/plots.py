@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from math import nan
 from statistics import fmean
 from typing import Any
 
@@ -11,6 +13,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from grape.budget import COUNTS
 from grape.evaluation.comparison import Comparison
 from grape.evaluation.record import Evaluation, Interval, JudgeName, Side
 from grape.report import evolution, pairs
@@ -50,6 +53,7 @@ def draw(inputs: ReportInputs, level: float) -> dict[str, bytes]:
         "categories": lambda: categories(inputs, colours),
         "overoptimisation": lambda: overoptimisation(inputs, colours),
         "learning": lambda: learning(inputs, colours, TITLES),
+        "bought": lambda: bought(inputs, colours),
         "rewards": lambda: learning(inputs, colours, rewards),
         "divergence": lambda: divergence(inputs, colours),
         "training": lambda: training(inputs.training),
@@ -197,6 +201,25 @@ def learning(inputs: ReportInputs, colours: dict[str, str], titles: Mapping[str,
         axis.set_title(titles[metric])
     axes[-1].set_xlabel("step")
     axes[0].legend(loc="best")
+    return figure
+
+
+def bought(inputs: ReportInputs, colours: dict[str, str]) -> Figure | None:
+    """The training reward against what it took: samples, tokens, seconds, updates. A mean over seeds, round by round."""
+    known = {name: [inputs.rl[run.name] for run in inputs.of(name)] for name in inputs.algorithms}
+    known = {name: runs for name, runs in known.items() if all("reward" in record for records in runs for record in records[-1:])}
+    if not any(records for runs in known.values() for records in runs):
+        return None
+    figure, axes = grid(1, len(COUNTS), WIDTH, 2.6, sharey=True)
+    for axis, (unit, metric) in zip(axes[0], COUNTS.items(), strict=True):
+        for name, runs in known.items():
+            took = [list(accumulate(record.get(metric, 0.0) for record in records)) for records in runs]
+            rounds = range(min(map(len, took)))
+            reward = [fmean(records[i].get("reward", nan) for records in runs) for i in rounds]
+            axis.plot([fmean(t[i] for t in took) for i in rounds], reward, color=colours[name], linewidth=1.4, label=name)
+        axis.set_xlabel(unit)
+    axes[0][0].set_title("Training reward against what it took")
+    axes[0][-1].legend()
     return figure
 
 

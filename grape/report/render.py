@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from grape.budget import Unit
 from grape.evaluation.record import Interval
 from grape.report import evolution, findings, pairs, tables
 from grape.report.alarms import alarms
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
     from grape.schema import Report
 
 
-def context(inputs: ReportInputs, level: float, knobs: Report, figures: dict[str, bytes]) -> dict[str, Any]:
-    """Everything the templates show."""
+def context(
+    inputs: ReportInputs, level: float, knobs: Report, figures: dict[str, bytes], budget: Mapping[Unit, float] | None = None
+) -> dict[str, Any]:
+    """Everything the templates show. budget: rl.budget."""
     winner = best(candidates(inputs))
     champion = winner.name if winner else None
     first = inputs.evaluations[0]
@@ -34,6 +37,7 @@ def context(inputs: ReportInputs, level: float, knobs: Report, figures: dict[str
         "algorithms": algorithms,
         "names": inputs.algorithms,
         "judge": inputs.judge,
+        "budget": equal(budget),
         "level": level,
         "champion": champion,
         "prompts": first.prompts,
@@ -57,6 +61,14 @@ def context(inputs: ReportInputs, level: float, knobs: Report, figures: dict[str
         "samples": tables.samples(inputs, knobs.samples, champion),
         "figures": {name: base64.b64encode(png).decode() for name, png in figures.items()},
     }
+
+
+def equal(budget: Mapping[Unit, float] | None) -> str:
+    """What every policy had the same of, as a clause."""
+    if budget is None:
+        return " with the same number of samples"
+    ((unit, amount),) = budget.items()
+    return f", each until the end of the round in which it had used {amount:g} {unit}"
 
 
 def html(values: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from grape.algorithms.base import AlgorithmParams, AnyAlgorithm
+from grape.budget import Budget
 from grape.errors import GrapeError
 from grape.models import micro
 from grape.models.chat import Chat, Row
@@ -34,12 +35,16 @@ def checkpoints(stage: Stage, every: int = EVERY) -> Checkpoints:
     return Checkpoints(stage.project.checkpoints / stage.name, stage.identity(), every, changed)
 
 
-def tracker(stage: Stage, steps: int, memory: bool = False) -> Track:
-    """Tells MLflow and the screen of every step. memory: with the peak of the process, MiB."""
-    progress = Progress(stage.name, steps)
+def tracker(stage: Stage, steps: int, memory: bool = False, budget: Budget | None = None) -> Track:
+    """Tells MLflow and the screen of every step. memory: with the peak of the process, MiB. budget: what ends the run, if not the
+    number of steps."""
+    progress, history = Progress(stage.name, steps), list[Metrics]()
 
     def track(step: int, metrics: Metrics) -> None:
         stage.run.track(step, {**metrics, "memory/peak_mb": peak_memory_mb()} if memory else metrics)
+        history.append(metrics)
+        if budget:  # as many steps as there will be, if they go on like this
+            progress.total = max(step, round(step / max(budget.share(history), step / steps)))
         progress(step, metrics)
 
     return track

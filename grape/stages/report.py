@@ -22,7 +22,7 @@ def run(stage: Stage) -> None:
     inputs = data.read(root, params.rl.algorithms, params.rl.seeds)
     level = params.evaluate.confidence
     figures = plots.draw(inputs, level)
-    values = render.context(inputs, level, params.report, figures)
+    values = render.context(inputs, level, params.report, figures, params.rl.budget)
     metrics = {**conclusions.metrics(inputs, level), "rubric": findings.numbers(inputs, params.report)}
     metrics["pairs"] = pairs.numbers(pairs.compared(inputs, level))
     reports = root / "reports"

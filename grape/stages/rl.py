@@ -11,6 +11,7 @@ from torch import Tensor
 
 from grape.algorithms.base import AnyAlgorithm, OnlineParams, SlotParams, ValueParams
 from grape.artifacts import Preference, read_prompts, read_rows
+from grape.budget import Budget
 from grape.errors import GrapeError
 from grape.models.chat import Chat, Row
 from grape.models.checkpointing import checkpointed
@@ -42,6 +43,7 @@ from grape.training.sampler import Sampler, Sampling
 from grape.types import Prompt, Tokens
 
 LAST = 10  # rounds that the headline is the mean of
+MOST = 100  # times rl.steps: rounds within which a budget must be used up
 HEADLINE = ("reward", "kl", "entropy", "completions/mean_length", "accuracy")
 
 
@@ -66,8 +68,10 @@ def run(stage: Stage) -> None:
     learner, steps = it.learner, it.steps
     with engine(stage, learner) as writer:
         source = _pairs(stage, it) if learner.algorithm.data == "pairs" else _rollouts(stage, it, writer)
-        track, kept = tracker(stage, steps, memory=True), checkpoints(stage, stage.params.rl.checkpoint_every)
-        history = learner.train(source, steps, track, kept, _keys(stage))
+        budget, most = _budget(stage, steps)
+        track, kept = tracker(stage, most, True, budget), checkpoints(stage, stage.params.rl.checkpoint_every)
+        history = learner.train(source, most, track, kept, _keys(stage), budget)
+    _refuse_unspent(budget, history)
     stage.write_history([*history[:-1], {**history[-1], "memory/peak_mb": peak_memory_mb()}])
     folder = f"models/policy/{stage.policy}"
     save_trained(stage, learner.policy, it.tokenizer, folder, "models/sft")
@@ -97,6 +101,24 @@ def ready(stage: Stage, micro: int | None = None) -> Ready:
     temperature = stage.params.rl.temperature
     learner = assemble(algorithm, knobs, policy, _adam(stage, steps, micro), temperature, value, _importance(stage))
     return Ready(learner, tokenizer, chat, prompts, steps, micro)
+
+
+def _budget(stage: Stage, steps: int) -> tuple[Budget | None, int]:
+    """What ends the run, and the most rounds it may take: a budget of updates is not used up by rounds that teach nothing."""
+    given = stage.params.rl.budget
+    if given is None:
+        return None, steps
+    ((unit, amount),) = given.items()
+    return Budget(unit, amount), MOST * steps
+
+
+def _refuse_unspent(budget: Budget | None, history: list[dict[str, float]]) -> None:
+    if budget and not budget.spent(history):
+        raise GrapeError(
+            f"{len(history)} rounds used {budget.share(history):.0%} of the budget of {budget.amount:g} {budget.unit}",
+            where="params.yaml, rl.budget",
+            mend="raise rl.steps, of which no run may take more than a hundred times as many, or lower the budget",
+        )
 
 
 def _headline(rounds: list[dict[str, float]]) -> dict[str, float]:

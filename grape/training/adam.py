@@ -187,16 +187,19 @@ class Adam:
         batch = share(self.model, batch)
         sums: Sums = {}
         last: Sums = {}
+        updates = 0
         learning_rate = self.optimizer.param_groups[0]["lr"]
         for epoch in range(self.params.epochs):
             for i, index in enumerate(self._mini_batches(batch, (*keys, epoch))):
                 part, last = batch if index is None else batch.select(index), {}
                 self._step(forward, loss, part, last, first=epoch == i == 0, where=f"update {[*keys, 0][0]}, epoch {epoch}")
+                updates += 1
                 for name, (total, weight) in last.items():
                     add(sums, name, total, weight)
         self.optimizer.zero_grad(set_to_none=True)
         self.scheduler.step()
         add(sums, "learning_rate", learning_rate, 1.0)
+        add(sums, "num_updates", float(updates), 1.0)
         return sums, last
 
     def _step(self, forward: Forward, loss: LossOf, batch: Batch, sums: Sums, first: bool, where: str) -> None:

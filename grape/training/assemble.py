@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from grape.algorithms.base import AlgorithmParams, AnyAlgorithm, OnlineParams, SlotParams, State, TrustRegionParams, ValueParams
+from grape.budget import Budget
 from grape.errors import GrapeError
 from grape.maths.kl import kl_estimate
 from grape.maths.masked import metric
@@ -115,7 +116,7 @@ class Learner:
             measure = how.kl_every > 0 and update % how.kl_every == 0
             drawn = sampler.round(update)
             rollouts = drawn.rollouts(chat, how)
-            metrics = describe(rollouts, drawn.scores, how.max_missing, drawn.plain) | drawn.metrics
+            metrics = describe(rollouts, drawn.scores, how.max_missing, drawn.plain, drawn.thrown) | drawn.metrics
             compared = reference if "reference" in needs or measure else None
             rollouts = self._seen(rollouts.to(device), how, old_needed or measure, compared)
             if measure:
@@ -143,12 +144,18 @@ class Learner:
         return rollouts.with_(**found)
 
     def train(
-        self, source: Source, steps: int, track: Track, checkpoints: Checkpoints | None = None, keys: tuple[object, ...] = ()
+        self,
+        source: Source,
+        steps: int,
+        track: Track,
+        checkpoints: Checkpoints | None = None,
+        keys: tuple[object, ...] = (),
+        budget: Budget | None = None,
     ) -> list[dict[str, float]]:
-        """`steps` updates; the metrics of each."""
+        """`steps` rounds, as far as the budget goes; the metrics of each."""
         return train(
             self.model, self.algorithm, self.params, source, self.forward, self.optimiser,
-            steps=steps, track=track, checkpoints=checkpoints, keys=keys, importance=self.importance,
+            steps=steps, budget=budget, track=track, checkpoints=checkpoints, keys=keys, importance=self.importance,
         )  # fmt: skip
 
 

@@ -52,6 +52,6 @@ def offline(
         chosen = {name: [values[i] for i in places] for name, values in (extra or {}).items()}
         more = {n: pad_sequence(found, batch_first=True) if found[0].dim() else torch.stack(found) for n, found in chosen.items()}
         batch = Batch.of(tokens, **more)
-        return Round(batch.to(device), state, {"num_tokens": (float(batch.tokens), 1.0)})
+        return Round(batch.to(device), state, {"num_samples": (float(batch.rows), 1.0), "num_tokens": (float(batch.tokens), 1.0)})
 
     return source

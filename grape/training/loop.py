@@ -7,6 +7,7 @@ from typing import Protocol
 
 from grape import memory
 from grape.algorithms.base import LAST, AlgorithmParams, AnyAlgorithm, State
+from grape.budget import Budget
 from grape.models.protocols import Trainable
 from grape.training.adam import Forward, LossOf
 from grape.training.batches import Source
@@ -31,12 +32,14 @@ def train(
     optimiser: Optimiser,
     *,
     steps: int,
+    budget: Budget | None = None,
     track: Track,
     checkpoints: Checkpoints | None = None,
     keys: tuple[object, ...] = (),
     importance: Importance | None = None,
 ) -> list[dict[str, float]]:
-    """`steps` rounds of: get a batch, update the weights, report. Returns the metrics of every round.
+    """`steps` rounds of: get a batch, update the weights, report; fewer where the budget is used up before. Returns the metrics of
+    every round.
 
     The model stays in eval mode: dropout would make pi_theta another distribution than the one that was sampled.
 
@@ -55,6 +58,8 @@ def train(
     for row in history:
         track(int(row["step"]), {k: v for k, v in row.items() if k != "step"})
     for update in range(begun.update, steps):
+        if budget and budget.spent(history):
+            break
         began = time.perf_counter()
         given = source(update, state)
         memory.give_back()  # what sampling took
@@ -66,7 +71,8 @@ def train(
         metrics = means(sums) | {"step_time": time.perf_counter() - began}
         history.append({"step": update + 1, **metrics})
         track(update + 1, metrics)
-        if checkpoints and checkpoints.due(update + 1, steps):
+        last = update + 1 if budget and budget.spent(history) else steps
+        if checkpoints and checkpoints.due(update + 1, last):
             checkpoints.save(update + 1, model, optimiser, state, history)
     return history
 

@@ -84,6 +84,7 @@ class NaturalGradient:
                 )
             taken = self._step(forward, loss, batch, g, keys) if norm > 0 else {}
         add(sums, "grad_norm", norm, 1.0)
+        add(sums, "num_updates", 1.0, 1.0)
         for name in ("kl", "backtracks", "cg_residual", "accepted", "improvement"):
             add(sums, f"trpo/{name}", taken.get(name, 0.0), 1.0)
         return sums, sums

@@ -11,17 +11,20 @@ from grape.training.sums import Sums
 from grape.types import Rollouts, Scores
 
 
-def describe(rollouts: Rollouts, scores: Scores, max_missing: float, fresh: int | None = None) -> Sums:
+def describe(
+    rollouts: Rollouts, scores: Scores, max_missing: float, fresh: int | None = None, thrown: tuple[int, int] = (0, 0)
+) -> Sums:
     """Rewards, lengths and every rubric item of a round.
 
     Args:
         fresh: how many rows, the first ones, answer plain prompts; the curves are theirs alone. None: all.
+        thrown: samples that were drawn besides and are not learned from, and their tokens.
 
     Raises:
         GrapeError: more than `max_missing` of the scores are missing; training on the rest would hide a broken judge.
     """
     missing = _missing(scores, max_missing)
-    tokens, counted, plain = float(rollouts.tokens), scores.metrics, slice(0, fresh)
+    tokens, counted, plain = float(rollouts.tokens + thrown[1]), scores.metrics, slice(0, fresh)
     group, finished, lengths = rollouts.group[plain], rollouts.finished[plain], rollouts.mask[plain].sum(1).float()
     scores = scores.select(plain)
     reward, known = scores.reward(group)
@@ -35,6 +38,7 @@ def describe(rollouts: Rollouts, scores: Scores, max_missing: float, fresh: int 
         "completions/mean_length": (float(lengths.sum()), float(len(lengths))),
         "completions/finished": (float(finished.sum()), float(len(lengths))),
         "missing": (missing, 1.0),
+        "num_samples": (float(rollouts.rows + thrown[0]), 1.0),
         "num_tokens": (tokens, 1.0),
         **counted,
         **_categories(scores, reward, known),

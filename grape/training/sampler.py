@@ -55,6 +55,7 @@ class Drawn:
         responses: as they are learned from. scores: of each as an answer to the question itself.
         revises: per response the row it revises, -1: none; None in a round without revisions.
         plain: how many rows answer plain prompts.
+        thrown: answers of groups that were drawn again, and their tokens: they were paid for.
     """
 
     responses: list[Response]
@@ -62,6 +63,7 @@ class Drawn:
     plain: int
     revises: list[int] | None = None
     metrics: Sums = field(default_factory=dict)
+    thrown: tuple[int, int] = (0, 0)
 
     def rollouts(self, chat: Chat, sampling: Sampling) -> Rollouts:
         tokens = collate(response_rows(chat, self.responses), chat.pad)
@@ -97,10 +99,10 @@ class Sampler:
     def round(self, update: int) -> Drawn:
         self.engine.follow()
         revisions = groups(self.params, self.sampling.prompts)
-        responses, scores, metrics = self._plain(update, self.sampling.prompts - revisions)
+        responses, scores, metrics, thrown = self._plain(update, self.sampling.prompts - revisions)
         if not revisions:
-            return Drawn(responses, scores, len(responses), None, metrics)
-        return self._revised(update, revisions, responses, scores, metrics)
+            return Drawn(responses, scores, len(responses), None, metrics, thrown)
+        return replace(self._revised(update, revisions, responses, scores, metrics), thrown=thrown)
 
     def _prompts(self, count: int, update: int, *what: object) -> list[Prompt]:
         return [self.prompts[i] for i in draw(len(self.prompts), count, update, (*self.keys, *what))]
@@ -126,22 +128,26 @@ class Sampler:
         with self.ahead() as told:
             return self._answers(chosen, update, *wave, told=told)
 
-    def _plain(self, update: int, count: int) -> tuple[list[Response], Scores, Sums]:
-        """Answers to `count` prompts. A group whose rewards are all equal is drawn again, as often as `resample` says."""
+    def _plain(self, update: int, count: int) -> tuple[list[Response], Scores, Sums, tuple[int, int]]:
+        """Answers to `count` prompts, and `Drawn.thrown`. A group whose rewards are all equal is drawn again, as often as
+        `resample` says."""
         samples = self.sampling.samples
         responses, again = self._answered(self._prompts(count, update, "prompts"), update), 0.0
-        scores = self.score(responses)
+        scores, thrown = self.score(responses), list[Response]()
         for attempt in range(1, self.params.resample + 1):
             flat = _flat_groups(scores, samples)
             if not flat:
                 break
             fresh = self._answered(self._prompts(len(flat), update, "prompts again", attempt), update, attempt)
             rows = [group * samples + g for group in flat for g in range(samples)]
+            thrown += (responses[row] for row in rows)
             for row, response in zip(rows, fresh, strict=True):
                 responses[row] = response
             scores = scores.replaced(rows, self.score(fresh))
             again += len(flat)
-        return responses, scores, {"groups_drawn_again": (again, 1.0)} if self.params.resample else {}
+        tokens = sum(len(row.prompt) + len(row.response) for row in response_rows(self.chat, thrown))
+        metrics: Sums = {"groups_drawn_again": (again, 1.0)} if self.params.resample else {}
+        return responses, scores, metrics, (len(thrown), tokens)
 
     def _revised(self, update: int, count: int, responses: list[Response], scores: Scores, metrics: Sums) -> Drawn:
         """`count` more groups: revisions, and answers to other plain prompts where there was too little to mend."""

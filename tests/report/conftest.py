@@ -129,6 +129,10 @@ def rl_record(algorithm: str, step: int, steps: int, gain: float, noise: float) 
         "frac_reward_zero_std": 0.1 + 0.2 * progress,
         "grad_norm": 0.4 + noise,
         "learning_rate": 1e-4,
+        "num_samples": 128.0,
+        "num_tokens": 4000.0 + 40 * step,
+        "step_time": 1.25,
+        "num_updates": 2.0,
     }
     for category, names in ITEMS.items():
         record[f"reward/{category}"] = 0.5 + gain * progress + noise

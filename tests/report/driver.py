@@ -42,11 +42,11 @@ class Run:
         self.candidates = candidates
 
 
-def write(root: Path, algorithms: list[str], seeds: list[int], samples: int = 6) -> Run:
+def write(root: Path, algorithms: list[str], seeds: list[int], samples: int = 6, budget: dict[Any, float] | None = None) -> Run:
     """Run the stage on root/reports."""
     run = Run()
     params = SimpleNamespace(
-        rl=SimpleNamespace(algorithms=algorithms, seeds=seeds),
+        rl=SimpleNamespace(algorithms=algorithms, seeds=seeds, budget=budget),
         evaluate=SimpleNamespace(confidence=0.95),
         report=KNOBS.model_copy(update={"samples": samples}),
     )

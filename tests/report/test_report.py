@@ -119,7 +119,7 @@ def test_the_page_is_self_contained_and_hostile_text_stays_text(make_reports: Ca
         metrics.write_text(metrics.read_text().replace("courtesy", "a|b<img>"))
     write(root, ["grpo"], [0])
     page = Page(root)
-    assert not {"script", "link", "iframe"} & set(page.tags) and page.tags.count("img") == 9
+    assert not {"script", "link", "iframe"} & set(page.tags) and page.tags.count("img") == 10
     assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
     assert "<script>alert('x')</script> & | `code` ```" in page.text
     markdown = (root / "reports" / "report.md").read_text()
@@ -207,6 +207,18 @@ def test_a_policy_that_was_tested_with_other_weights_is_refused(make_reports: Ca
     with pytest.raises(GrapeError, match="other weights") as caught:
         write(root, ["grpo"], [0])
     assert "test@grpo-0" in str(caught.value.mend)
+
+
+def test_the_table_shows_all_that_could_have_been_made_equal_and_says_what_was(make_reports: Callable[..., Path]) -> None:
+    root = make_reports(["grpo", "ppo"], (0, 1), steps=5)
+    write(root, ["grpo", "ppo"], [0, 1], budget={"tokens": 20000.0})
+    row = read(root)["algorithms"]["ppo"]
+    assert {unit: row[unit] for unit in ("samples", "tokens", "seconds", "updates")} == {
+        "samples": 640, "tokens": 20400, "seconds": 6.2, "updates": 10}  # fmt: skip
+    for name in ("index.html", "report.md"):
+        assert "in which it had used 20000 tokens" in (root / "reports" / name).read_text()
+    write(root, ["grpo", "ppo"], [0, 1])
+    assert "with the same number of samples" in (root / "reports/report.md").read_text()
 
 
 def test_samples_show_gains_losses_and_the_middle(make_reports: Callable[..., Path]) -> None:
