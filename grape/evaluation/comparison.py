@@ -187,6 +187,8 @@ class Comparison:
 
     @property
     def sentence(self) -> str:
+        if self.detectable == 0 and not self.different:
+            return f"{self.a} and {self.b} scored the same on every prompt, which nothing can be inferred from"
         if not self.different:
             return f"{self.a} and {self.b} are not distinguishable: a difference of {self.detectable:.3f} would have been seen"
         better, worse = (self.a, self.b) if self.difference.mean > 0 else (self.b, self.a)

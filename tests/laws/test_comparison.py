@@ -180,6 +180,12 @@ def test_nothing_different_is_said_of_nothing() -> None:
     assert wrong <= 9
 
 
+def test_equal_scores_on_every_prompt_are_told_as_that() -> None:
+    same = np.zeros((2, 3, 2))
+    (found,) = compare([scored("a", same), scored("b", same)], 0.95)
+    assert not found.different and found.sentence == "a and b scored the same on every prompt, which nothing can be inferred from"
+
+
 def test_a_comparison_is_a_value() -> None:
     interval = Interval(mean=0.1, low=0.0, high=0.2)
     one = Comparison("a", "b", 3, 10, interval, interval, interval, 0.01, 0.04, 0.1, 0.95)
