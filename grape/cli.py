@@ -72,6 +72,10 @@ def run(
     ] = EngineName.prefect,
     workers: Annotated[int | None, typer.Option(min=1, help="Stages side by side. [default: 2; GPU or compare: 1]")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run; like `grape plan`.")] = False,
+    rehearsal: Annotated[
+        bool | None,
+        typer.Option("--rehearsal/--no-rehearsal", help="Two rounds before rl begins. [default: where rl takes minutes]"),
+    ] = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Refuse, not queue, when a run is under way.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -92,7 +96,7 @@ def run(
 
         sets = [*sets, *league.assignments(here, algorithms, seeds, sets)]
         workers = workers or 1  # two at once would spoil each other's seconds
-    request = Request(targets, tuple(sets), workers, wait=not no_wait, name=what if comparing else "pipeline")
+    request = Request(targets, tuple(sets), workers, not no_wait, what if comparing else "pipeline", rehearsal)
     screen = Screen(sys.stderr if as_json else None)
     result = run_pipeline(here, request, PrefectEngine() if engine == "prefect" else Threads(), screen, Hooks())
     _tell(result, league.read(here) if comparing and result.exit_code == 0 else None, as_json)
@@ -118,6 +122,17 @@ def _tell(result: Result, table: dict[str, Any] | None, as_json: bool) -> None:
 
         typer.echo()
         print_lines(league.lines(table))
+
+
+@app.command()
+def rehearse(as_json: Json = False) -> None:
+    """Sample and score two rounds as rl would, and say what is wrong with them. Exit code 2 where rl should not begin."""
+    here = entered()
+    from grape.commands import rehearse as rehearsals
+
+    found = rehearsals.examine(here)
+    show_as(rehearsals.rows(found), rehearsals.lines(found), as_json)
+    raise typer.Exit(0 if all(one.passed for one in found) else 2)
 
 
 @app.command()

@@ -59,10 +59,12 @@ class Needed:
     Attributes:
         unneeded: the stages that nobody needs. runs: `grpo-0` -> its algorithm and seed, and what its stages read: rl, and
             evaluate, which test reads as well.
+        sampled: of each algorithm that learns from its own samples, what draws and scores a round beside the knobs of `rl`.
     """
 
     unneeded: tuple[str, ...]
     runs: dict[str, dict[str, Any]]
+    sampled: dict[str, dict[str, Any]]
 
 
 def answered(params: Params, root: Path) -> Needed:
@@ -101,7 +103,14 @@ def answered(params: Params, root: Path) -> Needed:
         for name, reads in trained.items()
         for seed in params.rl.seeds
     }
-    return Needed(tuple(stage for stage in REASONS if stage not in read), runs)
+    sampled = {name: _round(params, name, reward, judges(reward)) for name, (reward, _) in learners.items() if reward}
+    return Needed(tuple(stage for stage in REASONS if stage not in read), runs, sampled)
+
+
+def _round(params: Params, name: str, reward: str, judges: set[str]) -> dict[str, Any]:
+    """What a round of algorithm `name` is scored by, which stages make that, what is drawn again or revised."""
+    knobs: Any = params.algorithm(name)  # OnlineParams, as of all that are scored
+    return {"reward": reward, "judges": sorted(judges), "resample": knobs.resample, "revise": knobs.revise}
 
 
 def _learner(params: Params, name: str) -> tuple[str | None, set[str]]:
@@ -134,7 +143,7 @@ def answer(project: Project) -> Needed:
     with suppress(OSError, ValueError, TypeError, KeyError):
         known = json.loads(memo.read_text(encoding="utf-8"))
         if known["identity"] == key:
-            return Needed(tuple(known["unneeded"]), dict(known["runs"]))
+            return Needed(tuple(known["unneeded"]), dict(known["runs"]), dict(known["sampled"]))
     from grape.params import load
 
     found = answered(load(project.params), project.root)

@@ -17,6 +17,10 @@ def any_terminal() -> None:
             stream.reconfigure(errors="replace")
 
 
+def duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+
+
 class Progress:
     """Say how far `what` is, at most once every `every` seconds (and at the first and last step)."""
 

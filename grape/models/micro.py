@@ -107,7 +107,7 @@ def measured(model: Trainable, forward: Callable[[Any], Outputs], batch: Tokens)
                 each = _kept(model, forward, part) / part.tokens  # and warm
             if speeds and each * part.tokens > free:
                 break
-            speeds[size] = part.tokens / min(_seconds(forward, part) for _ in range(2))
+            speeds[size] = part.tokens / min(seconds(forward, part) for _ in range(2))
         except Exception as error:  # of torch's allocators: as `grape.memory` knows them
             if not speeds or not memory.short(error):
                 raise
@@ -120,7 +120,8 @@ def measured(model: Trainable, forward: Callable[[Any], Outputs], batch: Tokens)
     return speeds
 
 
-def _seconds(forward: Callable[[Any], Outputs], part: Tokens) -> float:
+def seconds(forward: Callable[[Any], Outputs], part: Tokens) -> float:
+    """Of one forward and backward pass; the gradient is added to what is there."""
     began = time.perf_counter()
     _pass(forward, part)
     if part.response.device.type != "cpu":

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from grape.dvc import Graph
 from grape.needed import KEY, UNMADE_KEY
 from grape.pipeline.execute import Outcome
+from grape.progress import duration
 from grape.project import Project
+from grape.rehearsal.record import Rehearsal
 
 # The number of a stage that is worth a column, best first; otherwise the first one it has.
 _HEADLINES: tuple[str, ...] = ("test/difference", "validation/difference")
 _HEADLINES += ("gold", "agreement", "accuracy", "reward", "perplexity", "loss", "pairs", "rows/train")
+_WHY = {"blocked": "after {} failed", "stopped": "by {}"}
 
 
 def headline(receipt: Mapping[str, Any] | None) -> str:
@@ -28,23 +31,19 @@ def headline(receipt: Mapping[str, Any] | None) -> str:
     return ""
 
 
-def duration(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
-
-
 def table(graph: Graph, outcomes: Mapping[str, Outcome], receipts: Mapping[str, Any]) -> Iterator[str]:
     rows = [("stage", "", "time", "result")]
     for stage in graph.order():
         outcome = outcomes.get(stage, Outcome(stage, "cached"))
         time = duration(outcome.seconds) if outcome.seconds else ""
-        result = f"after {outcome.because} failed" if outcome.status == "blocked" else headline(receipts.get(stage))
+        result = _WHY.get(outcome.status, "{}").format(outcome.because) if outcome.because else headline(receipts.get(stage))
         rows.append((stage, outcome.status, time, result if outcome.good or outcome.because else ""))
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     for a, b, c, d in rows:
         yield f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d}".rstrip()
 
 
-def failures(project: Project, outcomes: Mapping[str, Outcome]) -> Iterator[str]:
+def failures(project: Project, outcomes: Mapping[str, Outcome], rehearsals: Iterable[Rehearsal] = ()) -> Iterator[str]:
     for outcome in outcomes.values():
         if outcome.status != "failed":
             continue
@@ -53,6 +52,9 @@ def failures(project: Project, outcomes: Mapping[str, Outcome]) -> Iterator[str]
         yield from (f"    {line}" for line in outcome.tail)
         if outcome.log:
             yield f"  the whole log: {outcome.log.relative_to(project.root)}"
+    for rehearsal in rehearsals:
+        if not rehearsal.passed:
+            yield f"\ngrape: error: {rehearsal.refusal()}"
 
 
 def ending(project: Project, good: bool) -> Iterator[str]:

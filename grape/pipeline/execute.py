@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import psutil
 
@@ -45,6 +45,16 @@ class Outcome:
         return self.status in ("ran", "cached")
 
 
+class Exited(NamedTuple):
+    """How a process ended; `complaint`: its last line that begins with ERROR."""
+
+    code: int
+    seconds: float
+    log: Path
+    tail: tuple[str, ...]
+    complaint: str
+
+
 @dataclass
 class Executor:
     """Runs stages, from several threads if wanted, and can stop them all.
@@ -54,6 +64,7 @@ class Executor:
         nonce: a stage whose receipt holds it ran now; any other came from the cache.
         parent: MLflow's parent run, None without one.
         after: called with each outcome, in the thread of its stage.
+        before: asked before a stage begins, in its thread; an outcome keeps it from beginning.
     """
 
     project: Project
@@ -62,6 +73,7 @@ class Executor:
     nonce: str
     parent: str | None = None
     after: Callable[[Outcome], None] | None = None
+    before: Callable[[Executor, str], Outcome | None] | None = None
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     _guards: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
     _early: dict[str, Future[Outcome]] = field(default_factory=dict)
@@ -94,12 +106,29 @@ class Executor:
         return outcome
 
     def _run(self, stage: str) -> Outcome:
-        log = self.project.state / "logs" / f"{_file_name(stage)}.log"
+        if self.before is not None and (kept := self.before(self, stage)) is not None:
+            return kept
+        exited = self.watch(stage, dvc.command("repro", "--single-item", stage), self.threads.get(stage, 1))
+        if exited is None:
+            return Outcome(stage, "stopped")
+        code, seconds, log, tail, complaint = exited
+        if code == 0:
+            return Outcome(stage, "ran" if self.ran_now(stage) else "cached", seconds, log=log)
+        if self._stopping:
+            return Outcome(stage, "stopped", seconds, code, log=log)
+        # DVC ends with 255 whatever the command ended with; only its message tells that code.
+        if complaint.rstrip().endswith("exited with 2"):
+            code = 2
+        return Outcome(stage, "failed", seconds, code, log=log, tail=tail)
+
+    def watch(self, name: str, words: list[str], threads: int) -> Exited | None:
+        """Run a process of the project to its end, its output on the screen and in the log `name`; None: all has been stopped."""
+        log = self.project.state / "logs" / f"{_file_name(name)}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
-        process = self._start(stage)
+        process = self._start(name, words, threads)
         if process is None:
-            return Outcome(stage, "stopped")
+            return None
         tail: deque[str] = deque(maxlen=TAIL)
         complaint = ""
         try:
@@ -111,19 +140,11 @@ class Executor:
                     tail.append(line.rstrip("\n"))
                     if line.startswith("ERROR:"):
                         complaint = line
-                    self.screen.line(stage, line)
+                    self.screen.line(name, line)
             code = process.wait()
         finally:
-            self._finish(stage)
-        seconds = time.monotonic() - started
-        if code == 0:
-            return Outcome(stage, "ran" if self.ran_now(stage) else "cached", seconds, log=log)
-        if self._stopping:
-            return Outcome(stage, "stopped", seconds, code, log=log)
-        # DVC ends with 255 whatever the command ended with; only its message tells that code.
-        if complaint.rstrip().endswith("exited with 2"):
-            code = 2
-        return Outcome(stage, "failed", seconds, code, log=log, tail=tuple(tail))
+            self._finish(name)
+        return Exited(code, time.monotonic() - started, log, tuple(tail), complaint)
 
     def ran_now(self, stage: str) -> bool:
         try:
@@ -132,16 +153,15 @@ class Executor:
             return True  # a stage without a receipt is not one of ours; it was executed
         return bool(receipt.get("nonce") == self.nonce)
 
-    def _start(self, stage: str) -> subprocess.Popen[str] | None:
-        extra = {NONCE: self.nonce, "OMP_NUM_THREADS": str(self.threads.get(stage, 1)), "SHELL": "/bin/sh"}
+    def _start(self, stage: str, words: list[str], threads: int) -> subprocess.Popen[str] | None:
+        extra = {NONCE: self.nonce, "OMP_NUM_THREADS": str(threads), "SHELL": "/bin/sh"}
         if self.parent:
             extra[PARENT_RUN] = self.parent
         how = {"cwd": self.project.root, "env": dvc.environment(self.project, extra), "text": True, "errors": "replace"}
         with self._lock:
             if self._stopping:
                 return None
-            command = dvc.command("repro", "--single-item", stage)
-            self._guards[stage] = process = start(command, GRACE, stdout=subprocess.PIPE, **how)
+            self._guards[stage] = process = start(words, GRACE, stdout=subprocess.PIPE, **how)
         write_text(self._record(stage), json.dumps({"pid": process.pid, "nonce": self.nonce, "stage": stage}))
         return process
 
@@ -156,6 +176,10 @@ class Executor:
 
     def _record(self, stage: str) -> Path:
         return self.project.state / "running" / f"{_file_name(stage)}.json"
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping
 
     def resume(self) -> None:
         """Allow stages again after a stop that was not the user's."""

@@ -15,6 +15,8 @@ from grape import needed, track
 from grape.dvc import Graph
 from grape.files import write_text
 from grape.project import Project
+from grape.rehearsal import record
+from grape.rehearsal.record import Rehearsal
 from grape.track.store import checked_uri
 
 
@@ -81,6 +83,10 @@ class Hooks:
         receipt = self.receipt(project, stage)
         if receipt is not None:
             track.link_cached(project, parent, stage, receipt)
+
+    def rehearsed(self, project: Project, rehearsal: Rehearsal) -> None:
+        tags = {f"grape.rehearsal.{run}": rehearsal.summary() for run in rehearsal.runs}
+        track.note(project, tags, record.place(project, rehearsal.key), "rehearsal")
 
     def close(self, project: Project, parent: str | None, status: str, summary: str) -> None:
         track.close_parent(project, parent, status, summary)

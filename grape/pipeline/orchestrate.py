@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from grape import dvc, needed
@@ -20,9 +20,12 @@ from grape.pipeline import closing, mend, plan, preflight, schedule
 from grape.pipeline.execute import Executor, Outcome
 from grape.pipeline.hooks import Hooks
 from grape.pipeline.plan import Plan
+from grape.pipeline.rehearsal import Rehearsals
 from grape.pipeline.schedule import Engine, Threads, Work
 from grape.pipeline.screen import Screen
+from grape.progress import duration
 from grape.project import Project
+from grape.rehearsal.record import Rehearsal
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Request:
     workers: int | None = None
     wait: bool = True
     name: str = "pipeline"  # of the run in MLflow
+    rehearsal: bool | None = None  # before runs of rl; None: before long ones
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Result:
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     seconds: float = 0.0
     changed_since: tuple[str, ...] = ()  # what is not up to date although it ran: somebody edited meanwhile
+    rehearsals: tuple[Rehearsal, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -54,7 +59,8 @@ class Result:
         for name, outcome in self.outcomes.items():
             stages[name] = {"status": outcome.status, "seconds": round(outcome.seconds, 2), "because": outcome.because}
         steps = self.plan.as_json() if self.plan else []
-        return found | {"plan": steps, "stages": stages, "changed_since": list(self.changed_since)}
+        more = {"changed_since": list(self.changed_since), "rehearsals": [asdict(each) for each in self.rehearsals]}
+        return found | {"plan": steps, "stages": stages} | more
 
 
 def look(project: Project, request: Request, hooks: Hooks) -> Plan | None:
@@ -110,17 +116,20 @@ def run(project: Project, request: Request, engine: Engine, screen: Screen, hook
         screen.say("\n".join(drawn.lines()) + "\n")
         if not drawn.computes:
             engine = Threads()  # fetching from the cache takes less time than a Prefect server to start
+        rehearsals = Rehearsals(project, drawn, request.rehearsal)
         try:
-            outcomes = _execute(project, drawn, request, engine, screen, hooks)
+            outcomes = _execute(project, drawn, request, engine, screen, hooks, rehearsals)
         finally:
             engine.close()
         late = _changed_since(project, request, outcomes)
-        result = Result(drawn, outcomes, time.monotonic() - started, late)
+        result = Result(drawn, outcomes, time.monotonic() - started, late, rehearsals.held)
         _tell(project, result, screen, hooks)
         return result
 
 
-def _execute(project: Project, drawn: Plan, request: Request, engine: Engine, screen: Screen, hooks: Hooks) -> dict[str, Outcome]:
+def _execute(
+    project: Project, drawn: Plan, request: Request, engine: Engine, screen: Screen, hooks: Hooks, rehearsals: Rehearsals
+) -> dict[str, Outcome]:
     workers = request.workers or schedule.default_workers()
     screen.say("getting MLflow and the engine ready")
     hooks.refuse(project)
@@ -134,7 +143,12 @@ def _execute(project: Project, drawn: Plan, request: Request, engine: Engine, sc
             mend.keep_lock_file(project)
             hooks.link(project, parent, outcome.stage)
 
-    executor = Executor(project, screen, schedule.threads(drawn.graph, workers), nonce, after=after)
+    def rehearsed(rehearsal: Rehearsal) -> None:
+        opened.wait()
+        hooks.rehearsed(project, rehearsal)
+
+    rehearsals.told = rehearsed
+    executor = Executor(project, screen, schedule.threads(drawn.graph, workers), nonce, after=after, before=rehearsals.before)
     todo = drawn.graph.only(drawn.todo)
     # MLflow's store and Prefect's server take seconds to open: what can run meanwhile does.
     executor.begin([stage for stage in todo.order() if not todo.needs[stage]][:workers])
@@ -174,12 +188,12 @@ def _changed_since(project: Project, request: Request, outcomes: dict[str, Outco
 def _tell(project: Project, result: Result, screen: Screen, hooks: Hooks) -> None:
     assert result.plan is not None
     table = closing.table(result.plan.graph, result.outcomes, hooks.receipts(project, result.plan.graph))
-    for line in ("", *table, *closing.failures(project, result.outcomes)):
+    for line in ("", *table, *closing.failures(project, result.outcomes, result.rehearsals)):
         screen.say(line)
     if result.changed_since:
         screen.say("\nnot up to date after all; was something edited while it ran? The next run takes it up:")
         screen.say("\n".join(result.changed_since))
-    screen.say(f"\n{closing.duration(result.seconds)} in all")
+    screen.say(f"\n{duration(result.seconds)} in all")
     for line in closing.ending(project, result.exit_code == 0):
         screen.say(line)
 

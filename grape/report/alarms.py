@@ -12,9 +12,21 @@ ROUNDS = 10  # the last ones of training, which say what the policy that came ou
 MISMATCH = 0.02  # nats per token, mean of a round; two readings of the same rows in bfloat16 are some thousandths apart
 # Writing token by token rounds otherwise than reading whole rows: SmolLM2-135M in bfloat16 is 0.03 nats apart, 0.4 % outside.
 SAMPLER, OUTSIDE = 0.1, 0.05  # nats per token, mean of a round; share of a round's tokens
+NEARER = "Set rl.importance, or model.dtype: float32."
 RATIO = 20.0
 DROPPED = 0.1  # share of a stage's rows
+CUT = 0.5  # share of answers
 TAG = 7500  # characters; MLflow cuts the value of a tag at 8000
+
+
+def cut(share: float, whose: str) -> str:
+    """In the words that a rehearsal says before training, too; so is `apart`."""
+    return f"{share:.0%} of the answers of {whose} were cut at rl.max_new_tokens: few were judged whole."
+
+
+def apart(sampler: float, outside: float) -> str:
+    what = "What drew the tokens is not what is trained"
+    return f"{what}: up to {sampler:.2f} nats a token apart, {outside:.0%} of them by 20% or more."
 
 
 def alarms(inputs: ReportInputs, missing: float) -> list[tuple[str, str]]:
@@ -83,8 +95,8 @@ def _shape(run: Evaluation) -> Iterator[str]:
     """What the answers look like."""
     before, after = run.sft, run.policy
     for name, side in (("SFT", before), ("the policy", after)):
-        if side.finished < 0.5:
-            yield f"{1 - side.finished:.0%} of the answers of {name} were cut at rl.max_new_tokens: few were judged whole."
+        if 1 - side.finished > CUT:
+            yield cut(1 - side.finished, name)
     if after.length > 1.5 * before.length:
         yield f"Answers grew from {before.length:.1f} to {after.length:.1f} tokens: check that length is not what is rewarded."
     if after.finished < before.finished - 0.05:
@@ -110,10 +122,7 @@ def _training(records: Sequence[TrainingRecord], missing: float) -> Iterator[str
     if off > MISMATCH:
         yield f"Log-probabilities of training differ from those of sampling by up to {off:.2f} nats a token: the ratios are off."
     if sampler > SAMPLER or outside > OUTSIDE:
-        yield (
-            f"What drew the tokens is not what is trained: up to {sampler:.2f} nats a token apart, {outside:.0%} of them by 20% or "
-            "more. Set rl.importance, or model.dtype: float32."
-        )
+        yield f"{apart(sampler, outside)} {NEARER}"
     if ratio > RATIO:
         yield f"A token became {ratio:.0f} times as likely within one round: the updates go far beyond what was sampled."
     unsure = fmean(_values(records[-ROUNDS:], "unsure") or [0.0])

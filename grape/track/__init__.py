@@ -7,9 +7,12 @@ stage that runs without one, or later by `grape mlflow sync` (courier.py). Train
 from __future__ import annotations
 
 from grape.track.courier import close_dead_runs, sync
-from grape.track.parent import close_parent, link_cached, open_parent
+from grape.track.parent import close_parent, link_cached, note, open_parent
 from grape.track.registry import POLICY, Candidate
-from grape.track.run import StageRun
+from grape.track.run import StageRun, Unrecorded
 from grape.track.runs import known_runs
 
-__all__ = ["POLICY", "Candidate", "StageRun", "close_dead_runs", "close_parent", "known_runs", "link_cached", "open_parent", "sync"]
+__all__ = [
+    "POLICY", "Candidate", "StageRun", "Unrecorded", "close_dead_runs", "close_parent", "known_runs", "link_cached", "note",
+    "open_parent", "sync",
+]  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from grape.project import Project
@@ -85,6 +86,17 @@ def link_cached(project: Project, parent_id: str | None, stage: str, receipt: Ma
         tags = {f"grape.stage.{stage}": f"{'ran' if ran else 'cached'} {run_id or receipt.get('spool')}"}
         _current.spool.append("tags", values=tags)
         _current.stages.append({"stage": stage, "ran": ran, "run_id": run_id, "seconds": receipt.get("seconds")})
+        _current.pump()
+
+
+def note(project: Project, tags: Mapping[str, str], file: Path, folder: str) -> None:
+    """Facts about the pipeline run as tags of the parent, and the file that they come from among its artifacts."""
+    with _lock:
+        if _current is None:
+            return
+        _current.spool.append("tags", values=dict(tags))
+        if name := _current.spool.keep(file):
+            _current.spool.append("artifact", file=name, folder=folder)
         _current.pump()
 
 

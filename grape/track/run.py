@@ -156,6 +156,18 @@ class StageRun:
         )
 
 
+class Unrecorded(StageRun):
+    """A run that nobody hears of: for the parts of a stage outside that stage, in a rehearsal."""
+
+    def track(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def dataset(self, path: str, context: str) -> None: ...
+
+    def headline(self, metrics: Mapping[str, float], model: str | None = None, dataset: str | None = None) -> None: ...
+
+    def tag(self, values: Mapping[str, str]) -> None: ...
+
+
 def _terminate(number: int, frame: FrameType | None) -> None:
     raise Terminated(128 + number)
 

@@ -58,7 +58,7 @@ def corrected(loss: Loss, outputs: Outputs, batch: Batch, importance: Importance
     old = outputs.logp.detach() if old is None else old
     known = batch.mask & said.isfinite()
     difference = torch.where(known, old - said, 0.0)
-    metrics = {**loss.metrics, **_measured(difference, known)}
+    metrics = {**loss.metrics, **mismatch(difference, known)}
     if importance is None:
         return replace(loss, metrics=metrics)
     if loss.value.shape != batch.mask.shape:
@@ -72,8 +72,12 @@ def corrected(loss: Loss, outputs: Outputs, batch: Batch, importance: Importance
     return replace(loss, weight=loss.weight * weights, metrics=metrics)
 
 
-def _measured(difference: Tensor, known: Tensor) -> Mapping[str, tuple[Tensor, Tensor]]:
-    """Mean and largest |d_t|, and the share of tokens whose ratio is off 1 by more than BAND."""
+def mismatch(difference: Tensor, known: Tensor) -> Mapping[str, tuple[Tensor, Tensor]]:
+    """Mean and largest |d_t|, and the share of tokens whose ratio is off 1 by more than BAND.
+
+    Args:
+        difference: d_t (B, T), nats. known: (B, T) bool, the tokens that have one.
+    """
     if not bool(known.any()):
         return {}
     outside = (difference.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp() - 1).abs() > BAND

@@ -23,7 +23,7 @@ def describe(
     Raises:
         GrapeError: more than `max_missing` of the scores are missing; training on the rest would hide a broken judge.
     """
-    missing = _missing(scores, max_missing)
+    share = _refuse(scores, max_missing)
     tokens, counted, plain = float(rollouts.tokens + thrown[1]), scores.metrics, slice(0, fresh)
     group, finished, lengths = rollouts.group[plain], rollouts.finished[plain], rollouts.mask[plain].sum(1).float()
     scores = scores.select(plain)
@@ -37,7 +37,7 @@ def describe(
         "frac_reward_zero_std": (float(flat.sum()), rows),
         "completions/mean_length": (float(lengths.sum()), float(len(lengths))),
         "completions/finished": (float(finished.sum()), float(len(lengths))),
-        "missing": (missing, 1.0),
+        "missing": (share, 1.0),
         "num_samples": (float(rollouts.rows + thrown[0]), 1.0),
         "num_tokens": (tokens, 1.0),
         **counted,
@@ -46,19 +46,29 @@ def describe(
     }
 
 
-def _missing(scores: Scores, limit: float) -> float:
-    """The share of scores that are missing."""
+def missing(scores: Scores) -> float:
+    """The share of the scores that were asked for and could not be had."""
     asked = scores.weight > 0
-    missing = float((asked & ~scores.valid).sum()) / max(float(asked.sum()), 1.0)
-    if missing > limit:
-        row, item = (asked & ~scores.valid).nonzero()[0].tolist()
-        reason = scores.reasons[row][item] if scores.reasons else "no reason recorded"
+    return float((asked & ~scores.valid).sum()) / max(float(asked.sum()), 1.0)
+
+
+def first_missing(scores: Scores) -> tuple[str, str] | None:
+    """Item and reason of the first score that is missing."""
+    for row, item in ((scores.weight > 0) & ~scores.valid).nonzero().tolist():
+        return scores.items[item], scores.reasons[row][item] if scores.reasons else "no reason recorded"
+    return None
+
+
+def _refuse(scores: Scores, limit: float) -> float:
+    """`missing`, where it is not above the limit."""
+    share = missing(scores)
+    if share > limit and (first := first_missing(scores)):
         raise GrapeError(
-            f"{missing:.0%} of the scores of this round are missing, more than rl.max_missing = {limit:.0%}",
-            where=scores.items[item],
-            mend=f"the first one's reason: {reason}",
+            f"{share:.0%} of the scores of this round are missing, more than rl.max_missing = {limit:.0%}",
+            where=first[0],
+            mend=f"the first one's reason: {first[1]}",
         )
-    return missing
+    return share
 
 
 def _categories(scores: Scores, reward: Tensor, known: Tensor) -> Sums:
