@@ -82,8 +82,8 @@ def _rewards(seen: Seen, params: Params, compares: bool) -> Iterator[Reading]:
         sentence = f"SFT's mean reward is {seen.reward:.3g} of {seen.best:.3g} at most: there is hardly anything left to learn."
         mend = "ask harder prompts, or rubric items that SFT does not meet yet"
         yield _reading("of the best reward", _level(seen.reward / seen.best, limit), seen.reward / seen.best, limit, sentence, mend)
-    if params.rl.samples > 1:
-        level = "fine" if not seen.varies else _level(seen.flat, FLAT, 1.0 if compares else None)
+    if params.rl.samples > 1 and seen.varies:
+        level = _level(seen.flat, FLAT, 1.0 if compares else None)
         sentence = f"In {seen.flat:.0%} of the groups all answers have the same reward: they teach nothing."
         yield _reading("groups without signal", level, seen.flat, FLAT, sentence, MIDDLE)
 
