@@ -30,8 +30,8 @@ def examine(project: Project) -> list[Rehearsal]:
     Raises:
         GrapeError: what the runs read is not made, or not up to date.
     """
-    kinds = alike(project)
-    _refuse_unready(project, [kind.runs[0] for kind in kinds])
+    if kinds := alike(project):
+        _refuse_unready(project, [kind.runs[0] for kind in kinds])
     return [of_kind(project, kind, kind.runs[0]) for kind in kinds]
 
 
@@ -40,7 +40,7 @@ def _refuse_unready(project: Project, runs: Sequence[str]) -> None:
 
     preflight.initialised(project)
     drawn = look(project, Request(), Hooks())
-    read = drawn.graph.select([f"rl@{run}" for run in runs]).order() if drawn and runs else []
+    read = drawn.graph.select(f"rl@{run}" for run in runs).order() if drawn else []
     for stage in read:
         if drawn and stage in drawn.todo and not stage.startswith("rl@"):
             mend = f"`grape run {stage}`, or `grape run --rehearsal`, which rehearses when it comes to rl"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import shutil
@@ -14,9 +15,11 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner, Result
 
 from grape import dvc, needed, pipeline
 from grape import params as params_file
+from grape.cli import app
 from grape.commands.rehearse import examine
 from grape.errors import GrapeError
 from grape.pipeline import closing, rehearsal
@@ -110,6 +113,20 @@ def test_stop_keeps_back_what_samples_and_nothing_else(project: Project) -> None
     assert [each.passed for each in hooks.told] == [False] and result.as_json()["rehearsals"][0]["readings"]
     assert sorted(path.name for path in (project.root / "models/policy").iterdir()) == ["dpo-0"]
     assert not [*(project.state / "running").iterdir()]
+
+
+def test_the_command_says_the_same_by_itself(project: Project) -> None:
+    def called(*arguments: str) -> Result:
+        return CliRunner().invoke(app, ["rehearse", *arguments])
+
+    stopped = called("--json")
+    (told,) = json.loads(stopped.stdout)
+    assert stopped.exit_code == 2 and not told["passed"] and told["runs"] == ["grpo-0", "grape-0"]
+    assert {"answers cut": "stop"}.items() <= {reading["name"]: reading["level"] for reading in told["readings"]}.items()
+    params_file.set_values(project.params, ["rl.algorithms=[dpo]"])
+    nothing = called()
+    assert nothing.exit_code == 0 and "nothing to rehearse" in nothing.stdout
+    params_file.set_values(project.params, SETS[:1])
 
 
 def test_the_command_wants_what_rl_reads_to_be_up_to_date(project: Project) -> None:

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 
 from grape import receipt
+from grape.pipeline import Hooks
 from grape.project import NONCE, PARENT_RUN, Project
+from grape.rehearsal.record import Reading, Rehearsal, keep
 from grape.track import StageRun, close_parent, link_cached, open_parent
 from grape.track.spool import Spool
+from grape.track.store import connect
 
 
 def test_every_stage_is_in_the_parent(project: Project, runs: Callable[[], list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,6 +40,19 @@ def test_every_stage_is_in_the_parent(project: Project, runs: Callable[[], list[
     assert "| sft | cached |" in parent.data.tags["mlflow.note.content"]
     assert child.data.tags["mlflow.parentRunId"] == parent_id
     assert Spool.pending(project) == []
+
+
+def test_the_parent_has_what_its_rehearsal_said(project: Project, runs: Callable[[], list[Any]]) -> None:
+    look = Reading("answers cut", "look", 0.3, 0.1, "share", "30% of the answers were cut.", "raise rl.max_new_tokens")
+    found = Rehearsal("abc", ("grpo-0", "grape-0"), (look,), {"grpo-0": 60.0}, None, 1.0)
+    keep(project, found)
+    parent_id = open_parent(project, "n-1", {"rl@grpo-0": "new"})
+    Hooks().rehearsed(project, found)
+    close_parent(project, parent_id, "FINISHED", "1 stage")
+    (parent,) = runs()
+    for run in found.runs:
+        assert parent.data.tags[f"grape.rehearsal.{run}"] == "passed in 1.0 s. look: 30% of the answers were cut."
+    assert [file.path for file in connect(project).client.list_artifacts(parent_id, "rehearsal")] == ["rehearsal/abc.json"]
 
 
 def test_the_orchestrator_delivers_for_its_stages(
