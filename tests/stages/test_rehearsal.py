@@ -135,7 +135,7 @@ def unchanged(project: Project) -> None: ...
 @pytest.mark.parametrize(
     ("fault", "sets", "expected", "sentence", "mend"),
     [
-        (endless, ["rl.max_new_tokens=12"], {"answers cut": "stop"}, "were cut at rl.max_new_tokens", "raise rl.max_new_tokens"),
+        (endless, ["rl.max_new_tokens=4"], {"answers cut": "stop"}, "were cut at rl.max_new_tokens", "raise rl.max_new_tokens"),
         (unchanged, ["rl.max_new_tokens=7"], {"length of 95 %": "look"}, "already come near", "raise rl.max_new_tokens"),
         (
             unchanged,
