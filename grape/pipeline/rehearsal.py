@@ -30,11 +30,13 @@ TOKENS, BYTES = 1e4, 4e10
 
 def expected(project: Project, runs: int) -> float:
     """Seconds that `runs` runs of rl would take on two cores, at most; known before any model is loaded."""
-    tree = yamlfile.read(project.params)
-    tokens = float(runs)
-    for knob in ("steps", "prompts", "samples", "max_new_tokens"):
-        tokens *= yamlfile.at(tree, f"rl.{knob}")
-    weights = chain(str(project.root / "models/sft")).size()
+    rl = yamlfile.at(yamlfile.read(project.params), "rl")
+    ((unit, amount),) = (rl["budget"] or {"updates": rl["steps"]}).items()
+    if unit == "seconds":
+        return float(runs * amount)
+    longest = rl["max_new_tokens"]
+    each = {"updates": rl["prompts"] * rl["samples"] * longest, "samples": longest, "tokens": 1}[unit]
+    weights, tokens = chain(str(project.root / "models/sft")).size(), float(runs * amount * each)
     return float("inf") if weights is None else tokens / TOKENS + tokens * weights / BYTES  # the hub's: large
 
 

@@ -36,7 +36,7 @@ class Seen:
         reward: mean; None: there is none. best: what it can be at most; None: nobody knows.
         missing: share of scores, of the worst round; `reason` of the first.
         sampler, outside: mean |log pi_old - log mu|, nats, and share of tokens with a ratio off 1 by more than 0.2.
-        kept, dropped: prompts that fit, and that do not.
+        kept, dropped: prompts that fit, and that do not. tokens, samples: of a round of P x G answers, with those drawn again.
         drawing, reading, learning: seconds of a round's P x G answers: drawn and scored; read by the policy; read and learned from.
         peak_mb: of the process.
     """
@@ -55,6 +55,8 @@ class Seen:
     outside: float
     kept: int
     dropped: int
+    tokens: float
+    samples: float
     drawing: float
     reading: float
     learning: float

@@ -60,6 +60,8 @@ def rehearse(stage: Stage) -> Seen:
         outside=apart.get("logp_mismatch/outside", 0.0),
         kept=len(drawer.prompts),
         dropped=int(stage.left.get("dropped/too_long", 0)),
+        tokens=described["num_tokens"],
+        samples=described["num_samples"],
         drawing=drawing,
         reading=reading,
         learning=learning,
@@ -76,7 +78,8 @@ def _described(drawer: Sampler, drawn: Sequence[Drawn]) -> dict[str, float]:
     """The metrics that the run's curves would begin with, of all rounds; missing scores are judged elsewhere."""
     sums: Sums = {}
     for one in drawn:
-        for name, (total, weight) in describe(one.rollouts(drawer.chat, drawer.sampling), one.scores, 1.0, one.plain).items():
+        rollouts = one.rollouts(drawer.chat, drawer.sampling)
+        for name, (total, weight) in describe(rollouts, one.scores, 1.0, one.plain, one.thrown).items():
             add(sums, name, total, weight)
     return means(sums)
 

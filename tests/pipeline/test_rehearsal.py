@@ -203,6 +203,9 @@ def test_a_run_is_long_by_its_tokens_and_the_size_of_its_model(tmp_path: Path) -
     with (folder / "model.safetensors").open("wb") as file:
         file.truncate(538_000_000)
     assert LONG < expected(project, 1) < 1000
+    for budget, at_most in (("seconds: 100", 100), ("samples: 10", 10), ("tokens: 100", 10), ("updates: 1", 100)):
+        params_file.set_values(project.params, [f"rl.budget={{{budget}}}"])
+        assert 0 < expected(project, 1) <= at_most < expected(project, 100)
     (folder / "config.json").unlink()
     (folder / "model.safetensors").unlink()
     (folder / "same_as.json").write_text('{"model": "org/name", "revision": "abc"}')

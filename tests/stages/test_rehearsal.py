@@ -106,7 +106,8 @@ def healthy() -> Seen:
     """What no limit says anything against."""
     return Seen(
         answers=32, cut=0.0, late=7.0, longest=45, flat=0.125, varies=True, reward=0.5, best=1.0, missing=0.0, reason="",
-        sampler=0.0, outside=0.0, kept=24, dropped=0, drawing=3.0, reading=1.0, learning=4.0, peak_mb=400.0,
+        sampler=0.0, outside=0.0, kept=24, dropped=0, tokens=100.0, samples=16.0,
+        drawing=3.0, reading=1.0, learning=4.0, peak_mb=400.0,
     )  # fmt: skip
 
 
@@ -275,3 +276,9 @@ def test_times_follow_what_an_algorithm_does_with_a_round(project: Project, heal
     assert took["trpo"] > took["ppo"] > took["grpo"]
     more = params_file.set_values(project.params, ["rl.kl_every=1"])
     assert times.seconds(more, "reinforce", healthy) == 3 * (3.0 + 2.0 + 4.0), "and by old policy and reference"
+
+
+@pytest.mark.parametrize(("budget", "rounds"), [("samples: 33", 3), ("tokens: 1000", 10), ("seconds: 41", 6), ("updates: 8", 4)])
+def test_times_end_where_the_budget_is_used_up(project: Project, healthy: Seen, budget: str, rounds: int) -> None:
+    sets = ["rl.algorithms=[grpo]", "rl.kl_every=0", "algorithms.grpo.mini_batches=2", f"rl.budget={{{budget}}}"]
+    assert times.seconds(params_file.set_values(project.params, sets), "grpo", healthy) == rounds * (3.0 + 1.0 + 4.0)
