@@ -261,6 +261,7 @@ def test_the_second_time_nothing_runs_for_either_tool(copy: Copy) -> None:
         "plan": [],
         "stages": {},
         "changed_since": [],
+        "rehearsals": [],
     }
     assert "everything is up to date" in run.stderr
     assert "Data and pipelines are up to date" in copy.dvc("repro")
