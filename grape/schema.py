@@ -108,6 +108,7 @@ class Preferences(Section):
     source: Literal["rubric", "critic", "people"]
     prompts: int = Field(ge=1)
     samples: int = Field(ge=2)
+    pairs: Literal["best_worst", "all"]
     temperature: float = Field(gt=0)
     margin: float = Field(ge=0, le=1)
 

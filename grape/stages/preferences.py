@@ -1,9 +1,10 @@
-"""preferences: collect pairs. Sample from the SFT policy, score by rubric or critic, and pair the best with the worst answer;
-or take the pairs that people have labelled. Every pair says where its label comes from."""
+"""preferences: collect pairs. Sample from the SFT policy, score by rubric or critic, and pair the best with the worst answer, or
+every two answers to a prompt; or take the pairs that people have labelled. Every pair says where its label comes from."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 
 import torch
@@ -21,6 +22,8 @@ from grape.sampling import sample
 from grape.stages.chats import chat_of
 from grape.stages.stage import Stage
 from grape.types import Response
+
+Judged = tuple[float, Response]
 
 
 def run(stage: Stage) -> None:
@@ -71,9 +74,10 @@ def collected(stage: Stage) -> tuple[list[Preference], dict[str, float]]:
     )
     reward, known = judge(responses).reward(torch.arange(len(chosen)).repeat_interleave(params.samples))
     judged = [(r, float(value)) for r, value, ok in zip(responses, reward, known.tolist(), strict=True) if ok]
-    rows = pairs(judged, params.margin, params.source, stage.params.seed)
+    rows = pairs(judged, params.margin, params.source, stage.params.seed, params.pairs)
     finished = sum(r.finished for r in responses) / max(len(responses), 1)
-    return rows, {"ties": float(len(chosen) - len(rows)), "finished": finished}
+    paired = {repr(row.prompt) for row in rows}
+    return rows, {"ties": float(len(chosen) - len(paired)), "finished": finished}
 
 
 def _judge(stage: Stage) -> RubricReward:
@@ -86,9 +90,13 @@ def _judge(stage: Stage) -> RubricReward:
     return RubricReward(rubrics, critic, kinds=frozenset(kinds))
 
 
-def pairs(judged: Sequence[tuple[Response, float]], margin: float, source: str, seed: int) -> list[Preference]:
-    """The best against the worst answer of every prompt: duplicates once, equal scores by a counted draw, near ties left out."""
-    groups: dict[str, dict[str, tuple[float, Response]]] = {}
+def pairs(judged: Sequence[tuple[Response, float]], margin: float, source: str, seed: int, how: str) -> list[Preference]:
+    """Pairs of the answers to every prompt: duplicates once, equal scores by a counted draw, near ties left out.
+
+    Args:
+        how: best_worst, one pair a prompt; all, every two of its k answers, k (k - 1) / 2 pairs less the ties (2203.02155).
+    """
+    groups: dict[str, dict[str, Judged]] = {}
     for response, reward in judged:
         # An answer that was cut short is no answer to prefer; as the rejected one it would only teach length.
         if response.finished and response.text.strip():
@@ -96,18 +104,20 @@ def pairs(judged: Sequence[tuple[Response, float]], margin: float, source: str, 
     rows = []
     for name, group in groups.items():
         coin = generator(seed, "preferences", "order", name).random(len(group))
-        ranked = sorted((reward, float(u), i) for i, (u, (reward, _)) in enumerate(zip(coin, group.values(), strict=True)))
+        order = sorted((reward, float(u), i) for i, (u, (reward, _)) in enumerate(zip(coin, group.values(), strict=True)))
         answers = list(group.values())
-        (low, worst), (high, best) = (answers[place] for _, _, place in (ranked[0], ranked[-1]))
-        if high > low and high - low >= margin:
-            rows.append(_pair(best, worst, high, low, source))
+        ranked = [answers[place] for _, _, place in order]
+        compared = combinations(ranked, 2) if how == "all" else [(ranked[0], ranked[-1])]
+        told = [(low, high) for low, high in compared if high[0] > low[0] and high[0] - low[0] >= margin]
+        rows += [_pair(name if how == "best_worst" else f"{name}#{n}", high, low, source) for n, (low, high) in enumerate(told)]
     return rows
 
 
-def _pair(best: Response, worst: Response, high: float, low: float, source: str) -> Preference:
+def _pair(name: str, chosen: Judged, rejected: Judged, source: str) -> Preference:
+    (high, best), (low, worst) = chosen, rejected
     prompt = best.prompt
     return Preference(
-        id=prompt.id,
+        id=name,
         category=prompt.category,
         dataset=prompt.dataset,
         prompt=[Turn(**m) for m in prompt.messages],

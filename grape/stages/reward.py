@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -37,11 +38,10 @@ def run(stage: Stage) -> None:
     encoded = encode_pairs(chat, preferences, positions, "data/preferences")
     stage.left_out(encoded.counts, len(encoded.kept), "pairs", f"model.positions = {positions} tokens")
     pairs, scores = encoded.rows, [preferences[i] for i in encoded.kept]
-    order = [int(i) for i in permutation(len(scores), stage.params.seed, "reward", "split")]
-    count = int(len(scores) * params.heldout)
-    rows: list[Row] = [row for i in order[count:] for row in pairs[2 * i : 2 * i + 2]]
-    heldout: list[Row] = [row for i in order[:count] for row in pairs[2 * i : 2 * i + 2]]
-    margins = [torch.tensor(_difference(scores[i])) for i in order[count:] for _ in range(2)]
+    trained, kept = split(scores, params.heldout, stage.params.seed)
+    rows: list[Row] = [row for i in trained for row in pairs[2 * i : 2 * i + 2]]
+    heldout: list[Row] = [row for i in kept for row in pairs[2 * i : 2 * i + 2]]
+    margins = [torch.tensor(_difference(scores[i])) for i in trained for _ in range(2)]
     knobs = ALGORITHM.params.model_validate({"centring": params.centring, "margin": params.margin})
     forward = partial(scalar, model, dtype=stage.params.model.dtype)
     extra = {"margin": margins}
@@ -51,6 +51,17 @@ def run(stage: Stage) -> None:
     write_json(stage.path("models/reward") / STATISTICS, {"mean": statistics["mean"], "std": statistics["std"]})
     stage.run.model("models/reward", "reward")
     stage.run.headline({"pairs": float(len(scores)), **statistics})
+
+
+def split(pairs: Sequence[Preference], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Places of the pairs to train on and of those held out: a prompt's pairs share answers, so they stay together."""
+    prompts: dict[str, list[int]] = {}
+    for place, pair in enumerate(pairs):
+        prompts.setdefault(repr(pair.prompt), []).append(place)
+    groups = list(prompts.values())
+    order = [groups[int(i)] for i in permutation(len(groups), seed, "reward", "split")]
+    count = int(len(groups) * share)
+    return [i for group in order[count:] for i in group], [i for group in order[:count] for i in group]
 
 
 def _difference(pair: Preference) -> float:
