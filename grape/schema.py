@@ -118,6 +118,7 @@ class Reward(Optimisation):
     heldout: float = Field(ge=0, le=0.5)
     centring: float = Field(ge=0, le=1)
     margin: float = Field(ge=0, le=100)
+    members: int = Field(ge=1, le=100)
 
 
 class RL(Section):

@@ -174,7 +174,9 @@ def estimate(project: Project, params: Params) -> list[Footprint]:
     each = getattr(torch, model.weights).itemsize
     frozen, trained = size.weights * each, partial(training, size=size, trainable=trainable, micro=micro, each=each)
     kinds = {item.kind for rubric in load_rubrics(project.root / "rubrics").values() for item in rubric.items}
-    judges = frozen * (("critic" in kinds and params.critic.judge.backend == "trained") + ("reward_model" in kinds))
+    judges = frozen * (
+        ("critic" in kinds and params.critic.judge.backend == "trained") + params.reward.members * ("reward_model" in kinds)
+    )
 
     def cache(rows: int, weights: Weights) -> int:
         a_row = row_bytes(config, model.positions, model.dtype, getattr(torch, weights))

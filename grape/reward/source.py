@@ -87,7 +87,7 @@ class CriticJudge:
 
 @dataclass(frozen=True)
 class RewardModelJudge:
-    """`reward_model`: the reward model's score, squashed by a sigmoid into [0, 1]."""
+    """`reward_model`: the reward model's score, squashed by a sigmoid into [0, 1]; as sure as the reward model is."""
 
     reward_model: RewardSource
     explains = False
@@ -97,7 +97,8 @@ class RewardModelJudge:
         # One by one: a long vector is computed in another way than a short one, and company must not change a score.
         score = torch.stack([torch.sigmoid(one) for one in given.score[:, 0]])
         reasons = tuple(row[0] for row in given.reasons) or ("",) * len(asked)
-        return _sure(torch.where(given.valid[:, 0], score, torch.nan), reasons)
+        sure = _sure(torch.where(given.valid[:, 0], score, torch.nan), reasons)
+        return replace(sure, confidence=given.confidence[:, 0].to(score))
 
 
 def _sure(score: torch.Tensor, reasons: tuple[str, ...], metrics: Mapping[str, tuple[float, float]] | None = None) -> Verdicts:

@@ -29,19 +29,23 @@ if TYPE_CHECKING:
 EVERY = 100  # updates from one checkpoint to the next, where no knob says
 
 
-def checkpoints(stage: Stage, every: int = EVERY) -> Checkpoints:
-    """Checkpoints that only a run with the same params, code and input bytes goes on from."""
+def checkpoints(stage: Stage, every: int = EVERY, part: str = "") -> Checkpoints:
+    """Checkpoints that only a run with the same params, code and input bytes goes on from. part: as `fit` has it."""
     changed = stage.inputs.changed if stage.inputs else None
-    return Checkpoints(stage.project.checkpoints / stage.name, stage.identity(), every, changed)
+    return Checkpoints(stage.project.checkpoints / stage.name / part, stage.identity(), every, changed)
 
 
-def tracker(stage: Stage, steps: int, memory: bool = False, budget: Budget | None = None) -> Track:
-    """Tells MLflow and the screen of every step. memory: with the peak of the process, MiB. budget: what ends the run, if not the
-    number of steps."""
-    progress, history = Progress(stage.name, steps), list[Metrics]()
+def tracker(stage: Stage, steps: int, memory: bool = False, budget: Budget | None = None, part: str = "") -> Track:
+    """Tells MLflow and the screen of every step; of the later models of a stage the screen alone.
+
+    Args:
+        memory: with the peak of the process, MiB. budget: what ends the run, if not the number of steps. part: as `fit` has it.
+    """
+    progress, history = Progress(f"{stage.name} {part}".rstrip(), steps), list[Metrics]()
 
     def track(step: int, metrics: Metrics) -> None:
-        stage.run.track(step, {**metrics, "memory/peak_mb": peak_memory_mb()} if memory else metrics)
+        if not part:
+            stage.run.track(step, {**metrics, "memory/peak_mb": peak_memory_mb()} if memory else metrics)
         history.append(metrics)
         if budget:  # as many steps as there will be, if they go on like this
             progress.total = max(step, round(step / max(budget.share(history), step / steps)))
@@ -61,11 +65,14 @@ def fit(
     forward: Forward,
     unit: int = 1,
     extra: Mapping[str, Sequence[Tensor]] | None = None,
+    part: str = "",
 ) -> list[dict[str, float]]:
     """Train on fixed rows with the one loop; writes reports/train.
 
     Args:
         unit, extra: as `grape.training.batches.offline` has them.
+        part: where a stage trains several models, which one this is after the first: its draws and checkpoints are its own, and
+            reports/train stays the first one's.
 
     Raises:
         GrapeError: there is no row.
@@ -76,7 +83,7 @@ def fit(
             where=f"stage {stage.name}",
             mend=f"add data, or set {stage.kind}.steps to 0",
         )
-    keys, steps = (stage.params.seed, stage.kind), section.steps
+    keys, steps = (stage.params.seed, stage.kind, *([part] if part else [])), section.steps
     checkpointed(model, stage.params.model.checkpointing and steps > 0)
     source = offline(rows, chat.pad, section.batch_size, keys, model.device, unit, extra)
     tokens = micro_batch_tokens(stage, model, forward, lambda: source(0, {}).batch) if steps else micro.fixed()
@@ -87,9 +94,10 @@ def fit(
         source,
         forward,
         Adam(model, adam_params(stage, section, tokens)),
-        steps=steps, track=tracker(stage, steps), checkpoints=checkpoints(stage), keys=keys,
+        steps=steps, track=tracker(stage, steps, part=part), checkpoints=checkpoints(stage, part=part), keys=keys,
     )  # fmt: skip
-    stage.write_history(history)
+    if not part:
+        stage.write_history(history)
     return history
 
 

@@ -14,6 +14,7 @@ from grape.errors import GrapeError
 from grape.models.folder import ADAPTER, ADAPTER_WEIGHTS
 from grape.models.load import load_language_model, load_scalar_model, save_model
 from grape.project import Project
+from grape.reward.learned import LearnedReward
 from tests import tiny
 from tests.stages import test_stages
 from tests.stages.test_stages import run
@@ -36,7 +37,7 @@ def outside(project: Project, architecture: str) -> None:
     with torch.no_grad():
         model.get_output_embeddings().weight[tokenizer.eos_token_id] *= 3
     save_model(model, tokenizer, project.root / "pretrained")
-    small = ["preferences.prompts=12", "preferences.samples=6", "evaluate.samples=1", "prepare.judgements=30"]
+    small = ["preferences.prompts=12", "preferences.samples=6", "evaluate.samples=1", "prepare.judgements=30", "reward.members=2"]
     params_file.set_values(project.params, ["model.base=pretrained", "base.steps=0", "model.lora.rank=2", *small])
 
 
@@ -67,6 +68,7 @@ def test_every_stage_trains_adapters(
     assert moved and moved == {name for name, value in sft.items() if not torch.equal(value, policy[name])}
     assert not any("embed" in name or "norm" in name or "ln_" in name or "wte" in name for name in moved)
     assert bool(reward["score.weight"].any()), "the new head is trained in full"
+    assert len(LearnedReward(models / "reward").members) == 2
     if architecture == "gpt2":
         run(project, "evaluate", *("grpo", 0))
         found = json.loads((project.root / "reports/evaluate/grpo-0/metrics.json").read_text())

@@ -8,7 +8,7 @@ import pytest
 
 from grape.artifacts import Preference, Turn
 from grape.stages.preferences import pairs
-from grape.stages.reward import split
+from grape.stages.reward import resampled, split
 from grape.types import Prompt, Response
 
 PROMPT = Prompt("p", "letters", ({"role": "user", "content": "Shout cat!"},), "CAT")
@@ -61,3 +61,13 @@ def test_no_prompt_of_a_held_out_pair_is_trained_on() -> None:
 def test_with_one_pair_a_prompt_the_split_is_by_pair() -> None:
     trained, kept = split([labelled(f"q{i}", "a", "b") for i in range(10)], 0.25, 0)
     assert len(kept) == 2 and sorted(trained + kept) == list(range(10)) and trained != sorted(trained)
+
+
+def test_the_first_member_learns_from_all_and_the_others_from_whole_prompts_drawn_again() -> None:
+    rows = [labelled(f"q{i}", *two) for i in range(10) for two in combinations("abc", 2)]
+    trained, _ = split(rows, 0.3, 0)
+    assert resampled(rows, trained, 0, 0) == trained
+    one, other = (resampled(rows, trained, 0, member) for member in (1, 2))
+    assert len(one) == len(trained) and one != other and set(one) < set(trained)
+    counts = [sum(rows[i].prompt[0].content == f"q{q}" for i in one) for q in range(10)]
+    assert all(count % 3 == 0 for count in counts) and max(counts) > 3, "a prompt's pairs come together, some prompts twice"

@@ -430,6 +430,29 @@ def test_a_reward_model_without_numbers_is_refused(trained: Project) -> None:
         run(trained, "rl", "grpo", 0)
 
 
+def test_members_of_an_ensemble_come_to_the_reward_model_and_leave_it_as_it_is(trained: Project) -> None:
+    run(trained, "reward")
+    folder, alone = trained.root / "models/reward", headline(trained, "reward")
+    before = (folder / "model.safetensors").read_bytes()
+    params_file.set_values(trained.params, ["reward.members=3"])
+    run(trained, "reward")
+    assert (folder / "model.safetensors").read_bytes() == before
+    weights = [(folder / f"members/{i}/model.safetensors").read_bytes() for i in (1, 2)]
+    assert before != weights[0] != weights[1] != before
+    told = headline(trained, "reward")
+    assert told.items() >= alone.items() and {"doubt", "ensemble/accuracy", "ensemble/confidence"} <= told.keys()
+    assert json.loads((folder / "reward_statistics.json").read_text()).keys() == {"mean", "std", "doubt"}
+    params_file.set_values(trained.params, ["rl.reward=reward_model"])
+    run(trained, "rl", "ppo", 0)
+    run(trained, "evaluate", "ppo", 0)
+    assert 0 < load_confidence(trained, "ppo-0") <= 1
+
+
+def load_confidence(project: Project, policy: str) -> float:
+    found = json.loads((project.root / f"reports/evaluate/{policy}/metrics.json").read_text())
+    return float(found["policy"]["items"]["reward_model/score"]["confidence"])
+
+
 def test_reference_log_probabilities_are_computed_once(trained: Project) -> None:
     params_file.set_values(trained.params, ["rl.algorithms=[dpo]"])
     run(trained, "rl", "dpo", 0)
