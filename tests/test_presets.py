@@ -75,7 +75,7 @@ def test_the_model_of_an_installed_package_is_taken(tmp_path: Path, monkeypatch:
     "named, base, said",
     [
         (["smolm2"], None, "did you mean 'smollm2'"),
-        (["x"], None, "one of default, "),
+        (["x"], None, "one of classical, default, "),
         ([], "", "model.base"),
         ([], "./nowhere", "no such folder"),
     ],
