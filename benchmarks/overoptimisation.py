@@ -191,6 +191,8 @@ def figure(results: bench.Results) -> Figure:
                 axis.plot(one["kl"], one[measure], color=colour, linewidth=0.7, alpha=0.45)
             kl, mean = ([fmean(v) for v in zip(*(r[of] for r in runs), strict=True)] for of in ("kl", measure))
             axis.plot(kl, mean, color=colour, linestyle=dash, linewidth=1.8, marker=".", label=label(case))
+        axis.axhline(next(iter(results.values()))[0][measure][0], color=bench.INK, linewidth=0.8, linestyle=":")  # SFT
+        axis.set_xlim(left=0)
     handles, labels = axes[0][0].get_legend_handles_labels()
     drawn.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return drawn
