@@ -40,9 +40,15 @@ REASONS = {
     "reward": "no algorithm, knob or rubric item reads a reward model, and reward.when is needed",
 }
 JUDGES = ("critic", "reward")  # of these, what evaluate and test may read
-MAKES = {"critic": "models/critic", "preferences": "data/preferences", "reward": "models/reward"}
+VALIDATION = "validation"  # the validation prompts, of a run that validates while it trains
+MAKES = {
+    "critic": "models/critic",
+    "preferences": "data/preferences",
+    "reward": "models/reward",
+    VALIDATION: "data/prompts/validation.jsonl",
+}
 RUNS = f"{FOLDER}/runs.yaml"
-WITHOUT = {stage: f"{FOLDER}/without/{stage}" for stage in REASONS}  # a run depends on it in place of what it does not read
+WITHOUT = {what: f"{FOLDER}/without/{what}" for what in MAKES}  # a run depends on it in place of what it does not read
 CARDS = frozenset({*(f"{FOLDER}/{stage}" for stage in REASONS), *WITHOUT.values(), RUNS})
 ANEW = "run `grape run`, or `grape plan` before `dvc repro`: both write it anew"
 NOTE = "NOT_NEEDED.json"  # what stands in a folder that a stage did not need to make
@@ -87,6 +93,10 @@ def answered(params: Params, root: Path) -> Needed:
         return {"reward"} if reward == "reward_model" else set()
 
     trained = {name: judges(reward) | more for name, (reward, more) in learners.items()}
+    if params.rl.validate_every:
+        trained = {
+            name: trained[name] | judges(reward or params.rl.reward) | {VALIDATION} for name, (reward, _) in learners.items()
+        }
     evaluated = judges(params.rl.reward)
     read = evaluated.union(*trained.values())
     if params.reward.when == "always":
@@ -99,7 +109,7 @@ def answered(params: Params, root: Path) -> Needed:
     if "preferences" in read and source != "people":
         read |= judges("rubric") - {"reward"}
     runs = {
-        f"{name}-{seed}": {"algorithm": name, "seed": seed, "rl": _paths(reads, *REASONS), "evaluate": _paths(evaluated, *JUDGES)}
+        f"{name}-{seed}": {"algorithm": name, "seed": seed, "rl": _paths(reads, *MAKES), "evaluate": _paths(evaluated, *JUDGES)}
         for name, reads in trained.items()
         for seed in params.rl.seeds
     }
@@ -123,8 +133,8 @@ def _learner(params: Params, name: str) -> tuple[str | None, set[str]]:
     return (knobs.reward or params.rl.reward) if isinstance(knobs, OnlineParams) else None, more
 
 
-def _paths(read: Collection[str], *stages: str) -> dict[str, str]:
-    return {stage: MAKES[stage] if stage in read else WITHOUT[stage] for stage in stages}
+def _paths(read: Collection[str], *what: str) -> dict[str, str]:
+    return {one: MAKES[one] if one in read else WITHOUT[one] for one in what}
 
 
 def declared(project: Project) -> list[str]:
@@ -208,7 +218,7 @@ def write(project: Project, reasons: Mapping[str, str]) -> bool:
     texts = {f"{FOLDER}/{stage}": card(stage, reasons) for stage in REASONS if f"{FOLDER}/{stage}" in cards}
     if RUNS in cards:
         texts[RUNS] = listed(answer(project).runs)
-        texts |= {path: f"# Stands for {MAKES[stage]} where a run does not read it.\n" for stage, path in WITHOUT.items()}
+        texts |= {path: f"# Stands for {MAKES[what]} where a run does not read it.\n" for what, path in WITHOUT.items()}
     wrong = [path for path, text in texts.items() if _bytes(project.root / path) != text.encode()]
     for path in wrong:
         (project.root / path).parent.mkdir(parents=True, exist_ok=True)

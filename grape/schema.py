@@ -138,6 +138,7 @@ class RL(Section):
     max_grad_norm: float = Field(gt=0)
     checkpoint_every: int = Field(ge=0)
     kl_every: int = Field(ge=0)
+    validate_every: int = Field(ge=0)
     max_missing: float = Field(ge=0, le=1)
     engine: Literal["grape", "vllm"]
     importance: Literal["token", "sequence"] | None

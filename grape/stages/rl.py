@@ -32,6 +32,7 @@ from grape.stages.judges import reward_source
 from grape.stages.slot_checks import check_round, refuse
 from grape.stages.stage import Stage
 from grape.stages.trained import kept_in, save_trained, trainable
+from grape.stages.validation import validated
 from grape.track import digest
 from grape.track.identity import peak_memory_mb
 from grape.training.adam import AdamParams
@@ -202,7 +203,8 @@ def _rollouts(stage: Stage, it: Ready, writer: RolloutEngine | None) -> Source:
     """Sampled batches."""
     drawn = sampler(stage, it, writer)
     compared = "reference" in it.learner.algorithm.needs(drawn.params) or stage.params.rl.kl_every
-    return it.learner.rounds(drawn, _reference(stage, it.learner.policy) if compared else None)
+    rounds = it.learner.rounds(drawn, _reference(stage, it.learner.policy) if compared else None)
+    return validated(stage, it.learner.policy, drawn.params, it.chat, it.steps, rounds, drawn.score)
 
 
 def sampler(stage: Stage, it: Ready, writer: RolloutEngine | None) -> Sampler:
@@ -256,4 +258,5 @@ def _pairs(stage: Stage, it: Ready) -> Source:
         reference, dtype = _reference(stage, learner.policy), stage.params.model.dtype
         known["logp_ref"] = reference_logp(reference, identity, rows, chat.pad, kept, it.micro, dtype)
     size = max(1, stage.params.rl.prompts * stage.params.rl.samples // 2)
-    return offline(rows, chat.pad, size, (*_keys(stage), "pairs"), device(), 2, known)
+    batches = offline(rows, chat.pad, size, (*_keys(stage), "pairs"), device(), 2, known)
+    return validated(stage, learner.policy, needed(learner.params, SlotParams, "is slotted"), chat, it.steps, batches)

@@ -245,6 +245,13 @@ def test_a_table_that_nobody_needs_may_be_missing(project: Project, sets: list[s
         (CRITIC, ["algorithms.grpo.reward=reward_model"], "grpo", {"reward"}, {"critic"}),
         (CRITIC, ["rl.reward=reward_model"], "grpo", {"reward"}, {"reward"}),
         (LEARNED, [], "grpo", {"reward"}, {"reward"}),
+        (
+            CRITIC,
+            ["rl.algorithms=[grpo, dpo]", "rl.validate_every=2"],
+            "dpo",
+            {"preferences", "critic", needed.VALIDATION},
+            {"critic"},
+        ),
     ],
 )
 def test_a_run_waits_for_what_it_reads(
@@ -255,8 +262,8 @@ def test_a_run_waits_for_what_it_reads(
     settle(project, SPARE, *sets)
     deps = {kind: set(entry(project, "mine", f"{kind}@{name}-0")["deps"]) for kind in ("rl", "evaluate", "test")}
     made = {kind: {stage for stage, path in needed.MAKES.items() if path in deps[kind]} for kind in deps}
-    assert made == {"rl": rl, "evaluate": evaluate, "test": evaluate}
-    assert {stage for stage, path in needed.WITHOUT.items() if path in deps["rl"]} == ALL - rl
+    assert made == {"rl": rl, "evaluate": evaluate | {needed.VALIDATION}, "test": evaluate}
+    assert {what for what, path in needed.WITHOUT.items() if path in deps["rl"]} == (ALL | {needed.VALIDATION}) - rl
     assert all((project.root / path).read_text().startswith("# Stands for") for path in needed.WITHOUT.values())
 
 

@@ -336,6 +336,24 @@ def test_every_algorithm_goes_through_the_stage(trained: Project, algorithm: str
     assert sft.keys() == policy.keys() and any(not torch.equal(sft[name], policy[name]) for name in sft)
 
 
+@pytest.mark.parametrize("algorithm", ["grpo", "dpo", "trpo"])
+def test_validation_while_training_changes_no_weight(trained: Project, algorithm: str) -> None:
+    """Its draws are its own, and it comes before every round but the first, of large rounds likewise."""
+
+    def made() -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        run(trained, "rl", algorithm, 0)
+        rows = (trained.root / f"reports/train/rl/{algorithm}-0.jsonl").read_text().splitlines()
+        return load_language_model(str(trained.root / f"models/policy/{algorithm}-0"))[0].state_dict(), [*map(json.loads, rows)]
+
+    params_file.set_values(trained.params, ["algorithms.trpo.rounds=3"])
+    plain, silent = made()
+    params_file.set_values(trained.params, ["rl.validate_every=1"])
+    weights, rows = made()
+    assert all(torch.equal(weights[name], value) for name, value in plain.items())
+    assert not any("validation/reward" in row for row in silent)
+    assert [row["step"] for row in rows if 0 <= row.get("validation/reward", -1) <= 1] == [2, 3]
+
+
 def test_large_models_read_packed_rows_in_micro_batches_of_a_measured_size(
     trained: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
