@@ -15,6 +15,7 @@ from grape.errors import GrapeError
 
 if TYPE_CHECKING:
     from grape.pipeline import Result
+    from grape.project import Project
 
 
 # No rich: plain help takes a quarter of the time.
@@ -77,11 +78,12 @@ def run(
         typer.Option("--rehearsal/--no-rehearsal", help="Two rounds before rl begins. [default: where rl takes minutes]"),
     ] = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Refuse, not queue, when a run is under way.")] = False,
+    tuned: Annotated[bool, typer.Option("--tuned", help="compare: with the settings that `grape tune` found.")] = False,
     as_json: Json = False,
 ) -> None:
     """Bring the pipeline, or one stage and what it needs, up to date."""
     comparing = what == "compare"
-    _refuse(comparing, dry_run, bool(algorithms or seeds), bool(sets))
+    _refuse(comparing, dry_run, bool(algorithms or seeds or tuned), bool(sets))
     targets = () if comparing or what == "pipeline" else (what,)
     if dry_run:
         _show_plan(targets, as_json)
@@ -94,7 +96,7 @@ def run(
     if comparing:
         from grape.commands import league
 
-        sets = [*sets, *league.assignments(here, algorithms, seeds, sets)]
+        sets = [*sets, *(_tuned if tuned else league.assignments)(here, algorithms, seeds, sets)]
         workers = workers or 1  # two at once would spoil each other's seconds
     request = Request(targets, tuple(sets), workers, not no_wait, what if comparing else "pipeline", rehearsal)
     screen = Screen(sys.stderr if as_json else None)
@@ -103,11 +105,20 @@ def run(
     raise typer.Exit(result.exit_code)
 
 
+def _tuned(here: Project, algorithms: str | None, seeds: str | None, sets: list[str]) -> list[str]:
+    from grape.commands import tune
+
+    more, words = tune.assignments(here, algorithms, seeds, sets)
+    for line in words:
+        typer.echo(line, err=True)
+    return more
+
+
 def _refuse(comparing: bool, dry_run: bool, compared: bool, sets: bool) -> None:
     """Options that do not go together; `compared`: what to compare was given."""
     if compared and not comparing:
         mend = "use --set rl.algorithms=... and --set rl.seeds=... here"
-        raise GrapeError("--algorithms and --seeds belong to `grape run compare`", mend=mend)
+        raise GrapeError("--algorithms, --seeds and --tuned belong to `grape run compare`", mend=mend)
     if dry_run and (sets or compared):
         mend = "edit the file and use `grape plan`"
         raise GrapeError("this would edit params.yaml, and --dry-run must not", where="--dry-run", mend=mend)
@@ -133,6 +144,29 @@ def rehearse(as_json: Json = False) -> None:
     found = rehearsals.examine(here)
     show_as(rehearsals.rows(found), rehearsals.lines(found), as_json)
     raise typer.Exit(0 if all(one.passed for one in found) else 2)
+
+
+@app.command()
+def tune(
+    algorithms: Annotated[str | None, typer.Option(help="names with commas, or all. [default: rl.algorithms]")] = None,
+    trials: Annotated[int, typer.Option(min=1, help="of each algorithm; the first are the present settings")] = 8,
+    budget: Annotated[float, typer.Option(metavar="SHARE", help="share of rl.steps that a trial has, up to 1")] = 0.25,
+    seeds: Annotated[str, typer.Option(help="of every trial; `compare --tuned` then takes others")] = "1000",
+    space: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML: what is tried of which knobs, in place of ours")] = None,
+    sets: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Edit params.yaml first, as for `grape run`. Repeatable.")
+    ] = [],  # noqa: B006 - Typer copies it
+    workers: Annotated[int | None, typer.Option(min=1, help="Trials side by side. [default: 2; GPU: 1]")] = None,
+    as_json: Json = False,
+) -> None:
+    """Look for each algorithm's best settings, with as many trials for each, on the validation prompts."""
+    here = project()
+    from grape.commands import tune as tuning
+    from grape.pipeline import Screen
+
+    screen = Screen(sys.stderr if as_json else None)
+    found = tuning.tune(here, algorithms, trials, budget, seeds, workers, space, sets, screen)
+    show_as({name: entry.model_dump() for name, entry in found.items()}, ["", *tuning.lines(found)], as_json)
 
 
 @app.command()

@@ -65,7 +65,7 @@ class Project:
         """A sqlite file of the project (absolute: MLflow resolves a relative path against the working directory)."""
         path = self.state / "mlflow.db"
         # With the driver named, MLflow does not make a folder of the path's quoted name.
-        return _sqlite("sqlite+pysqlite" if set("%?") & set(str(path)) else "sqlite", path)
+        return sqlite_address("sqlite+pysqlite" if set("%?") & set(str(path)) else "sqlite", path)
 
     @property
     def artifacts(self) -> str:
@@ -111,7 +111,9 @@ class Project:
             "THP_MEM_ALLOC_ENABLE": "1",
         }
         if set("%?") & set(str(state)) and not any("DATABASE" in name for name in os.environ if name.startswith("PREFECT_")):
-            defaults["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = _sqlite("sqlite+aiosqlite", state / "prefect" / "prefect.db")
+            defaults["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = sqlite_address(
+                "sqlite+aiosqlite", state / "prefect" / "prefect.db"
+            )
         direct = dict.fromkeys(("NO_PROXY", "no_proxy"), net.no_proxy())
         return {name: os.environ.get(name) or value for name, value in defaults.items()} | direct
 
@@ -133,6 +135,6 @@ class Project:
         os.environ.pop("MLFLOW_RUN_ID", None)
 
 
-def _sqlite(driver: str, path: Path) -> str:
+def sqlite_address(driver: str, path: Path) -> str:
     """SQLAlchemy's address of a database file; a `?` or `%` of the path is the path's."""
     return f"{driver}:///{quote(str(path), safe='/') if set('%?') & set(str(path)) else path}"

@@ -100,7 +100,7 @@ def run(project: Project, request: Request, engine: Engine, screen: Screen, hook
     started = time.monotonic()
     project.enter()
     preflight.repository(project, screen.say)
-    with _signals(), preflight.lock(project, screen.say, request.wait):
+    with signals(), preflight.lock(project, screen.say, request.wait):
         preflight.mended(project, screen.say, request.wait)
         preflight.disk(project)
         preflight.version_file(project)
@@ -199,7 +199,7 @@ def _tell(project: Project, result: Result, screen: Screen, hooks: Hooks) -> Non
 
 
 @contextmanager
-def _signals() -> Iterator[None]:
+def signals() -> Iterator[None]:
     """SIGTERM and a closed terminal end a run as Ctrl-C does: stages ended, MLflow told."""
     if threading.current_thread() is not threading.main_thread():
         yield

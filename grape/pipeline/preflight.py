@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
-from grape import dvc, named, needed, slot, yamlfile
+from grape import dvc, named, needed, slot, tuned, yamlfile
 from grape.disk import free_mb, wanted_mb
 from grape.errors import GrapeError
 from grape.files import write_text
@@ -102,6 +102,8 @@ def named_files(project: Project) -> None:
     """`inputs/<key>` for what params.yaml names: what DVC compares to see whether a model or a file of yours changed."""
     deps = {dep for stage in dvc.stages(project).values() for dep in stage.get("deps") or [] if isinstance(dep, str)}
     named.write(project, yamlfile.read(project.params), deps)
+    if tuned.FILE in deps:
+        tuned.card(project.root)
 
 
 def sampler(project: Project, stages: Collection[str]) -> None:

@@ -11,8 +11,9 @@ from grape.track.parent import close_parent, link_cached, note, open_parent
 from grape.track.registry import POLICY, Candidate
 from grape.track.run import StageRun, Unrecorded
 from grape.track.runs import known_runs
+from grape.track.trials import TrialRun
 
 __all__ = [
-    "POLICY", "Candidate", "StageRun", "Unrecorded", "close_dead_runs", "close_parent", "known_runs", "link_cached", "note",
-    "open_parent", "sync",
+    "POLICY", "Candidate", "StageRun", "TrialRun", "Unrecorded", "close_dead_runs", "close_parent", "known_runs", "link_cached",
+    "note", "open_parent", "sync",
 ]  # fmt: skip

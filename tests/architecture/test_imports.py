@@ -57,6 +57,10 @@ def test_what_is_heavy_and_optional_is_imported_where_it_is_used() -> None:
         assert not any(alias.name == package for node in top for alias in node.names)
 
 
+def test_only_tuning_imports_optuna() -> None:
+    assert importers("optuna") and all(_within(name, "grape.tune") for name in importers("optuna"))
+
+
 def test_nothing_imports_dvc() -> None:
     """Its Python interface is undocumented; grape.dvc talks to the program."""
     assert importers("dvc") == set()
@@ -146,12 +150,12 @@ def test_stages_know_no_orchestrator() -> None:
             assert not any(_within(found, part) for found in imports(path) for part in ("grape.pipeline", "flows")), name
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["tune", "--help"], ["--version"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     script = (
         f"import sys\nsys.argv = ['grape', *{arguments!r}]\nfrom grape.cli import main\n"
         "try: main()\nexcept SystemExit as end: assert not end.code\n"
-        "heavy = {'torch', 'mlflow', 'prefect', 'transformers', 'datasets', 'numpy', 'dvc', 'ruamel', 'rich'}\n"
+        "heavy = {'torch', 'mlflow', 'prefect', 'transformers', 'datasets', 'numpy', 'dvc', 'ruamel', 'rich', 'optuna'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
