@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from grape import looks
+from grape import looks, tuned
 from grape.budget import COUNTS, used
 from grape.errors import GrapeError, first_problem
 from grape.evaluation.judges import JudgesReport, read_judges
@@ -19,6 +19,7 @@ from grape.looks import Look
 from grape.needed import KEY as NOT_NEEDED
 from grape.needed import REASONS
 from grape.needed import UNMADE_KEY as UNMADE
+from grape.tuned import Tuned
 
 TrainingRecord = dict[str, float]
 KEPT = "rows/kept"  # only the record that says what a stage left out has it
@@ -47,7 +48,7 @@ class ReportInputs:
         training: base, sft, critic, reward to records. rl: each policy's name likewise.
         left: a stage to what it says of its rows: `rows/kept`, `dropped/REASON`.
         unneeded: a stage that was not run to the reason. unmade: one that found nothing to make.
-        judges: how far they agree, where the critic stage has run.
+        judges: how far they agree, where the critic stage has run. tuned: what `grape tune` found for an algorithm.
     """
 
     evaluations: tuple[Evaluation, ...]
@@ -61,6 +62,7 @@ class ReportInputs:
     unneeded: dict[str, str]
     unmade: dict[str, str]
     judges: JudgesReport | None = None
+    tuned: dict[str, Tuned] = field(default_factory=dict)
 
     def cost(self, name: str) -> Cost:
         """What training policy `name` took."""
@@ -121,6 +123,7 @@ def read(root: Path, algorithms: Sequence[str], seeds: Sequence[int]) -> ReportI
         unneeded=unneeded,
         unmade=unmade,
         judges=None if "critic" in unneeded else read_judges(root),
+        tuned=tuned.read(root),
     )
 
 

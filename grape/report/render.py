@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from grape.budget import Unit
 from grape.evaluation.record import Interval
-from grape.report import evolution, findings, pairs, tables
+from grape.report import evolution, findings, pairs, tables, tuning
 from grape.report.alarms import alarms
 from grape.report.conclusions import candidates
 from grape.report.data import ReportInputs
@@ -45,6 +45,7 @@ def context(
         "sft": first.sft.of(inputs.judge),
         "pairs": found,
         "league": tables.league(inputs, champion),
+        "tuned": tuning.rows(inputs),
         "pass_at": sorted(first.sft.pass_at, key=int),
         "unneeded": inputs.unneeded,
         "left": tables.left_out(inputs),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from grape.files import write_sorted, write_text
-from grape.report import alarms, conclusions, data, findings, pairs, plots, render
+from grape.report import alarms, conclusions, data, findings, pairs, plots, render, tuning
 
 if TYPE_CHECKING:
     from grape.stages.stage import Stage
@@ -25,6 +25,7 @@ def run(stage: Stage) -> None:
     values = render.context(inputs, level, params.report, figures, params.rl.budget)
     metrics = {**conclusions.metrics(inputs, level), "rubric": findings.numbers(inputs, params.report)}
     metrics["pairs"] = pairs.numbers(pairs.compared(inputs, level))
+    metrics["tuned"] = tuning.numbers(inputs)
     reports = root / "reports"
     pages = {"report.md": render.markdown(values), "index.html": render.html(values)}
     write_sorted(reports / "metrics.json", metrics)
