@@ -3,6 +3,7 @@
     python benchmarks/results_table.py                       print it
     python benchmarks/results_table.py --write README.md     put it between the markers of that file
     python benchmarks/results_table.py --league --write README.md docs/which.md      the table of `grape run compare`
+    python benchmarks/results_table.py --tuned --write docs/tuning.md                what `grape tune` found
 
 One row per policy and, with several seeds, a mean per algorithm. A policy's interval is a bootstrap over held-out prompts,
 a mean's is a t interval over seeds; both at the level `evaluate.confidence`.
@@ -18,11 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from grape.commands import league as comparison
+from grape.commands import tune as tuning
 from grape.errors import GrapeError
 from grape.files import write_text
+from grape.tuned import read as read_tuned
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 LEAGUE = "<!-- league -->", "<!-- /league -->"
+TUNED = "<!-- tuned -->", "<!-- /tuned -->"
 METRICS = Path("reports/metrics.json")
 HEADER = (
     "algorithm",
@@ -100,6 +104,14 @@ def league(metrics: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"*{comparison.caption(metrics)}; {comparison.COLUMNS[3]}: mean and 95 % interval over seeds*"])
 
 
+def tuned(root: Path) -> str:
+    """Markdown: an algorithm a row with the settings found for it, as `grape tune` prints it."""
+    found = tuning.ordered(read_tuned(root))
+    rows = [(*tuning.row(name, entry), tuning.settings(entry)) for name, entry in found]
+    head = (*tuning.COLUMNS, "best settings")
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows))
+
+
 def write(path: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
     """Replace what stands between the markers of `path` by `text`, in one step.
 
@@ -128,14 +140,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--write", type=Path, metavar="FILE", nargs="+", default=[], help="replace the block between the markers of these files"
     )
     parser.add_argument("--league", action="store_true", help="the table of `grape run compare`")
+    parser.add_argument("--tuned", action="store_true", help="the table of `grape tune`")
     given = parser.parse_args(arguments)
     try:
-        metrics = read(given.metrics)
-        text = league(metrics) if given.league else table(metrics)
+        if given.tuned:
+            text, marks = tuned(Path.cwd()), TUNED
+        elif given.league:
+            text, marks = league(read(given.metrics)), LEAGUE
+        else:
+            text, marks = table(read(given.metrics)), (BEGIN, END)
         if not given.write:
             print(text)
         for path in given.write:
-            write(path, text, *(LEAGUE if given.league else (BEGIN, END)))
+            write(path, text, *marks)
     except GrapeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

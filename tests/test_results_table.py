@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from benchmarks import results_table
+from grape import tuned
+from grape.tuned import Spread, Tuned
 
 README = f"above\n{results_table.BEGIN}\nold\n{results_table.END}\nbelow\n"
 
@@ -142,3 +144,16 @@ def test_the_league_table_goes_between_its_own_markers(tmp_path: Path) -> None:
     text = readme.read_text()
     assert text.startswith(README) and "| grpo | 2 | 0.800 | +0.300 [+0.250, +0.350] | 0.800 |" in text
     assert "score: gold, on test prompts, SFT has 0.500" in text
+
+
+def test_the_table_of_what_was_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("\n".join(results_table.TUNED))
+    entry = Tuned(
+        knobs={"beta": 0.1}, judge="gold", spread=Spread.of([0.2, 0.4]), present=0.2, complete=2, pruned=1, failed=0,
+        scores=[0.2, 0.4], share=0.25, steps=12, seeds=[1000], made_for={},
+    )  # fmt: skip
+    tuned.write(tmp_path, {"dpo": entry})
+    monkeypatch.chdir(tmp_path)
+    assert results_table.main(["--tuned", "--write", str(page)]) == 0
+    assert cells(page.read_text().splitlines()[3]) == "dpo 3 0.400 0.200 0.300 0.250-0.350 0.200 1 0".split() + ["beta 0.1"]
