@@ -176,7 +176,7 @@ class Search:
     def _values(self, name: str, knobs: Knobs) -> dict[str, Any]:
         """What a trial's params.yaml has otherwise than the project's."""
         rl, steps = self.params.rl, self.wanted.steps(self.params)
-        scaled = spaces.scaled(self.params, name, knobs, steps / rl.steps)
+        scaled = spaces.scaled(self.params, name, knobs, steps)
         budget: dict[str, Any] = {
             "rl.steps": steps,
             "rl.warmup_steps": round(rl.warmup_steps * steps / rl.steps),

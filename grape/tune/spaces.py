@@ -6,6 +6,7 @@ that tuning never ends worse than no tuning.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -180,8 +181,12 @@ def refuse(known: type[SlotParams], knobs: Mapping[str, Any], where: str) -> Non
         raise GrapeError(f"{', '.join(map(repr, knobs.values()))}: {what}", where=where, mend=mend) from error
 
 
-def scaled(params: Params, name: str, knobs: Mapping[str, Value], share: float) -> Knobs:
-    """The knobs of a trial at a share of the budget: rounds are as large as they will be at the whole of it, and so fewer."""
+def scaled(params: Params, name: str, knobs: Mapping[str, Value], steps: int) -> Knobs:
+    """The knobs of a trial of so many steps: rounds are as large as in the whole run, and so fewer, as nearly as these steps can
+    be spread evenly over them."""
     given = params.algorithm(name)
     rounds = knobs.get("rounds", given.rounds if isinstance(given, OnlineParams) else None)
-    return {**knobs, **({"rounds": max(1, round(int(rounds) * share))} if rounds else {})}
+    if not rounds:
+        return dict(knobs)
+    wanted, even = int(rounds) * steps / params.rl.steps, [count for count in range(1, steps + 1) if steps % count == 0]
+    return {**knobs, "rounds": min(even, key=lambda count: abs(math.log(count / wanted)))}

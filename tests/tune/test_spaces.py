@@ -66,8 +66,11 @@ def test_an_algorithm_of_ones_own_is_tried_with_other_rates(root: Path) -> None:
 def test_rounds_stay_as_large_as_they_will_be(params: Params) -> None:
     """TRPO's twelve rounds of 48: a quarter of the budget is three of them, not twelve small ones."""
     assert params.algorithm("trpo").rounds == 12  # type: ignore[attr-defined]
-    assert spaces.scaled(params, "trpo", {"delta": 0.1}, 0.25) == {"delta": 0.1, "rounds": 3}
-    assert spaces.scaled(params, "grpo", {"beta": 0.1}, 0.25) == {"beta": 0.1}
+    assert spaces.scaled(params, "trpo", {"delta": 0.1}, 12) == {"delta": 0.1, "rounds": 3}
+    assert [spaces.scaled(params, "trpo", {}, steps)["rounds"] for steps in (48, 24, 15, 13, 1)] == [12, 6, 3, 1, 1], (
+        "evenly spread"
+    )
+    assert spaces.scaled(params, "grpo", {"beta": 0.1}, 12) == {"beta": 0.1}
 
 
 def test_spaces_of_ones_own(params: Params, tmp_path: Path) -> None:
