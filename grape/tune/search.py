@@ -80,6 +80,7 @@ class Search:
             now = spaces.present(self.params, name, space)
             study = Study.open(address, f"{name}-{self._key(name, space)}", name, space, now, (seed, "tune"))
             self.studies[name], self._waiting[name] = study, study.begun()
+            study.retry()
             if ended := len(study.ended):
                 self.screen.say(f"{name}: {ended} trials are there from before")
         workspace.sweep(self.project, [self._place(name, trial.number) for name in self._waiting for trial in self._waiting[name]])

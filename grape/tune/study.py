@@ -93,9 +93,22 @@ class Study:
         else:
             self._study.tell(trial, state=TrialState.PRUNED if ended.state == "pruned" else TrialState.FAIL)
 
+    def retry(self) -> None:
+        """Try again what failed before: its cause may be mended. The new trial then counts in place of the old one."""
+        for trial in self.ended:
+            if trial.state == TrialState.FAIL:
+                self._study.enqueue_trial(trial.params)
+
     @property
     def ended(self) -> list[FrozenTrial]:
-        return [trial for trial in self._all() if trial.state in STATES]
+        """But for failed ones that were tried again, or will be."""
+        known = self._all()
+        later = [(trial.number, trial.params or trial.system_attrs.get("fixed_params")) for trial in known]
+
+        def again(trial: FrozenTrial) -> bool:
+            return trial.state == TrialState.FAIL and any(n > trial.number and values == trial.params for n, values in later)
+
+        return [trial for trial in known if trial.state in STATES and not again(trial)]
 
     def counts(self) -> dict[str, int]:
         """How many are complete, pruned, failed."""

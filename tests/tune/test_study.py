@@ -140,3 +140,18 @@ def test_failed_trials_have_a_reason_and_no_score(tmp_path: Path) -> None:
     study.knobs(asked)
     study.tell(asked, TrialEnd("failed", reason="rl@grpo-1000: no memory"))
     assert study.best() is None and study.ended[0].user_attrs["reason"] == "rl@grpo-1000: no memory"
+
+
+def test_what_failed_is_tried_again_the_next_time_and_counts_once(tmp_path: Path) -> None:
+    study = opened(tmp_path)
+    go(study, 1)
+    asked = study.ask()
+    had = study.knobs(asked)
+    study.tell(asked, TrialEnd("failed", reason="no memory"))
+    again = opened(tmp_path)
+    again.retry()
+    assert len(again.ended) == 1, "it is yet to run"
+    assert go(again, 1) == [had]
+    assert again.counts() == {"complete": 2, "pruned": 0, "failed": 0}
+    opened(tmp_path).retry()
+    assert len(opened(tmp_path).ended) == 2
