@@ -151,7 +151,9 @@ def test_the_league_table_has_the_best_first_and_no_interval_from_one_seed() -> 
             "kl_sequence": 2.0,
             "length": 9.0,
             "entropy": 0.3,
+            "samples": 128.0,
             "seconds": 80.4,
+            "updates": 2.0,
             "tokens": 12345.0,
             "memory_mb": 700.0,
         }

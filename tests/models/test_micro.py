@@ -39,8 +39,8 @@ def asked(model: Any, folder: Path, **facts: object) -> micro.Chosen:
 def test_what_was_measured_is_kept_and_changes_nothing(large: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, state = [p.clone() for p in large.parameters()], torch.get_rng_state()
     seconds = iter([1.0, 1.0, 1.0, 0.9, 5.0, 5.0])  # of 512, 1024 and 2048 tokens, twice each
-    real = micro._seconds
-    monkeypatch.setattr(micro, "_seconds", lambda *given: (real(*given), next(seconds))[1])
+    real = micro.seconds
+    monkeypatch.setattr(micro, "seconds", lambda *given: (real(*given), next(seconds))[1])
     assert asked(large, tmp_path) == (1024, "measured")
     (file,) = tmp_path.iterdir()
     assert list(json.loads(file.read_text())["tokens_per_second"]) == ["512", "1024", "2048"]
@@ -53,7 +53,7 @@ def test_what_was_measured_is_kept_and_changes_nothing(large: Any, tmp_path: Pat
 
 
 def test_no_more_is_measured_than_there_are_rows_and_memory_for(large: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(micro, "_seconds", lambda forward, part: 1.0)
+    monkeypatch.setattr(micro, "seconds", lambda forward, part: 1.0)
     packed = shared.share(large, rows())
     assert max(micro.measured(large, partial(language, large), packed)) == 4096  # all of the rows are in it
     few = packed.select(torch.arange(80))

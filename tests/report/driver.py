@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 from grape.project import Project
+from grape.report import plots
 from grape.schema import Report
 from grape.stages import report
 from grape.track import Candidate
@@ -42,15 +45,23 @@ class Run:
         self.candidates = candidates
 
 
-def write(root: Path, algorithms: list[str], seeds: list[int], samples: int = 6, budget: dict[Any, float] | None = None) -> Run:
-    """Run the stage on root/reports."""
+def write(
+    root: Path,
+    algorithms: list[str],
+    seeds: list[int],
+    samples: int = 6,
+    budget: dict[Any, float] | None = None,
+    drawn: bool = False,
+) -> Run:
+    """Run the stage on root/reports. drawn: with the figures, which are most of the time."""
     run = Run()
     params = SimpleNamespace(
         rl=SimpleNamespace(algorithms=algorithms, seeds=seeds, budget=budget),
         evaluate=SimpleNamespace(confidence=0.95),
         report=KNOBS.model_copy(update={"samples": samples}),
     )
-    report.run(SimpleNamespace(params=params, project=Project(root), run=run))  # type: ignore[arg-type]
+    with nullcontext() if drawn else patch.object(plots, "draw", lambda *_: {}):
+        report.run(SimpleNamespace(params=params, project=Project(root), run=run))  # type: ignore[arg-type]
     return run
 
 

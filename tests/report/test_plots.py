@@ -28,7 +28,7 @@ def titles(figure: Figure | None) -> list[str]:
 
 def test_every_algorithm_has_a_figure_of_its_rubric_and_what_weighs_items_is_shown_open(make_reports: Callable[..., Path]) -> None:
     root = make_reports(["grpo", "grape"], (0, 1), steps=12)
-    run = write(root, ["grpo", "grape"], [0, 1])
+    run = write(root, ["grpo", "grape"], [0, 1], drawn=True)
     assert {"plots/rubric-grpo.png", "plots/rubric-grape.png", "plots/overoptimisation.png"} <= run.files.keys()
     shown = {caption.partition(":")[0]: closed for caption, closed in Page(root).captions if "every rubric item" in caption}
     assert shown == {"grpo": True, "grape": False}

@@ -18,7 +18,7 @@ FILES = ("metrics.json", "report.md", "index.html")
 
 def test_metrics_hold_sft_every_policy_and_every_algorithm(make_reports: Callable[..., Path]) -> None:
     root = make_reports(["grpo", "reinforce"])
-    run = write(root, ["grpo", "reinforce"], [0, 1, 2])
+    run = write(root, ["grpo", "reinforce"], [0, 1, 2], drawn=True)
     metrics = read(root)
     assert metrics["judge"] == "gold" and metrics["sft"]["gold"] == 0.55
     assert list(metrics["policies"]) == [f"{a}-{s}" for a in ("grpo", "reinforce") for s in (0, 1, 2)]
@@ -45,11 +45,11 @@ def test_metrics_hold_sft_every_policy_and_every_algorithm(make_reports: Callabl
 
 def test_equal_inputs_give_equal_bytes(make_reports: Callable[..., Path]) -> None:
     root = make_reports(steps=10)
-    write(root, ["grpo"], [0, 1, 2])
+    write(root, ["grpo"], [0, 1, 2], drawn=True)
     first = {name: (root / "reports" / name).read_bytes() for name in FILES}
     for name in FILES:
         (root / "reports" / name).unlink()
-    write(root, ["grpo"], [0, 1, 2])
+    write(root, ["grpo"], [0, 1, 2], drawn=True)
     assert {name: (root / "reports" / name).read_bytes() for name in FILES} == first
     assert not list((root / "reports").glob("*.partial"))
 
@@ -117,7 +117,7 @@ def test_the_page_is_self_contained_and_hostile_text_stays_text(make_reports: Ca
     for kind in ("evaluate", "test"):
         metrics = root / "reports" / kind / "grpo-0" / "metrics.json"
         metrics.write_text(metrics.read_text().replace("courtesy", "a|b<img>"))
-    write(root, ["grpo"], [0])
+    write(root, ["grpo"], [0], drawn=True)
     page = Page(root)
     assert not {"script", "link", "iframe"} & set(page.tags) and page.tags.count("img") == 10
     assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
@@ -131,7 +131,7 @@ def test_the_page_is_self_contained_and_hostile_text_stays_text(make_reports: Ca
 
 def test_one_step_no_curves_and_no_samples_still_make_a_page(make_reports: Callable[..., Path]) -> None:
     root = make_reports(steps=0, samples=1)
-    write(root, ["grpo"], [0], samples=0)
+    write(root, ["grpo"], [0], samples=0, drawn=True)
     page = Page(root)
     assert page.tags.count("img") == 5
 

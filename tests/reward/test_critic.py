@@ -115,8 +115,8 @@ def test_the_learned_reward_is_standardised_and_reads_the_last_real_token(reward
     assert scores.valid[:, 0].tolist() == [True, True, False] and scores.items == ("reward_model/score",)
     prompt, ids, _ = tiny.answered(tiny.prompt("q"), "yes")
     with torch.no_grad():
-        hidden = reward.model.base_model(torch.tensor([prompt + ids])).last_hidden_state[0, -1]
-        expected = (reward.model.score(hidden) - 0.5) / 2.0
+        hidden = reward.members[0].model.base_model(torch.tensor([prompt + ids])).last_hidden_state[0, -1]
+        expected = (reward.members[0].model.score(hidden) - 0.5) / 2.0
     torch.testing.assert_close(scores.score[0], expected, rtol=1e-4, atol=1e-4)
 
 
