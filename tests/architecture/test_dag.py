@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,13 @@ DAG, PARAMS = dvc.stages(Project(ROOT)), load("params.yaml")
 
 def declared(stage: str) -> set[str]:
     return set(DAG[stage]["params"])
+
+
+def test_there_is_one_pipeline() -> None:
+    """DVC reads every dvc.yaml below the project, and a second one would be part of ours, or break it."""
+    found = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+    tracked = [path for path in found if path.rpartition("/")[2] == "dvc.yaml" or path.endswith(".dvc")]
+    assert tracked == ["dvc.yaml"]
 
 
 def test_every_rl_knob_is_a_parameter_of_rl() -> None:

@@ -47,8 +47,8 @@ class Tuned:
         self.switches.mkdir()
         shutil.copytree(root / "rubrics", here / "rubrics")
         shutil.copy(root / "params.yaml", here)
-        for name in ("dvc.yaml", "toy.py"):
-            shutil.copy(HERE / name, here)
+        shutil.copy(HERE / "toy.py", here)
+        shutil.copy(HERE / "stages.yaml", here / "dvc.yaml")
         (here / "mine").mkdir()
         (here / "mine" / "evaluation.json").write_text(json.dumps(evaluation("grpo", 0, gold=True)))
         set_values(here / "params.yaml", ["prepare.source=mine", "reward.when=needed", "rl.algorithms=[grpo]"])
