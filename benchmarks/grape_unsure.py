@@ -10,6 +10,8 @@ uniform numbers for all.
 
 `SIDES` are the runs and `FAMILY` the comparisons, one family for Holm's correction, both written before any run. Differences are
 paired by seed, prompt and draw, with grape's own intervals over crossed seeds and prompts (`grape.evaluation.comparison`).
+Expected, also before: with verdicts GRAPE by the margin is better than equal weights, since a coin then counts little; with graded
+scores there is nothing to win, since p - 1/2 = (verdict - 1/2) |2p - 1|: these are verdicts weighted by the margin already.
 Constant confidence is no side of its own: it is RaR to the last digit (tests/laws/test_grape.py). Nor is an overconfident critic,
 which calibration prevents here; benchmarks/grape_confidence.py has one.
 
@@ -23,7 +25,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -53,7 +55,7 @@ from grape.types import Response, Scores
 
 MARKERS = "<!-- unsure -->", "<!-- /unsure -->"
 CONTESTED, CATEGORIES = "taste", ("letters", "courtesy")  # the item, and the rubrics that have it
-ROUNDS = 30
+ROUNDS, PROMPTS = 40, 12  # of a run, and of a round
 LEVEL = 0.95
 LOOKED_AT = 160  # training prompts for the last columns
 CRITICS: dict[str, dict[str, Any]] = {
@@ -82,7 +84,7 @@ SIDES: list[bench.Case] = [
     GRADED,
     ("graded, right", "RaR"),
 ]
-FAMILY: list[tuple[bench.Case, bench.Case]] = [*((FIRST, other) for other in SIDES[1:7]), (GRADED, ("graded, right", "RaR"))]
+FAMILY: list[tuple[bench.Case, bench.Case]] = [*((FIRST, other) for other in SIDES[1:7]), (GRADED, SIDES[-1]), (FIRST, SIDES[-1])]
 
 
 def prepared(folder: Path) -> None:
@@ -119,9 +121,7 @@ class World:
     @property
     def sampling(self) -> Sampling:
         rl = self.params.rl
-        return Sampling(
-            rl.prompts, rl.samples, rl.temperature, rl.max_new_tokens, self.params.model.positions, 16384, rl.max_missing
-        )
+        return Sampling(PROMPTS, rl.samples, rl.temperature, rl.max_new_tokens, self.params.model.positions, 16384, rl.max_missing)
 
     def judge(self, critic: str) -> RubricReward:
         place = self.folder / "models/critic"
@@ -131,12 +131,12 @@ class World:
             rubrics = {category: uncontested(rubric) for category, rubric in rubrics.items()}
         return RubricReward(rubrics, make_critic(judge, Calibration.read(place), place, self.folder))
 
-    @lru_cache  # noqa: B019 - one world a process
+    @cached_property
     def golden(self) -> Any:
         return load_module(self.folder / self.params.prepare.source).gold
 
     def gold(self, responses: Sequence[Response]) -> list[float]:
-        return [float(self.golden()(response.prompt, response.text)) for response in responses]
+        return [float(self.golden(response.prompt, response.text)) for response in responses]
 
 
 def uncontested(rubric: Rubric) -> Rubric:
@@ -206,24 +206,26 @@ def within(a: Tensor, b: Tensor, size: int) -> float:
 
 
 def table(it: World, results: bench.Results) -> str:
-    header = (
-        "critic", "algorithm", "gold", "minus SFT", "GRAPE minus this", "p (Holm)",
-        *(f"share, {c}" for c in CATEGORIES), *(f"with gold, {c}" for c in CATEGORIES),
-    )  # fmt: skip
     sft, chat = it.model("sft")
     looked = it.answers(sft, chat, "train", it.params.rl.samples, LOOKED_AT)
-    against = {other: found for (_, other), found in zip(FAMILY, compared(results, len(it.prompts("test"))), strict=True)}
+    header = (
+        "critic", "algorithm", "gold", "minus SFT", *(f"share, {c}" for c in CATEGORIES), *(f"with gold, {c}" for c in CATEGORIES)
+    )  # fmt: skip
     rows = []
     for side in SIDES:
         ends, start = bench.column(results[side], "score"), results[side][0]["score"][0]
-        cells = [bench.spread(ends), f"{fmean(ends) - start:+.3f}", "", ""]
-        if side in against:
-            difference, p = against[side]
-            span = difference.interval(LEVEL)
-            cells[2:] = [f"{span.mean:+.3f} [{span.low:+.3f}, {span.high:+.3f}]", f"{p:.3f}" if p >= 0.001 else "< 0.001"]
         shares, correlations = why(it, looked, chat, side)
-        rows.append([*side, *cells, *shares, *correlations])
+        rows.append([*side, bench.spread(ends), f"{fmean(ends) - start:+.3f}", *shares, *correlations])
     return bench.markdown(header, rows)
+
+
+def comparisons(it: World, results: bench.Results) -> str:
+    rows = []
+    for (a, b), (found, p) in zip(FAMILY, compared(results, len(it.prompts("test"))), strict=True):
+        span = found.interval(LEVEL)
+        said = [f"{span.mean:+.3f} [{span.low:+.3f}, {span.high:+.3f}]", f"{p:.3f}" if p >= 0.001 else "< 0.001"]
+        rows.append([*(f"{name} ({critic})" for critic, name in (a, b)), *said])
+    return bench.markdown(("this", "less this", "gold, paired", "p (Holm)"), rows)
 
 
 def figure(results: bench.Results) -> Figure:
@@ -249,7 +251,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = given.folder.resolve()
     prepared(folder)
     results = bench.results(partial(run, folder), SIDES, given)
-    bench.publish(given, table(world(folder), results), MARKERS, lambda: figure(results))
+    text = f"{table(world(folder), results)}\n\n{comparisons(world(folder), results)}"
+    bench.publish(given, text, MARKERS, lambda: figure(results))
     return 0
 
 
