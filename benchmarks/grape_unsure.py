@@ -12,8 +12,8 @@ uniform numbers for all.
 paired by seed, prompt and draw, with grape's own intervals over crossed seeds and prompts (`grape.evaluation.comparison`).
 Expected, also before: with verdicts GRAPE by the margin is better than equal weights, since a coin then counts little; with graded
 scores there is nothing to win, since p - 1/2 = (verdict - 1/2) |2p - 1|: these are verdicts weighted by the margin already.
-Constant confidence is no side of its own: it is RaR to the last digit (tests/laws/test_grape.py). Nor is an overconfident critic,
-which calibration prevents here; benchmarks/grape_confidence.py has one.
+Constant confidence is no side of its own: it is RaR to the last digit (tests/laws/test_grape.py). The overconfident critic, which is
+calibrated on merged labels (`unsure_world.MERGED`), was added when four runs of other sides had been seen, and none of its own.
 
 The last columns say why, on the SFT policy's own answers to training prompts: the share of the reward that the contested item
 has, and how the advantages that each side gives these answers go with gold, as a correlation within groups.
@@ -21,11 +21,9 @@ has, and how the advantages that each side gives these answers go with gold, as 
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -36,35 +34,19 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from benchmarks import grape_bench as bench
+from benchmarks.unsure_world import CATEGORIES, CONTESTED, MERGED, WITHOUT, World, prepared, world
 from grape.algorithms import grape, grpo
-from grape.artifacts import read_prompts
 from grape.evaluation.comparison import Estimate, estimate, holm
 from grape.models.chat import Chat
-from grape.models.load import load_language_model
-from grape.params import Params, load
-from grape.reward.critics.calibration import Calibration
-from grape.reward.critics.judge import Judge, make_critic
-from grape.reward.rubric import Rubric, load_rubrics
-from grape.reward.source import RubricReward
-from grape.sampling import sample
-from grape.stages.modules import load_module
 from grape.training.adam import AdamParams
 from grape.training.assemble import assemble
-from grape.training.sampler import Drawn, Sampling
+from grape.training.sampler import Drawn
 from grape.types import Response, Scores
 
 MARKERS = "<!-- unsure -->", "<!-- /unsure -->"
-CONTESTED, CATEGORIES = "taste", ("letters", "courtesy")  # the item, and the rubrics that have it
 ROUNDS, PROMPTS = 40, 12  # of a run, and of a round
 LEVEL = 0.95
 LOOKED_AT = 160  # training prompts for the last columns
-CRITICS: dict[str, dict[str, Any]] = {
-    "verdict, margin": {"score": "verdict", "confidence": "margin"},  # s = 1 if p > 1/2, else 0; c = |2p - 1|
-    "verdict, right": {"score": "verdict", "confidence": "right"},  # c = max(p, 1 - p)
-    "graded, margin": {"score": "graded", "confidence": "margin"},  # s = p
-    "graded, right": {"score": "graded", "confidence": "right"},  # grape's default
-    "not asked about it": {"score": "verdict", "confidence": "right"},  # the rubric without the contested item
-}
 ALGORITHMS: dict[str, tuple[Any, Any]] = {
     "GRAPE": (grape, grape.GRAPEParams()),
     "GRAPE, exponent 4": (grape, grape.GRAPEParams(exponent=4.0)),
@@ -80,72 +62,15 @@ SIDES: list[bench.Case] = [
     ("verdict, margin", "GDPO"),
     ("verdict, right", "GRAPE"),
     ("verdict, right", "GRAPE, exponent 4"),
-    ("not asked about it", "RaR"),
+    (WITHOUT, "RaR"),
     GRADED,
     ("graded, right", "RaR"),
+    (MERGED, "GRAPE"),
 ]
-FAMILY: list[tuple[bench.Case, bench.Case]] = [*((FIRST, other) for other in SIDES[1:7]), (GRADED, SIDES[-1]), (FIRST, SIDES[-1])]
-
-
-def prepared(folder: Path) -> None:
-    """The project with its SFT policy and its critic; what DVC has from before is not computed again."""
-    command = [sys.executable, "-m", "grape.cli"]
-    if not (folder / "params.yaml").exists():
-        subprocess.run([*command, "init", "--preset", "unsure", str(folder)], check=True)
-    for stage in ("sft", "critic"):
-        subprocess.run([*command, "run", stage], cwd=folder, check=True)
-
-
-@dataclass(frozen=True)
-class World:
-    """A prepared project."""
-
-    folder: Path
-    params: Params
-
-    def model(self, name: str) -> tuple[Any, Chat]:
-        model, tokenizer = load_language_model(str(self.folder / "models" / name))
-        return model, Chat(tokenizer, self.params.model.template, model)
-
-    def prompts(self, split: str) -> list[Any]:
-        return read_prompts(self.folder / f"data/prompts/{split}.jsonl")
-
-    def answers(self, model: Any, chat: Chat, split: str, samples: int, count: int | None = None) -> list[Response]:
-        """By the same uniform numbers whatever the model."""
-        rl = self.params.rl
-        return sample(
-            model, chat, self.prompts(split)[:count], samples, temperature=rl.temperature, max_new_tokens=rl.max_new_tokens,
-            positions=self.params.model.positions, keys=(self.params.seed, "unsure", split),
-        )  # fmt: skip
-
-    @property
-    def sampling(self) -> Sampling:
-        rl = self.params.rl
-        return Sampling(PROMPTS, rl.samples, rl.temperature, rl.max_new_tokens, self.params.model.positions, 16384, rl.max_missing)
-
-    def judge(self, critic: str) -> RubricReward:
-        place = self.folder / "models/critic"
-        judge = Judge.read(place).model_copy(update=CRITICS[critic])
-        rubrics = load_rubrics(self.folder / "rubrics")
-        if critic == "not asked about it":
-            rubrics = {category: uncontested(rubric) for category, rubric in rubrics.items()}
-        return RubricReward(rubrics, make_critic(judge, Calibration.read(place), place, self.folder))
-
-    @cached_property
-    def golden(self) -> Any:
-        return load_module(self.folder / self.params.prepare.source).gold
-
-    def gold(self, responses: Sequence[Response]) -> list[float]:
-        return [float(self.golden(response.prompt, response.text)) for response in responses]
-
-
-def uncontested(rubric: Rubric) -> Rubric:
-    return rubric.model_copy(update={"items": tuple(item for item in rubric.items if item.id != CONTESTED)})
-
-
-@lru_cache
-def world(folder: Path) -> World:
-    return World(folder, load(folder / "params.yaml"))
+FAMILY: list[tuple[bench.Case, bench.Case]] = [
+    *((FIRST, other) for other in SIDES if other not in (FIRST, GRADED)),
+    (GRADED, ("graded, right", "RaR")),
+]
 
 
 @lru_cache
@@ -163,7 +88,7 @@ def run(folder: Path, case: bench.Case, seed: int) -> bench.Curves:
     rl = it.params.rl
     adam = AdamParams(rl.learning_rate, ROUNDS, rl.warmup_steps, rl.schedule, rl.weight_decay, rl.max_grad_norm)
     learner = assemble(algorithm.ALGORITHM, knobs, policy, adam, rl.temperature)
-    source = learner.rollouts(chat, it.prompts("train"), it.judge(critic), it.sampling, ("unsure", seed))
+    source = learner.rollouts(chat, it.prompts("train"), it.judge(critic), it.sampling(PROMPTS), ("unsure", seed))
     learner.train(source, ROUNDS, lambda *_: None)
     gold = it.gold(it.answers(policy, chat, "test", it.params.evaluate.samples))
     return {"gold": gold, "score": [before(folder), fmean(gold)]}
@@ -186,8 +111,7 @@ def why(it: World, responses: Sequence[Response], chat: Chat, side: bench.Case) 
     critic, name = side
     algorithm, knobs = ALGORITHMS[name]
     scores: Scores = it.judge(critic)(responses)
-    groups = len(responses) // it.params.rl.samples
-    sampling = Sampling(**{**vars(it.sampling), "prompts": groups})
+    sampling = it.sampling(len(responses) // it.params.rl.samples)
     credit = algorithm.credit(scores, Drawn(list(responses), scores, len(responses)).rollouts(chat, sampling), knobs, {})
     advantage, gold = credit.advantage[:, 0].double(), torch.tensor(it.gold(responses), dtype=torch.float64)
     shares, correlations = [], []

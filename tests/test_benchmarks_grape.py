@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import grape_bench as bench
-from benchmarks import grape_confidence, grape_gaming, grape_scope, grape_unsure
+from benchmarks import grape_confidence, grape_gaming, grape_scope, grape_unsure, unsure_world
 from grape.algorithms import grape
 from grape.reward.critics.judge import Judge
 from grape.reward.rubric import load_rubrics
@@ -100,15 +100,15 @@ def test_all_critics_begin_in_favour_of_right_answers() -> None:
     assert means == pytest.approx([0.79, 0.8, 0.67], abs=0.005)
 
 
-def test_what_is_compared_was_run_and_judged_as_a_judge_can(root: Path) -> None:
+def test_what_is_compared_was_run_and_judged_as_a_judge_can() -> None:
     for critic, algorithm in grape_unsure.SIDES:
-        assert Judge.model_validate(grape_unsure.CRITICS[critic]) and algorithm in grape_unsure.ALGORITHMS
+        assert Judge.model_validate(unsure_world.CRITICS[critic]) and algorithm in grape_unsure.ALGORITHMS
     assert {side for pair in grape_unsure.FAMILY for side in pair} == set(grape_unsure.SIDES)
 
 
 def test_without_the_contested_item_the_rubrics_are_those_of_the_default_world(root: Path) -> None:
     plain, unsure = (load_rubrics(root / place) for place in ("rubrics", "presets/unsure/rubrics"))
-    assert {c: grape_unsure.uncontested(rubric).items for c, rubric in unsure.items()} == {c: r.items for c, r in plain.items()}
+    assert {c: unsure_world.uncontested(rubric).items for c, rubric in unsure.items()} == {c: r.items for c, r in plain.items()}
 
 
 def test_correlations_are_within_groups() -> None:
