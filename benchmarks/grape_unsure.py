@@ -12,7 +12,7 @@ uniform numbers for all.
 paired by seed, prompt and draw, with grape's own intervals over crossed seeds and prompts (`grape.evaluation.comparison`).
 Expected, also before: with verdicts GRAPE by the margin is better than equal weights, since a coin then counts little; with graded
 scores there is nothing to win, since p - 1/2 = (verdict - 1/2) |2p - 1|: these are verdicts weighted by the margin already.
-Constant confidence is no side of its own: it is RaR to the last digit (tests/laws/test_grape.py). The overconfident critic, which is
+Constant confidence is no side of its own: it is RaR to the last digit (tests/laws/test_grape.py). The overconfident critic, that is
 calibrated on merged labels (`unsure_world.MERGED`), was added when four runs of other sides had been seen, and none of its own.
 
 The last columns say why, on the SFT policy's own answers to training prompts: the share of the reward that the contested item

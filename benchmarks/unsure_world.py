@@ -1,6 +1,6 @@
 """The project that `benchmarks.grape_unsure` runs in, made by `grape init --preset unsure`, and its critic read in several ways.
 
-There is nothing to run here. A critic is the one that the critic stage trained. Of its calibrated probability p of a yes may be made
+There is nothing to run here. The critic is the one that the critic stage trained. Its calibrated probability p of a yes becomes
 
     a score       s = p (graded), or 1 if p > 1/2 and else 0 (verdict),
     a confidence  c = max(p, 1 - p) (right), or |2p - 1| (margin).
