@@ -105,12 +105,10 @@ def compared(results: bench.Results, prompts: int) -> list[tuple[Estimate, float
     return list(zip(found, holm([one.p for one in found]), strict=True))
 
 
-def why(it: World, responses: Sequence[Response], chat: Chat, side: bench.Case) -> tuple[list[str], list[str]]:
+def why(it: World, responses: Sequence[Response], scores: Scores, chat: Chat, name: str) -> tuple[list[str], list[str]]:
     """Per category of the contested item: its share of the reward ("" where there is none to be had), and the correlation of the
     advantages with gold within groups."""
-    critic, name = side
     algorithm, knobs = ALGORITHMS[name]
-    scores: Scores = it.judge(critic)(responses)
     sampling = it.sampling(len(responses) // it.params.rl.samples)
     credit = algorithm.credit(scores, Drawn(list(responses), scores, len(responses)).rollouts(chat, sampling), knobs, {})
     advantage, gold = credit.advantage[:, 0].double(), torch.tensor(it.gold(responses), dtype=torch.float64)
@@ -135,10 +133,11 @@ def table(it: World, results: bench.Results) -> str:
     header = (
         "critic", "algorithm", "gold", "minus SFT", *(f"share, {c}" for c in CATEGORIES), *(f"with gold, {c}" for c in CATEGORIES)
     )  # fmt: skip
+    judged = {critic: it.judge(critic)(looked) for critic in dict.fromkeys(critic for critic, _ in SIDES)}
     rows = []
     for side in SIDES:
         ends, start = bench.column(results[side], "score"), results[side][0]["score"][0]
-        shares, correlations = why(it, looked, chat, side)
+        shares, correlations = why(it, looked, judged[side[0]], chat, side[1])
         rows.append([*side, bench.spread(ends), f"{fmean(ends) - start:+.3f}", *shares, *correlations])
     return bench.markdown(header, rows)
 
