@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from benchmarks import grape_bench as bench
-from benchmarks import grape_confidence, grape_gaming, grape_scope
+from benchmarks import grape_confidence, grape_gaming, grape_scope, grape_unsure, unsure_world
 from grape.algorithms import grape
+from grape.reward.critics.judge import Judge
+from grape.reward.rubric import load_rubrics
 from grape.types import Response, Rollouts, Scores
 
 A = bench.prompts()[0]
@@ -96,6 +98,23 @@ def test_all_critics_begin_in_favour_of_right_answers() -> None:
     draws = [(i + 0.5) / 100 for i in range(100)]
     means = [sum(critic(r, u) for r in shown for u in draws) / len(shown) / len(draws) for critic in grape_scope.CRITICS.values()]
     assert means == pytest.approx([0.79, 0.8, 0.67], abs=0.005)
+
+
+def test_what_is_compared_was_run_and_judged_as_a_judge_can() -> None:
+    for critic, algorithm in grape_unsure.SIDES:
+        assert Judge.model_validate(unsure_world.CRITICS[critic]) and algorithm in grape_unsure.ALGORITHMS
+    assert {side for pair in grape_unsure.FAMILY for side in pair} == set(grape_unsure.SIDES)
+
+
+def test_without_the_contested_item_the_rubrics_are_those_of_the_default_world(root: Path) -> None:
+    plain, unsure = (load_rubrics(root / place) for place in ("rubrics", "presets/unsure/rubrics"))
+    assert {c: unsure_world.uncontested(rubric).items for c, rubric in unsure.items()} == {c: r.items for c, r in plain.items()}
+
+
+def test_correlations_are_within_groups() -> None:
+    a, b = torch.tensor([1.0, 0, 5, 6]), torch.tensor([1.0, 0, 0, 1])
+    assert grape_unsure.within(a, b, 2) == pytest.approx(1) and grape_unsure.within(a, 1 - b, 2) == pytest.approx(-1)
+    assert grape_unsure.within(a, torch.ones(4), 2) == 0
 
 
 def test_intervals() -> None:

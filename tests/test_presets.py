@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
@@ -15,6 +16,8 @@ from grape.data.tables import read
 from grape.errors import GrapeError
 from grape.params import edited, load
 from grape.reward.rubric import load_rubrics
+from grape.stages.modules import load_module
+from grape.types import Prompt
 
 HERE = init.template() / "presets"
 
@@ -25,7 +28,7 @@ def test_what_a_preset_says_holds(name: str) -> None:
     text, params = edited(init.template() / "params.yaml", presets.assignments([preset]))
     assert {key: yamlfile.at(yamlfile.parse(text, name), key, None) for key in preset.params} == preset.params
     assert bool(preset.folder) == ("prepare.source" in preset.params)
-    assert not preset.folder or (HERE / preset.folder / params.prepare.source).is_dir()
+    assert not preset.folder or (HERE / preset.folder / params.prepare.source).exists()
     assert preset.hardware and preset.time and preset.expect
 
 
@@ -49,6 +52,26 @@ def test_the_judgements_of_the_instructions_are_labels_of_the_rubrics_critic_ite
     asked = {(c, item.id) for c, rubric in rubrics.items() for item in rubric.items if item.kind == "critic"}
     assert {(row.category, row.item) for row in rows} == asked
     assert sum(row.label for row in rows) == len(rows) / 2
+
+
+def test_people_do_not_agree_about_taste_and_lean_to_what_is_less_good(tmp_path: Path) -> None:
+    list(init.make(tmp_path / "p", ["unsure"]))
+    params, rubrics = load(tmp_path / "p/params.yaml"), load_rubrics(tmp_path / "p/rubrics")
+    world = load_module(tmp_path / "p" / params.prepare.source)
+    made, plain = (build(params.prepare, 0) for build in (world.build, world.world.build))
+    assert {name: rows for name, rows in made.items() if name != "judgements"} == {
+        name: rows for name, rows in plain.items() if name != "judgements"
+    }
+    assert [row for row in made["judgements"] if row["item"] != "taste"] == plain["judgements"]
+    for category in ("letters", "courtesy"):
+        weight = {item.id: item.weight for item in rubrics[category].items}
+        assert weight.pop("taste") == sum(weight.values())
+        tastes = [row for row in made["judgements"] if (row["category"], row["item"]) == (category, "taste")]
+        terse = [row["label"] for row in tastes if world.terse(category, row["response"])]
+        others = [row["label"] for row in tastes if not world.terse(category, row["response"])]
+        assert mean(terse) == pytest.approx(world.LEAN, abs=0.05) and mean(others) == pytest.approx(1 - world.LEAN, abs=0.05)
+    person = Prompt("0", "courtesy", ({"role": "user", "content": "?"},), "Anna; tea")
+    assert world.gold(person, "Please pass the tea, Anna.") == 1 > world.gold(person, "Give me the tea, Anna.")
 
 
 def test_a_later_preset_counts(tmp_path: Path) -> None:

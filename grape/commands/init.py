@@ -97,9 +97,12 @@ def _contents(source: Path, folder: Path, chosen: Sequence[presets.Preset]) -> I
     if not mine:
         shutil.copy(Path(grape.__path__[0]) / "world.py", folder / "world.py")
         yield "world.py"
-    for data in (path for path in sorted(mine[-1].iterdir()) if path.name != "rubrics") if mine else ():
-        shutil.copytree(data, folder / data.name, ignore=ignore)
-        yield f"{data.name}/"
+    for data in (path for path in sorted(mine[-1].iterdir()) if path.name not in ("rubrics", "__pycache__")) if mine else ():
+        if data.is_file():  # a world
+            shutil.copy(data, folder / data.name)
+        else:
+            shutil.copytree(data, folder / data.name, ignore=ignore)
+        yield data.name if data.is_file() else f"{data.name}/"
 
 
 def _write_dag(source: Path, target: Path) -> None:

@@ -47,7 +47,7 @@ class Preset(BaseModel):
     time: str
     expect: str
     base: Base | None = None
-    folder: str = ""  # beside it: its rubrics/ and data take the place of the default world's
+    folder: str = ""  # beside it: its rubrics/ and data, or world, take the place of the default's
     needs: str = ""  # what the user still has to do
     params: dict[str, Any] = Field(default_factory=dict)  # KEY: VALUE as for --set
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from grape.types import Prompt
 
 Certainty = Literal["right", "margin", "agreement"]
+Scoring = Literal["graded", "verdict"]
 _PLACE = re.compile(r"\{(question|prompt|response)\}")
 
 
@@ -70,6 +71,12 @@ class Verdicts:
     def valid(self) -> Tensor:
         """(n,) bool: the score could be had."""
         return torch.isfinite(self.score) & torch.isfinite(self.confidence)
+
+    def scored(self, scoring: Scoring) -> Verdicts:
+        """With `verdict` a yes or a no in the place of each score, 1 above one half and else 0; how sure it is stays as it was."""
+        if scoring == "graded":
+            return self
+        return replace(self, score=torch.where(self.score.isnan(), self.score, (self.score > 0.5).to(self.score)))
 
 
 @dataclass(frozen=True)

@@ -174,11 +174,11 @@ class Bench:
 
     def critic(
         self, model: str = "judge", cache: Path | None = None, calibration: Calibration | None = None,
-        temperature: float = 0.0, certainty: Any = "margin", extra: Any = None, **server: Any,
+        temperature: float = 0.0, certainty: Any = "margin", extra: Any = None, scoring: Any = "graded", **server: Any,
     ) -> ServerCritic:  # fmt: skip
         return ServerCritic(
             Endpoint(self.server.url, **server), model, calibration, cache, temperature=temperature,
-            certainty=certainty, extra=extra, sleep=self.waits.append,
+            certainty=certainty, extra=extra, scoring=scoring, sleep=self.waits.append,
         )  # fmt: skip
 
 

@@ -165,6 +165,8 @@ def test_calibration_moves_the_confidence_and_leaves_the_score(bench: Any) -> No
     for certainty, expected in (("right", p), ("margin", 2 * p - 1)):
         verdicts = judged(b.critic(calibration=Calibration({"": (0.5, 0.0)}), certainty=certainty), "tea")
         assert verdicts.score.item() == pytest.approx(0.9) and verdicts.confidence.item() == pytest.approx(expected, abs=1e-5)
+        hard = judged(b.critic(calibration=Calibration({"": (0.5, 0.0)}), certainty=certainty, scoring="verdict"), "tea")
+        assert hard.score.item() == 1 and hard.confidence.equal(verdicts.confidence)
     only = Calibration({"other/item": (0.5, 0.0)})
     assert judged(b.critic(calibration=only), "tea").confidence.item() == 1, "no curve for this item: as the judge said"
     wrong = Calibration({"": (-1.0, 0.0)})

@@ -172,7 +172,8 @@ def test_the_settings_are_read_as_they_were_written(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("given", [
     {"backend": "local"}, {"backend": "openai"}, {"model": "m"}, {"backend": "guess"}, {"key": "a b"}, {"temperature": -1},
-    {"temperature": math.nan}, {"max_tokens": 0}, {"confidence": "high"}, {"calibration": "none"}, {"api_key": "sk-1"},
+    {"temperature": math.nan}, {"max_tokens": 0}, {"confidence": "high"}, {"score": "hard"}, {"calibration": "none"},
+    {"api_key": "sk-1"},
 ])  # fmt: skip
 def test_settings_that_make_no_sense_are_refused(given: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):

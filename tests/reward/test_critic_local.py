@@ -28,7 +28,7 @@ from grape.reward.critics.logits import (
     local_critic,
     trained_critic,
 )
-from grape.reward.verdict import Question
+from grape.reward.verdict import Question, Verdicts
 from tests import tiny
 from tests.reward.test_critic_injection import ATTEMPTS
 
@@ -155,6 +155,35 @@ def test_a_calibration_moves_score_and_confidence() -> None:
         verdicts = critic(curves={"a/b": (0.5, 1.0)}, certainty=certainty).judge(["a/b"], [question])
         assert verdicts.score.item() == pytest.approx(p, abs=1e-4)
         assert verdicts.confidence.item() == pytest.approx(expected, abs=2e-4)
+
+
+def test_a_verdict_in_the_place_of_a_probability_leaves_its_confidence() -> None:
+    questions = [ask(text) for text in ("tea", "milk", "x" * 9000)]
+    curve = {"a/b": (1.0, -float(critic().judge(["a/b"] * 2, questions[:2]).evidence.mean()))}  # one of them above 1/2, one below
+    for certainty in ("right", "margin"):
+        graded, hard = (
+            critic(curves=curve, certainty=certainty, scoring=how).judge(["a/b"] * 3, questions) for how in ("graded", "verdict")
+        )
+        assert sorted(hard.score[:2].tolist()) == [0, 1] and hard.score[:2].equal((graded.score[:2] > 0.5).float())
+        assert hard.confidence[:2].equal(graded.confidence[:2]) and hard.evidence[:2].equal(graded.evidence[:2])
+        assert hard.valid.tolist() == [True, True, False], "what is missing is no no"
+
+
+def test_how_sure_the_trained_critic_is_may_be_chosen_and_stays_the_chance_of_being_right(tmp_path: Path) -> None:
+    made, names, questions = critic(), ["a/b"] * 2, [ask("tea"), ask("milk")]
+    save_model(made.model, made.prompts.tokenizer, tmp_path)
+    Calibration({"": (0.5, 0.0)}).write(tmp_path)
+
+    def judged(judge: Judge) -> Verdicts:
+        judge.write(tmp_path)
+        return load_critic(tmp_path, tmp_path).judge(names, questions)
+
+    usual = judged(Judge())
+    p = usual.score
+    assert usual.confidence.equal(torch.maximum(p, 1 - p)), "of old"
+    margin = judged(Judge(confidence="margin", score="verdict"))
+    assert margin.confidence.equal((2 * p - 1).abs()) and margin.score.equal((p > 0.5).float())
+    assert [Judge(backend="local", model="m", confidence=c).certainty for c in (None, "right")] == ["margin", "right"]
 
 
 @cache

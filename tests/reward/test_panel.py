@@ -257,6 +257,7 @@ SMALL = "{name: small, backend: local, model: m}"
     ("[{backend: local, model: m}]", "name is missing"), ("[{name: a, model: m}]", "backend is missing"),
     (f"[{SMALL}, {SMALL}]", "'small' is that of two judges"), ("[{name: judge, backend: local, model: m}]", "critic.judge"),
     (f"[{SMALL}, {{name: big, backend: local, model: m, calibration: isotonic}}]", "once more"),
+    (f"[{SMALL}, {{name: big, backend: local, model: m, score: verdict}}]", "once more"),
     ("[{name: A b, backend: local, model: m}]", "pattern"), ("[{name: a, backend: local, model: m, modle: x}]", "modle"),
     ("[{name: a, backend: local}]", "model"), ("{name: a}", "list"), ("[small]", "panel"),
 ])  # fmt: skip

@@ -14,7 +14,7 @@ from grape.models.forward import Dtype, Weights
 from grape.models.template import Template
 from grape.reward.critics.calibration import RUN_CRITIC, Calibration, Method
 from grape.reward.critics.panel import PanelCritic
-from grape.reward.verdict import Certainty, Critic
+from grape.reward.verdict import Certainty, Critic, Scoring
 
 JUDGE = "judge.json"
 PANEL = "panel"  # the folder of the further judges, a folder each
@@ -36,7 +36,8 @@ class Judge(BaseModel):
     max_tokens: int | None = Field(512, ge=16)
     extra: dict[str, Any] = Field(default_factory=dict)
     repeats: int = Field(1, ge=1, le=100)
-    confidence: Certainty = "margin"
+    score: Scoring = "graded"
+    confidence: Certainty | None = None
     calibration: Method = "platt"
 
     @model_validator(mode="after")
@@ -60,9 +61,14 @@ class Judge(BaseModel):
         return self
 
     @property
+    def certainty(self) -> Certainty:
+        """What `confidence` says, or what is usual for the backend."""
+        return self.confidence or ("right" if self.backend == "trained" else "margin")
+
+    @property
     def identity(self) -> dict[str, Any]:
         """All that decides the answers before anything is made of them."""
-        return self.model_dump(exclude={"name", "confidence", "calibration", "repeats"})
+        return self.model_dump(exclude={"name", "score", "confidence", "calibration", "repeats"})
 
     def write(self, folder: Path) -> None:
         write_json(folder / JUDGE, self.model_dump(exclude={"name"}))  # which the folder has
@@ -146,15 +152,18 @@ def make_critic(
         from grape.reward.critics.logits import trained_critic
 
         model, tokenizer = load_language_model(str(folder), weights=weights)
-        return trained_critic(model.to(device()), Chat(tokenizer, template, model), calibration, max_tokens, dtype)
+        chat = Chat(tokenizer, template, model)
+        return trained_critic(model.to(device()), chat, calibration, max_tokens, dtype, judge.certainty, judge.score)
     if judge.backend == "local":
         from grape.reward.critics.logits import local_critic
 
         draws = (judge.repeats, judge.temperature)
-        return local_critic(judge.model, calibration, judge.revision, dtype, max_tokens, judge.confidence, *draws, weights)
+        return local_critic(
+            judge.model, calibration, judge.revision, dtype, max_tokens, judge.certainty, *draws, weights, judge.score
+        )
     from grape.reward.critics.openai import ServerCritic, endpoint
 
     return ServerCritic(
         endpoint(judge.url, judge.key), judge.model, calibration, root / CACHE,
-        judge.temperature, judge.max_tokens, judge.confidence, judge.extra, repeats=judge.repeats,
+        judge.temperature, judge.max_tokens, judge.certainty, judge.extra, repeats=judge.repeats, scoring=judge.score,
     )  # fmt: skip

@@ -1,6 +1,7 @@
 """The logit critic: a causal language model, asked for a yes or no and read from the probabilities of its verdict tokens.
 
-    z = log p(yes) - log p(no) at the first token that tells them apart,   p = calibration(z),   score = p,
+    z = log p(yes) - log p(no) at the first token that tells them apart,   p = calibration(z),
+    score = p, or the verdict, 1 if p > 1/2 and else 0,
     confidence = max(p, 1 - p), the calibrated chance that the verdict is right, or its margin |2p - 1|.
 
 Nothing is generated, so there is no reply that the policy's text could forge. With K `repeats` the verdict is drawn K times, at a
@@ -32,7 +33,7 @@ from grape.randomness import generator
 from grape.reward.critics.agreement import agreement, evidence
 from grape.reward.critics.calibration import Calibration
 from grape.reward.critics.fence import messages, new_mark, special_tokens
-from grape.reward.verdict import Certainty, Question, Verdicts
+from grape.reward.verdict import Certainty, Question, Scoring, Verdicts
 
 YES, NO = "yes", "no"
 # Where a template knows reasoning, the verdict is to come first and not a chain of thought. Others ignore the argument.
@@ -68,10 +69,11 @@ class LogitCritic:
 
     def __init__(
         self, model: Any, prompts: Prompts, calibration: Calibration, certainty: Certainty, max_tokens: int = 16384,
-        dtype: Dtype = "float32", repeats: int = 1, temperature: float = 0.0,
+        dtype: Dtype = "float32", repeats: int = 1, temperature: float = 0.0, scoring: Scoring = "graded",
     ) -> None:  # fmt: skip
         self.model, self.prompts, self.calibration, self.certainty = model, prompts, calibration, certainty
         self.max_tokens, self.dtype, self.repeats, self.temperature = max_tokens, dtype, repeats, temperature
+        self.scoring: Scoring = scoring
 
     def judge(self, names: Sequence[str], questions: Sequence[Question], /) -> Verdicts:
         """Answers to questions; missing where the text is too long to judge, or the logits are not finite."""
@@ -94,7 +96,7 @@ class LogitCritic:
             else f"critic says yes with probability {p:.2f}" if p == p else "the critic's logits are not finite"
             for text, p in zip(texts, score.tolist(), strict=True)
         )  # fmt: skip
-        return Verdicts(score, sure, reasons, z)
+        return Verdicts(score, sure, reasons, z).scored(self.scoring)
 
     @torch.no_grad()
     def _log_odds(self, forks: Sequence[Fork], fitting: Sequence[int]) -> Tensor:
@@ -154,10 +156,11 @@ class TrainedPrompts:
 
 
 def trained_critic(
-    model: Any, chat: Chat, calibration: Calibration, max_tokens: int = 16384, dtype: Dtype = "float32"
-) -> LogitCritic:
-    """Its confidence is the calibrated probability that its verdict is right."""
-    return LogitCritic(model, TrainedPrompts(chat), calibration, "right", max_tokens, dtype)
+    model: Any, chat: Chat, calibration: Calibration, max_tokens: int = 16384, dtype: Dtype = "float32",
+    certainty: Certainty = "right", scoring: Scoring = "graded",
+) -> LogitCritic:  # fmt: skip
+    """Its confidence is the calibrated probability that its verdict is right, unless `certainty` says otherwise."""
+    return LogitCritic(model, TrainedPrompts(chat), calibration, certainty, max_tokens, dtype, scoring=scoring)
 
 
 def verdict_tokens(chat: Chat) -> Fork:
@@ -192,6 +195,7 @@ class FencedPrompts:
 def local_critic(
     base: str, calibration: Calibration, revision: str | None = None, dtype: Dtype = "float32", max_tokens: int = 16384,
     certainty: Certainty = "margin", repeats: int = 1, temperature: float = 0.0, weights: Weights = "float32",
+    scoring: Scoring = "graded",
 ) -> LogitCritic:  # fmt: skip
     """From a directory, a GGUF file or a hub id."""
     model, tokenizer = load_language_model(base, revision, weights)
@@ -199,7 +203,7 @@ def local_critic(
     templated = not is_plain(tokenizer) or (Path(base) / "chat_template.jinja").is_file()
     chat = Chat(tokenizer, AT_ONCE, model) if templated else None
     prompts = FencedPrompts(tokenizer, chat)
-    return LogitCritic(model.to(device()), prompts, calibration, certainty, max_tokens, dtype, repeats, temperature)
+    return LogitCritic(model.to(device()), prompts, calibration, certainty, max_tokens, dtype, repeats, temperature, scoring)
 
 
 def _takes_system(chat: Chat) -> bool:

@@ -4,7 +4,8 @@
     evidence z = logit of 1/2 + confidence (score - 1/2), so that a judge that is not sure says nothing either way.
 
 With a calibration, confidence is read from p = calibration(z) instead: the chance that people agree with the verdict score > 1/2,
-or its margin over a coin. The score stays the judge's own: it may say "half right", which no yes or no does.
+or its margin over a coin. The score stays the judge's own: it may say "half right", which no yes or no does, unless
+`verdict` asks for one: 1 if score > 1/2, else 0.
 
 With K `repeats` a question is asked K times at the temperature (self-consistency, 2203.11171), each time with a seed of its own:
 
@@ -38,7 +39,7 @@ from grape.reward.critics.calibration import Calibration
 from grape.reward.critics.fence import EMPTY, NOTICE, SYSTEM, messages, new_mark
 from grape.reward.critics.reply import Cache, Malformed, Opinion, digest, opinion, quotable, whole
 from grape.reward.critics.transport import Endpoint, Exchange, Failure
-from grape.reward.verdict import Certainty, Question, Verdicts
+from grape.reward.verdict import Certainty, Question, Scoring, Verdicts
 
 logger = logging.getLogger("grape.reward")
 
@@ -84,7 +85,7 @@ class ServerCritic:
         self, endpoint: Endpoint, model: str, calibration: Calibration | None = None, cache: Path | None = None,
         temperature: float = 0.0, max_tokens: int | None = 512, certainty: Certainty = "margin",
         extra: Mapping[str, object] | None = None, repairs: int = 1, sleep: Callable[[float], object] | None = None,
-        repeats: int = 1,
+        repeats: int = 1, scoring: Scoring = "graded",
     ) -> None:  # fmt: skip
         if not endpoint.secret() and endpoint.url.startswith("https"):
             mend = f"set {endpoint.key} to the server's key"
@@ -93,6 +94,7 @@ class ServerCritic:
         self.calibration, self.cache = calibration or Calibration({}), Cache(cache) if cache else None
         self.options = {"temperature": temperature, **({"max_tokens": max_tokens} if max_tokens else {}), **(extra or {})}
         self.repairs, self.sleep, self.repeats = repairs, sleep, repeats
+        self.scoring: Scoring = scoring
         self.counts: Counter[str] = Counter()  # requests, retries, cached, missing, tokens: since the critic was made
 
     def judge(self, names: Sequence[str], questions: Sequence[Question], /) -> Verdicts:
@@ -113,7 +115,8 @@ class ServerCritic:
             z = evidence(score, sure)
         self.counts.update(["missing"] * int(score.isnan().sum()))
         reasons = [_reason(row) for row in draws]
-        return Verdicts(score, self._confidence(names, score, sure, z), tuple(reasons[i] for i in index), z)
+        sure = self._confidence(names, score, sure, z)
+        return Verdicts(score, sure, tuple(reasons[i] for i in index), z).scored(self.scoring)
 
     def _confidence(self, names: Sequence[str], score: Tensor, stated: Tensor, z: Tensor) -> Tensor:
         p = self.calibration.apply(names, z)
