@@ -46,7 +46,7 @@ def read(root: Path) -> list[Look]:
         GrapeError: a line is none.
     """
     path, found = root / FILE, []
-    for number, row in read_lines(path) if path.is_file() else ():
+    for number, row in read_lines(path) if path.exists() else ():
         try:
             found.append(Look.model_validate(row))
         except ValidationError as error:

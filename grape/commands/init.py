@@ -24,7 +24,7 @@ from grape.pipeline.preflight import algorithm_files, named_files, version_text
 from grape.project import Project
 
 GITIGNORE = "/.venv/\n/.grape/\n/data/\n/models/\n/reports/\n__pycache__/\n"
-DVCIGNORE = "__pycache__\n*.pyc\n# Half-written artifacts: renamed into place when complete.\n*.partial\n.*.tmp\n"
+DVCIGNORE = "__pycache__\n*.pyc\n# Half-written artifacts: renamed into place when complete.\n*.partial\n.*.tmp\n/.grape/\n"
 
 
 def template() -> Path:

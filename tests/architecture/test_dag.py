@@ -9,6 +9,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from grape import dvc, needed
+from grape.commands import init
 from grape.needed import REASONS, card
 from grape.project import Project
 
@@ -31,6 +32,8 @@ def test_there_is_one_pipeline() -> None:
     found = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
     tracked = [path for path in found if path.rpartition("/")[2] == "dvc.yaml" or path.endswith(".dvc")]
     assert tracked == ["dvc.yaml"]
+    for ignored in ((ROOT / ".dvcignore").read_text(), init.DVCIGNORE):
+        assert "/.grape/" in ignored.splitlines(), "copies of the project that trials run in are there"
 
 
 def test_every_rl_knob_is_a_parameter_of_rl() -> None:

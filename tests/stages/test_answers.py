@@ -215,6 +215,10 @@ def test_looks_that_cannot_be_read_are_refused_and_none_is_lost_when_stages_writ
     with pytest.raises(GrapeError, match="policy") as caught:
         looks.note(project, "split", "ppo-0", "w")
     assert caught.value.where == f"{looks.FILE}:13"
+    (project.root / looks.FILE).unlink()
+    (project.root / looks.FILE).mkdir()
+    with pytest.raises(GrapeError, match=r"looks\.jsonl"):
+        looks.note(project, "split", "ppo-0", "w")
 
 
 def test_base_stands_beside_sft_and_is_not_evaluated_twice_where_the_two_are_one(project: Project, sampled: list[str]) -> None:
