@@ -11,7 +11,8 @@ import json
 import traceback
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -168,24 +169,36 @@ def _once(rows: Table[PromptRow]) -> Table[PromptRow]:
 
 
 def held_out(tables: Mapping[str, Table[Any]], validation: int, test: int) -> Tables:
-    """With the two held-out tables: the given ones, else so many training prompts. First test, which no choice may depend on."""
-    train, given = tables["train"], dict(tables)
-    given["test"] = given["test"] or set_aside(train, test, "test")
+    """With the two held-out tables: the given ones, else so many of the training prompts, which are among these no more.
+
+    Test first, which no choice may depend on."""
+    given = dict(tables)
+    if not given["test"]:
+        given["test"], given["train"] = set_aside(given["train"], test, "test")
     if not given["validation"]:
-        tested = holds(given["test"], train)
-        left = train.select([place for place, row in enumerate(train) if not tested(turns_of(row))])
-        given["validation"] = set_aside(left, validation, "validation")
+        tested = holds(given["test"], tables["train"])
+        free = [place for place, row in enumerate(given["train"]) if not tested(turns_of(row))]
+        given["validation"], given["train"] = set_aside(given["train"], validation, "validation", free)
     return given
 
 
-def set_aside(train: Table[PromptRow], count: int, name: str) -> Table[PromptRow]:
+def set_aside(
+    train: Table[PromptRow], count: int, name: str, free: Sequence[int] | None = None
+) -> tuple[Table[PromptRow], Table[PromptRow]]:
     """`count` prompts for the table `name`, chosen by the hash of their content, so that adding rows moves no other row across; of
     each dataset of a mix its share.
+
+    Args:
+        free: places that may be chosen from; every one by default.
+
+    Returns:
+        What was chosen; and the other rows, in their order.
 
     Raises:
         GrapeError: as many as that would leave nothing.
     """
-    different, dataset = _ranked(train)
+    places = np.arange(len(train)) if free is None else np.array(free, int)
+    different, dataset = _ranked(train.select(places))
     if count >= len(different):
         raise GrapeError(
             f"{count} {name} prompts asked of {len(different)} different prompts",
@@ -195,8 +208,10 @@ def set_aside(train: Table[PromptRow], count: int, name: str) -> Table[PromptRow
     share = np.bincount(dataset) * count / len(different)
     number = share.astype(int)
     number[np.argsort(number - share, kind="stable")[: count - number.sum()]] += 1  # what is left goes to the largest remainders
-    chosen = [np.flatnonzero(dataset == i)[:n] for i, n in enumerate(number)]
-    return train.select(different[np.sort(np.concatenate(chosen))])
+    taken = np.sort(np.concatenate([np.flatnonzero(dataset == i)[:n] for i, n in enumerate(number)]))
+    chosen = places[different[taken]]
+    _say(f"{count} of {len(train)} prompts set aside for {name}")
+    return train.select(chosen), train.select(np.setdiff1d(np.arange(len(train)), chosen))
 
 
 def without_leakage(tables: Mapping[str, Table[Any]]) -> tuple[Tables, Counter[str]]:
@@ -204,7 +219,7 @@ def without_leakage(tables: Mapping[str, Table[Any]]) -> tuple[Tables, Counter[s
     prompts once each; and how many went, by reason."""
     kept, dropped = dict(tables), Counter({"leakage": 0, "duplicate": 0})
     for names, held in ((("validation",), ("test",)), (("sft", "train", "judgements", "preferences"), ("validation", "test"))):
-        leaks = holds([row for name in held for row in kept[name]], tables["train"])
+        leaks = holds([row for name in held for row in kept[name]], chain(tables["train"], tables["validation"]))
         for name in names:
             kept[name] = tables[name].select([place for place, row in enumerate(tables[name]) if not leaks(turns_of(row))])
             dropped["leakage"] += len(tables[name]) - len(kept[name])

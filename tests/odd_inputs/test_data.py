@@ -386,9 +386,10 @@ def test_a_validation_prompt_holds_no_test_question_and_no_training_row_holds_ei
     assert headline["dropped/leakage"] == 3 and len(written(project, TRAIN)) == 7
     (project.root / "mine/validation.jsonl").unlink()
     params_file.set_values(project.params, ["prepare.validation=2"])
-    run(project)
+    headline = run(project)
     aside = written(project, "prompts/validation.jsonl")
     assert len(aside) == 2 and len(written(project, TRAIN)) == 8 - 2
+    assert headline["dropped/leakage"] == 1, "what is set aside is not left out"
     assert not {row["answer"] for row in aside} & {"21", "22", "23"}, "of test prompts none is set aside again"
 
 
