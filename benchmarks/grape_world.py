@@ -2,13 +2,15 @@
 
     python -m benchmarks.grape_world ../world                                    seeds 0..4, about an hour on two cores
     python -m benchmarks.grape_world ../world --write docs/grape.md --plot docs/img/grape_world.png
+    python -m benchmarks.grape_world ../revise --preset revise        in the world whose SFT data has second turns
 
 Makes a project in an empty folder (`grape init`), or goes on with the one that is there, and runs in it
 
     grape run compare --algorithms grape,rar,grape_ema,grape_revise,grape_distil,grpo,ppo_rm --seeds 0,1,2,3,4
 
 where the names that are not grape's own stand for settings, see VARIANTS. All start from one SFT policy, with the same number of
-samples a round; a revision is one of them. Gold score on held-out prompts; intervals are t over seeds, paired for differences.
+samples a round; a revision is one of them. Gold score on test prompts; intervals are t over seeds, paired for differences. With
+`--preset revise` the algorithms are those of MENDING, chosen, as the preset's numbers, before any of its runs.
 """
 
 from __future__ import annotations
@@ -26,9 +28,9 @@ from scipy import stats  # type: ignore[import-untyped]
 
 from benchmarks.results_table import write
 
-MARKERS = "<!-- world -->", "<!-- /world -->"
 GRAPE, PPO = "grape.algorithms.grape:ALGORITHM", "grape.algorithms.ppo:ALGORITHM"
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+Variants = dict[str, tuple[str, dict[str, Any]]]
+VARIANTS: Variants = {
     "grape": ("GRAPE", {}),
     "rar": ("confidence ignored (RaR)", {"use": GRAPE, "exponent": 0.0}),
     "grape_ema": ("confidence from earlier rounds", {"use": GRAPE, "scope": "ema"}),
@@ -37,20 +39,26 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "grpo": ("GRPO on the sum", {}),
     "ppo_rm": ("PPO with the reward model", {"use": PPO, "reward": "reward_model", "epochs": 1, "learning_rate": 2e-4}),
 }
+MENDING = {name: VARIANTS[name] for name in ("grape", "grape_revise", "grape_distil")} | {
+    "grape_distil_half": ("half revised, distilled", {"use": GRAPE, "revise": 0.5, "revision": "distil"})
+}
+WORLDS = {"default": VARIANTS, "revise": MENDING}  # by preset
+LAST = 10  # rounds that `mended` is the mean over
 
 
-def run(folder: Path, seeds: Sequence[int]) -> None:
+def run(folder: Path, preset: str, seeds: Sequence[int]) -> None:
     """The comparison; what DVC has from before is not computed again."""
+    variants = WORLDS[preset]
     grape = str(Path(sys.executable).with_name("grape"))
     if not (folder / "params.yaml").exists():
-        subprocess.run([grape, "init", str(folder)], check=True)
+        subprocess.run([grape, "init", "--preset", preset, str(folder)], check=True)
     sets = [
         argument
-        for name, (_, knobs) in VARIANTS.items()
+        for name, (_, knobs) in variants.items()
         if knobs
         for argument in ("--set", f"algorithms.{name}={json.dumps(knobs)}")
     ]
-    names = ["--algorithms", ",".join(VARIANTS), "--seeds", ",".join(map(str, seeds))]
+    names = ["--algorithms", ",".join(variants), "--seeds", ",".join(map(str, seeds))]
     subprocess.run([grape, "run", "compare", *sets, *names], cwd=folder, check=True)
 
 
@@ -73,18 +81,27 @@ def against(values: Sequence[float], others: Sequence[float]) -> str:
     return f"{fmean(values) - fmean(others):+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
 
 
-def table(metrics: dict[str, Any]) -> str:
-    head = ("", "gold", "minus SFT", "minus GRAPE", "rubric", "KL", "length", "seconds", "MiB")
+def mended(folder: Path, name: str, seed: int) -> float | None:
+    """How much better revisions score than what they revise, mean over the last rounds of a run; None: it has none."""
+    lines = (folder / f"reports/train/rl@{name}-{seed}.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [gain for line in lines if (gain := json.loads(line).get("revision/gain")) is not None]
+    return fmean(found[-LAST:]) if found else None
+
+
+def table(folder: Path, metrics: dict[str, Any], variants: Variants) -> str:
+    head = ("", "gold", "minus SFT", "minus GRAPE", "revised", "rubric", "KL", "length", "seconds", "MiB")
     lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     first = [run["gold"] for run in runs(metrics, "grape")]
-    for name, (words, _) in VARIANTS.items():
+    for name, (words, _) in variants.items():
         own = runs(metrics, name)
+        gains = [gain for run in own if (gain := mended(folder, name, int(run["seed"]))) is not None]
         cost = metrics["algorithms"][name]
         cells = (
             words,
             spread([run["gold"] for run in own]),
             spread([run["difference"]["gold"] for run in own]),
             "" if name == "grape" else against([run["gold"] for run in own], first),
+            f"{fmean(gains):+.3f}" if gains else "",
             f"{fmean(run['proxy'] for run in own):.3f}",
             f"{fmean(run['kl_sequence'] for run in own):.2f}",
             f"{fmean(run['length'] for run in own):.1f}",
@@ -93,24 +110,27 @@ def table(metrics: dict[str, Any]) -> str:
         )
         lines.append(f"| {' | '.join(cells)} |")
     seeds = ", ".join(str(run["seed"]) for run in runs(metrics, "grape"))
-    note = f"*SFT: gold {metrics['sft']['gold']:.3f}. Seeds {seeds}; KL in nats per response; seconds of one run's rounds;"
-    return "\n".join([*lines, "", f"{note} MiB: the largest peak of its process.*"])
+    note = f"*SFT: gold {metrics['sft']['gold']:.3f}. Seeds {seeds}; revised: how much better a revision scores than what it"
+    more = (
+        f"revises, by the rubric, last {LAST} rounds; KL in nats per response; seconds of one run's rounds; MiB: its largest peak.*"
+    )
+    return "\n".join([*lines, "", f"{note} {more}"])
 
 
-def plot(metrics: dict[str, Any], path: Path) -> None:
+def plot(metrics: dict[str, Any], variants: Variants, path: Path) -> None:
     """The difference to SFT: a point per seed, the mean with its interval."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.2, 3.2), dpi=160, layout="constrained")
     axis = figure.subplots()
-    for place, (name, (words, _)) in enumerate(VARIANTS.items()):
+    for place, (name, (words, _)) in enumerate(variants.items()):
         values = [run["difference"]["gold"] for run in runs(metrics, name)]
         half = float(stats.t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
         colour = "#0072b2" if words.startswith("GRAPE") else "#56b4e9" if name.startswith(("grape", "rar")) else "#d55e00"
         axis.plot(values, [place] * len(values), ".", color=colour, alpha=0.5)
         axis.errorbar(fmean(values), place, xerr=half, fmt="o", color=colour, capsize=3)
     axis.axvline(0, color="#888888", linewidth=1)
-    axis.set_yticks(range(len(VARIANTS)), [words for words, _ in VARIANTS.values()])
+    axis.set_yticks(range(len(variants)), [words for words, _ in variants.values()])
     axis.invert_yaxis()
     axis.set_xlabel("gold score minus SFT's, held out (dots: seeds; bars: 95 % t interval)")
     axis.spines[["top", "right"]].set_visible(False)
@@ -121,20 +141,23 @@ def plot(metrics: dict[str, Any], path: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", type=Path, help="of the project to make, or to go on with")
+    parser.add_argument("--preset", choices=WORLDS, default="default", help="the world, and with it what is compared")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only-read", action="store_true", help="run nothing, take the report that is there")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the table between the markers of this file")
     parser.add_argument("--plot", type=Path, metavar="PNG")
     given = parser.parse_args()
     if not given.only_read:
-        run(given.folder, range(given.seeds))
+        run(given.folder, given.preset, range(given.seeds))
     metrics = json.loads((given.folder / "reports/metrics.json").read_text(encoding="utf-8"))
+    variants, name = WORLDS[given.preset], "world" if given.preset == "default" else given.preset
     if given.plot:
-        plot(metrics, given.plot)
+        plot(metrics, variants, given.plot)
+    text = table(given.folder, metrics, variants)
     if given.write:
-        write(given.write, table(metrics), *MARKERS)
+        write(given.write, text, f"<!-- {name} -->", f"<!-- /{name} -->")
     else:
-        print(table(metrics))
+        print(text)
     return 0
 
 

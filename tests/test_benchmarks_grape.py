@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import grape_bench as bench
-from benchmarks import grape_confidence, grape_gaming, grape_scope, grape_unsure, unsure_world
+from benchmarks import grape_confidence, grape_gaming, grape_scope, grape_unsure, grape_world, unsure_world
 from grape.algorithms import grape
 from grape.reward.critics.judge import Judge
 from grape.reward.rubric import load_rubrics
@@ -146,3 +147,23 @@ def test_a_plot_is_the_same_bytes_twice(tmp_path: Path) -> None:
         bench.publish(given, "", ("", ""), lambda: grape_gaming.figure(results))
     one, two = ((tmp_path / "img" / name).read_bytes() for name in ("one.png", "two.png"))
     assert one == two and one.startswith(b"\x89PNG")
+
+
+def test_the_table_of_mending_has_what_its_runs_gained_by_it(tmp_path: Path) -> None:
+    folder = tmp_path / "reports/train"
+    folder.mkdir(parents=True)
+    policies = {}
+    for number, name in enumerate(grape_world.MENDING):
+        gains = [] if name == "grape" else [{"revision/gain": None}, *({"revision/gain": value} for value in (0.9, *[0.1] * 10))]
+        for seed in (0, 1):
+            lines = "".join(json.dumps({"reward": 0.5, **gain}) + "\n" for gain in gains or [{}])
+            (folder / f"rl@{name}-{seed}.jsonl").write_text(lines)
+            gold = 0.5 + 0.1 * number * (1 + seed)
+            row = {"algorithm": name, "seed": seed, "gold": gold, "difference": {"gold": gold - 0.25}}
+            policies[f"{name}-{seed}"] = row | {"proxy": 0.6, "kl_sequence": 1.0, "length": 12.0}
+    costs = {name: {"seconds": 30.0, "memory_mb": 500.0} for name in grape_world.MENDING}
+    metrics = {"sft": {"gold": 0.25}, "policies": policies, "algorithms": costs}
+    rows = grape_world.table(tmp_path, metrics, grape_world.MENDING).splitlines()
+    assert rows[2].startswith("| GRAPE | 0.500 ±") and "|  |  | 0.600 |" in rows[2]
+    assert "| +0.150 [-0.485, +0.785] | +0.100 | 0.600 |" in rows[3], "the gain is the mean over the last ten rounds"
+    assert len(rows) == 2 + 4 + 2 and "revises, by the rubric, last 10 rounds" in rows[-1]

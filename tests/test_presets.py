@@ -74,6 +74,26 @@ def test_people_do_not_agree_about_taste_and_lean_to_what_is_less_good(tmp_path:
     assert world.gold(person, "Please pass the tea, Anna.") == 1 > world.gold(person, "Give me the tea, Anna.")
 
 
+def test_demonstrations_of_mending_say_what_is_wrong_and_do_better(tmp_path: Path) -> None:
+    list(init.make(tmp_path / "p", ["revise"]))
+    params, rubrics = load(tmp_path / "p/params.yaml"), load_rubrics(tmp_path / "p/rubrics")
+    world = load_module(tmp_path / "p" / params.prepare.source)
+    made, plain = (build(params.prepare, 0) for build in (world.build, world.world.build))
+    count = params.prepare.demonstrations
+    assert made["sft"][:count] == plain["sft"] and made | {"sft": []} == plain | {"sft": []}
+    assert (params.sft.turns, len(made["sft"])) == ("last", 2 * count)
+    lists = {category: {item.question for item in rubric.items} for category, rubric in rubrics.items()}
+    mended = [(row["category"], [turn["content"] for turn in row["messages"]]) for row in made["sft"][count:]]
+    assert {tuple(turn["role"] for turn in row["messages"]) for row in made["sft"][count:]} == {("user", "assistant") * 2}
+    for category, (_, _, critique, _) in mended:
+        *lines, last = critique.split("\n")
+        assert lines and last == "Answer again." and all(line.partition("?")[0] + "?" in lists[category] for line in lines)
+    held = {row["prompt"][0]["content"] for name in ("validation", "test") for row in made[name]}
+    assert not held & {turns[0] for _, turns in mended}
+    share = [mean("please" in turns[place].lower() for category, turns in mended if category == "courtesy") for place in (1, 3)]
+    assert share[0] < 0.5 < 0.85 < share[1]
+
+
 def test_a_later_preset_counts(tmp_path: Path) -> None:
     said = list(init.make(tmp_path / "p", ["smollm2", "gsm8k"], "org/name"))
     params = load(tmp_path / "p/params.yaml")

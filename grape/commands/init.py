@@ -89,9 +89,11 @@ def _params(template: Path, chosen: Sequence[presets.Preset], model: tuple[str, 
 
 
 def _contents(source: Path, folder: Path, chosen: Sequence[presets.Preset]) -> Iterator[str]:
-    """Copy the rubrics and the data, those of the last preset that has any or those of the default world; their names."""
+    """Copy the data of the last preset that has any, or the default world, with its rubrics, where it has none with the default
+    ones; their names."""
     mine = [source / "presets" / preset.folder for preset in chosen if preset.folder]
-    origin, ignore = mine[-1] if mine else source, shutil.ignore_patterns("__pycache__")
+    own, ignore = bool(mine) and (mine[-1] / "rubrics").is_dir(), shutil.ignore_patterns("__pycache__")
+    origin = mine[-1] if own else source
     shutil.copytree(origin / "rubrics", folder / "rubrics", ignore=ignore)
     yield "rubrics/"
     if not mine:
