@@ -3,6 +3,8 @@
     python benchmarks/results_table.py                       print it
     python benchmarks/results_table.py --write README.md     put it between the markers of that file
     python benchmarks/results_table.py --league --write README.md docs/which.md      the table of `grape run compare`
+    python benchmarks/results_table.py --league --mark smollm2 --metrics ../smol/reports/metrics.json --write docs/which.md
+                                             between <!-- smollm2 --> and <!-- /smollm2 -->
     python benchmarks/results_table.py --tuned --write docs/tuning.md                what `grape tune` found
 
 One row per policy and, with several seeds, a mean per algorithm. A policy's interval is a bootstrap over held-out prompts,
@@ -25,8 +27,6 @@ from grape.files import write_text
 from grape.tuned import read as read_tuned
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
-LEAGUE = "<!-- league -->", "<!-- /league -->"
-TUNED = "<!-- tuned -->", "<!-- /tuned -->"
 METRICS = Path("reports/metrics.json")
 HEADER = (
     "algorithm",
@@ -141,18 +141,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--league", action="store_true", help="the table of `grape run compare`")
     parser.add_argument("--tuned", action="store_true", help="the table of `grape tune`")
+    parser.add_argument("--project", type=Path, default=Path(), help="whose inputs/tuned.yaml; default: here")
+    parser.add_argument("--mark", metavar="NAME", help="write between <!-- NAME --> and <!-- /NAME -->")
     given = parser.parse_args(arguments)
     try:
         if given.tuned:
-            text, marks = tuned(Path.cwd()), TUNED
+            text, mark = tuned(given.project), "tuned"
         elif given.league:
-            text, marks = league(read(given.metrics)), LEAGUE
+            text, mark = league(read(given.metrics)), "league"
         else:
-            text, marks = table(read(given.metrics)), (BEGIN, END)
+            text, mark = table(read(given.metrics)), "results"
         if not given.write:
             print(text)
+        mark = given.mark or mark
         for path in given.write:
-            write(path, text, *marks)
+            write(path, text, f"<!-- {mark} -->", f"<!-- /{mark} -->")
     except GrapeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

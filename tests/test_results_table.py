@@ -138,22 +138,23 @@ def test_the_league_table_goes_between_its_own_markers(tmp_path: Path) -> None:
         "difference_high": 0.35,
     }
     report.write_text(json.dumps(found))
-    begin, end = results_table.LEAGUE
-    readme.write_text(f"{README}{begin}\n{end}\n")
+    here, there = "<!-- league -->\n<!-- /league -->\n", "<!-- mine -->\n<!-- /mine -->\n"
+    readme.write_text(f"{README}{here}{there}")
     assert results_table.main(["--metrics", str(report), "--league", "--write", str(readme)]) == 0
     text = readme.read_text()
     assert text.startswith(README) and "| grpo | 2 | 0.800 | +0.300 [+0.250, +0.350] | 0.800 |" in text
-    assert "score: gold, on test prompts, SFT has 0.500" in text
+    assert "score: gold, on test prompts, SFT has 0.500" in text and text.endswith(there)
+    assert results_table.main(["--metrics", str(report), "--league", "--mark", "mine", "--write", str(readme)]) == 0
+    assert readme.read_text().count("| grpo | 2 |") == 2 and not readme.read_text().endswith(there)
 
 
-def test_the_table_of_what_was_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_of_what_was_tuned(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("\n".join(results_table.TUNED))
+    page.write_text("<!-- tuned -->\n<!-- /tuned -->")
     entry = Tuned(
         knobs={"beta": 0.1}, judge="gold", spread=Spread.of([0.2, 0.4]), present=0.2, complete=2, pruned=1, failed=0,
         scores=[0.2, 0.4], share=0.25, steps=12, seeds=[1000], made_for={},
     )  # fmt: skip
     tuned.write(tmp_path, {"dpo": entry})
-    monkeypatch.chdir(tmp_path)
-    assert results_table.main(["--tuned", "--write", str(page)]) == 0
+    assert results_table.main(["--tuned", "--project", str(tmp_path), "--write", str(page)]) == 0
     assert cells(page.read_text().splitlines()[3]) == "dpo 3 0.400 0.200 0.300 0.250-0.350 0.200 1 0".split() + ["beta 0.1"]
