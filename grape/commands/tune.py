@@ -111,7 +111,8 @@ def assignments(
         raise GrapeError("nothing was tuned yet", where=tuned.FILE, mend="run `grape tune --algorithms all` first")
     chosen = algorithms or ",".join(known)
     more = league.assignments(project, chosen, seeds, sets)
-    names: list[str] = edited(project.params, [*sets, *more])[1].rl.algorithms
+    params = edited(project.params, [*sets, *more])[1]
+    names: list[str] = params.rl.algorithms
     entries = _entries(known, names)
     _refuse_unequal(entries)
     _refuse_another(project, entries, sets)
@@ -120,8 +121,14 @@ def assignments(
     if again := sorted(set(given) & set(used)):
         what = f"the trials had seed {_joined(again)}: what was chosen by it would be shown as if it were not"
         raise GrapeError(what, where="--seeds", mend=f"use others, e.g. {_joined([s for s in range(10) if s not in used][:5])}")
-    knobs = [
-        f"algorithms.{name}.{knob}={json.dumps(value)}" for name, entry in entries.items() for knob, value in entry.knobs.items()
+    from grape.tune import spaces
+
+    now = {name: spaces.present(params, name, entry.knobs) for name, entry in entries.items()}
+    knobs = [  # what is so already is not written out: it would train again what is there
+        f"algorithms.{name}.{knob}={json.dumps(value)}"
+        for name, entry in entries.items()
+        for knob, value in entry.knobs.items()
+        if value != now[name][knob]
     ]
     words = [f"tuned settings of {', '.join(names)} ({tuned.FILE}), seeds {_joined(given)}"]
     if len(names) == 1:

@@ -128,6 +128,14 @@ def test_compare_trains_the_best_at_the_whole_budget_with_fresh_seeds(project: P
     assert found["knobs"]["ppo"] == before.algorithms["ppo"]
 
 
+def test_what_stands_there_already_is_not_written_out(project: Project, write: Callable[..., None]) -> None:
+    """A run that the knob's default has trained is found again."""
+    before = edited(project.params, [])[1]
+    write(grpo={"knobs": {"learning_rate": before.rl.learning_rate, "clip_high": 0.3, "advantage": "group"}})
+    assert (before.algorithm("grpo").learning_rate, before.algorithm("grpo").advantage) == (None, "group")
+    assert values(project, None, None)["knobs"]["grpo"] == {**(before.algorithms["grpo"] or {}), "clip_high": 0.3}
+
+
 def test_seeds_of_the_trials_are_not_used_again(project: Project, write: Callable[..., None]) -> None:
     write(dpo={"seeds": [0, 3]}, grpo={"seeds": [0, 3]})
     assert values(project, None, None)["seeds"] == [1, 2, 4]
