@@ -83,7 +83,7 @@ def against(values: Sequence[float], others: Sequence[float]) -> str:
 
 def mended(folder: Path, name: str, seed: int) -> float | None:
     """How much better revisions score than what they revise, mean over the last rounds of a run; None: it has none."""
-    lines = (folder / f"reports/train/rl@{name}-{seed}.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (folder / f"reports/train/rl/{name}-{seed}.jsonl").read_text(encoding="utf-8").splitlines()
     found = [gain for line in lines if (gain := json.loads(line).get("revision/gain")) is not None]
     return fmean(found[-LAST:]) if found else None
 

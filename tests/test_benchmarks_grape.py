@@ -150,14 +150,14 @@ def test_a_plot_is_the_same_bytes_twice(tmp_path: Path) -> None:
 
 
 def test_the_table_of_mending_has_what_its_runs_gained_by_it(tmp_path: Path) -> None:
-    folder = tmp_path / "reports/train"
+    folder = tmp_path / "reports/train/rl"
     folder.mkdir(parents=True)
     policies = {}
     for number, name in enumerate(grape_world.MENDING):
         gains = [] if name == "grape" else [{"revision/gain": None}, *({"revision/gain": value} for value in (0.9, *[0.1] * 10))]
         for seed in (0, 1):
             lines = "".join(json.dumps({"reward": 0.5, **gain}) + "\n" for gain in gains or [{}])
-            (folder / f"rl@{name}-{seed}.jsonl").write_text(lines)
+            (folder / f"{name}-{seed}.jsonl").write_text(lines)
             gold = 0.5 + 0.1 * number * (1 + seed)
             row = {"algorithm": name, "seed": seed, "gold": gold, "difference": {"gold": gold - 0.25}}
             policies[f"{name}-{seed}"] = row | {"proxy": 0.6, "kl_sequence": 1.0, "length": 12.0}
