@@ -24,6 +24,7 @@ from grape.commands import league as comparison
 from grape.commands import tune as tuning
 from grape.errors import GrapeError
 from grape.files import write_text
+from grape.tuned import FILE as TUNED
 from grape.tuned import read as read_tuned
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
@@ -105,8 +106,14 @@ def league(metrics: dict[str, Any]) -> str:
 
 
 def tuned(root: Path) -> str:
-    """Markdown: an algorithm a row with the settings found for it, as `grape tune` prints it."""
+    """Markdown: an algorithm a row with the settings found for it, as `grape tune` prints it.
+
+    Raises:
+        GrapeError: nothing was tuned there.
+    """
     found = tuning.ordered(read_tuned(root))
+    if not found:
+        raise GrapeError("nothing was tuned yet", where=str(root / TUNED), mend="run `grape tune --algorithms all` there first")
     rows = [(*tuning.row(name, entry), tuning.settings(entry)) for name, entry in found]
     head = (*tuning.COLUMNS, "best settings")
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows))

@@ -148,7 +148,7 @@ def test_the_league_table_goes_between_its_own_markers(tmp_path: Path) -> None:
     assert readme.read_text().count("| grpo | 2 |") == 2 and not readme.read_text().endswith(there)
 
 
-def test_the_table_of_what_was_tuned(tmp_path: Path) -> None:
+def test_the_table_of_what_was_tuned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "page.md"
     page.write_text("<!-- tuned -->\n<!-- /tuned -->")
     entry = Tuned(
@@ -156,5 +156,8 @@ def test_the_table_of_what_was_tuned(tmp_path: Path) -> None:
         scores=[0.2, 0.4], share=0.25, steps=12, seeds=[1000], made_for={},
     )  # fmt: skip
     tuned.write(tmp_path, {"dpo": entry})
+    before = page.read_text()
+    assert results_table.main(["--tuned", "--project", str(tmp_path / "empty"), "--write", str(page)]) == 2
+    assert page.read_text() == before and "nothing was tuned yet" in capsys.readouterr().err
     assert results_table.main(["--tuned", "--project", str(tmp_path), "--write", str(page)]) == 0
     assert cells(page.read_text().splitlines()[3]) == "dpo 3 0.400 0.200 0.300 0.250-0.350 0.200 1 0".split() + ["beta 0.1"]
