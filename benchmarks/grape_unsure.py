@@ -13,8 +13,7 @@ paired by seed, prompt and draw, with grape's own intervals over crossed seeds a
 Expected, also before: with verdicts GRAPE by the margin is better than equal weights, since a coin then counts little; with graded
 scores there is nothing to win, since p - 1/2 = (verdict - 1/2) |2p - 1|: these are verdicts weighted by the margin already.
 Constant confidence is no side of its own: it is RaR to the last digit (tests/laws/test_grape.py). The overconfident critic, that is
-calibrated on merged labels (`unsure_world.MERGED`), was added when four runs of other sides had been seen, and none of its own;
-`exponent` 2 when all others had been, to complete the sweep of 0 (equal weights), 1, 2 and 4, and is in no comparison.
+calibrated on merged labels (`unsure_world.MERGED`), was added when four runs of other sides had been seen, and none of its own.
 
 The last columns say why, on the SFT policy's own answers to training prompts: the share of the reward that the contested item
 has, and how the advantages that each side gives these answers go with gold, as a correlation within groups.
@@ -50,20 +49,18 @@ LEVEL = 0.95
 LOOKED_AT = 160  # training prompts for the last columns
 ALGORITHMS: dict[str, tuple[Any, Any]] = {
     "GRAPE": (grape, grape.GRAPEParams()),
-    "GRAPE, exponent 2": (grape, grape.GRAPEParams(exponent=2.0)),
     "GRAPE, exponent 4": (grape, grape.GRAPEParams(exponent=4.0)),
     "RaR": (grape, grape.GRAPEParams(exponent=0.0)),
     "GDPO": (grape, grape.GRAPEParams(exponent=0.0, advantage="per_item")),
     "GRPO on the sum": (grpo, grpo.GRPOParams()),
 }
-FIRST, GRADED, LATER = ("verdict, margin", "GRAPE"), ("graded, right", "GRAPE"), ("verdict, right", "GRAPE, exponent 2")
+FIRST, GRADED = ("verdict, margin", "GRAPE"), ("graded, right", "GRAPE")
 SIDES: list[bench.Case] = [
     FIRST,
     ("verdict, margin", "RaR"),
     ("verdict, margin", "GRPO on the sum"),
     ("verdict, margin", "GDPO"),
     ("verdict, right", "GRAPE"),
-    LATER,
     ("verdict, right", "GRAPE, exponent 4"),
     (WITHOUT, "RaR"),
     GRADED,
@@ -71,7 +68,7 @@ SIDES: list[bench.Case] = [
     (MERGED, "GRAPE"),
 ]
 FAMILY: list[tuple[bench.Case, bench.Case]] = [
-    *((FIRST, other) for other in SIDES if other not in (FIRST, GRADED, LATER)),
+    *((FIRST, other) for other in SIDES if other not in (FIRST, GRADED)),
     (GRADED, ("graded, right", "RaR")),
 ]
 

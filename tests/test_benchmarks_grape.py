@@ -104,7 +104,7 @@ def test_all_critics_begin_in_favour_of_right_answers() -> None:
 def test_what_is_compared_was_run_and_judged_as_a_judge_can() -> None:
     for critic, algorithm in grape_unsure.SIDES:
         assert Judge.model_validate(unsure_world.CRITICS[critic]) and algorithm in grape_unsure.ALGORITHMS
-    assert {side for pair in grape_unsure.FAMILY for side in pair} == set(grape_unsure.SIDES) - {grape_unsure.LATER}
+    assert {side for pair in grape_unsure.FAMILY for side in pair} == set(grape_unsure.SIDES)
 
 
 def test_without_the_contested_item_the_rubrics_are_those_of_the_default_world(root: Path) -> None:
