@@ -45,7 +45,7 @@ def read(path: Path) -> dict[str, Any]:
     """The report's numbers.
 
     Raises:
-        GrapeError: there is no report, or the file is not one.
+        GrapeError: there is no report, the file is not one, or it is of no algorithm.
     """
     mend = "run `grape run report`, or `grape run pipeline`"
     try:
@@ -57,6 +57,8 @@ def read(path: Path) -> dict[str, Any]:
         raise GrapeError(
             f"this is not a report's metrics.json: {type(error).__name__}: {error}", where=str(path), mend=mend
         ) from error
+    if not found["algorithms"]:
+        raise GrapeError("this report is of no algorithm: there is nothing to show", where=str(path), mend=mend)
     return dict(found)
 
 

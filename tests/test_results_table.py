@@ -111,7 +111,14 @@ def test_a_readme_without_one_place_for_the_table_is_left_alone(
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [(None, "no report"), ("{", "not a report"), ("{}", "not a report"), ("[]", "not a report")]
+    ("text", "message"),
+    [
+        (None, "no report"),
+        ("{", "not a report"),
+        ("{}", "not a report"),
+        ("[]", "not a report"),
+        ('{"sft": {}, "policies": {}, "algorithms": {}, "judge": "gold"}', "of no algorithm"),
+    ],
 )
 def test_a_missing_or_broken_report_is_said(
     tmp_path: Path, text: str | None, message: str, capsys: pytest.CaptureFixture[str]
