@@ -148,7 +148,7 @@ def rehearse(as_json: Json = False) -> None:
 
 @app.command()
 def tune(
-    algorithms: Annotated[str | None, typer.Option(help="names with commas, or all. [default: rl.algorithms]")] = None,
+    algorithms: Annotated[str | None, typer.Option(help="names with commas, or all; or sft. [default: rl.algorithms]")] = None,
     trials: Annotated[int, typer.Option(min=1, help="of each algorithm; the first are the present settings")] = 8,
     budget: Annotated[float, typer.Option(metavar="SHARE", help="share of rl.steps that a trial has, up to 1")] = 0.25,
     seeds: Annotated[str, typer.Option(help="of every trial; `compare --tuned` then takes others")] = "1000",

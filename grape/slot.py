@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 GROUP = "grape.algorithms"
 USE = "use"
+SFT = "sft"  # never the name of an algorithm here: it is the stage that all of them start from
 OWN = Path(__file__).parent / "algorithms"
 STANDARD = Path(sysconfig.get_path("stdlib"))
 
@@ -52,6 +53,9 @@ def find(name: str, use: str | None = None, root: Path | None = None) -> Algorit
         return ALGORITHMS[name]
     if use is None:
         point = installed().get(name)
+        if point is None and name == SFT:
+            mend = "leave it out: the others start from its model and are compared with it; `grape tune` alone takes it"
+            raise GrapeError("sft stands in no slot, it is a stage of its own", mend=mend)
         if point is None:
             mend = nearest(name, [*ALGORITHMS, *installed()], f"known: %s; yours needs `{USE}:`")
             raise GrapeError(f"unknown algorithm {name!r}", mend=mend)

@@ -15,6 +15,7 @@ from grape.pipeline import Hooks, Request, Screen, Threads, look, preflight
 from grape.pipeline import run as run_pipeline
 from grape.pipeline.schedule import default_workers
 from grape.project import Project
+from grape.slot import SFT
 from grape.tuned import Tuned
 
 FRESH = (0, 1, 2, 3, 4)  # seeds of `compare --tuned`, but for those of the trials
@@ -28,23 +29,29 @@ def tune(
     """Run the trials of `grape tune`.
 
     Args:
-        algorithms, seeds: with commas, as `grape run compare` has them. share: of the budget. file: of spaces. sets: `--set`.
+        algorithms, seeds: with commas, as `grape run compare` has them, and `sft`. share: of the budget. file: of spaces.
+        sets: `--set`.
 
     Raises:
         GrapeError: something of the user's is wrong, and nothing has run; or an algorithm has no score at all.
     """
     if not 0 < share <= 1:
         raise GrapeError(f"{share} is no share of the budget", where="--budget", mend="a number above 0, up to 1, e.g. 0.25")
-    text, params = edited(project.params, [*sets, *league.assignments(project, algorithms, seeds, sets)])
+    asked = [name.strip() for name in algorithms.split(",")] if algorithms else []
+    slotted = ",".join(name for name in asked if name != SFT) or None
+    text, params = edited(project.params, [*sets, *league.assignments(project, slotted, seeds, sets)])
     project.enter()
     from grape.tune import run, spaces
     from grape.tune.search import Tuning
 
-    names = params.rl.algorithms
+    names = [*([SFT] if SFT in asked else []), *(params.rl.algorithms if slotted or not asked else [])]
+    if SFT in names and not params.sft.steps:
+        raise GrapeError("there is no SFT to tune", where="params.yaml, sft.steps: 0", mend="train it some steps, or leave sft out")
     mine = spaces.read(file, names) if file else {}
     found = {name: spaces.of(params, name, mine, file.name if file else "") for name in names}
     wanted = Tuning(found, trials, share, tuple(params.rl.seeds), workers or default_workers())
-    each = f"{trials} trials each, {wanted.budget(params)}, seeds {_joined(wanted.seeds)}"
+    budgets = " and ".join(dict.fromkeys(wanted.budget(params, name) for name in names))
+    each = f"{trials} trials each, {budgets}, seeds {_joined(wanted.seeds)}"
     screen.say(f"tuning {', '.join(names)}: {each}, on the validation prompts")
     _upstream(project, sets, screen)
     return run.tune(project, wanted, text, screen)
@@ -77,7 +84,12 @@ def lines(found: Mapping[str, Tuned]) -> Iterator[str]:
     for name, entry in ordered(found):
         yield f"{name}: {settings(entry)}"
     yield ""
-    yield f"kept in {tuned.FILE}; next: grape run compare --tuned"
+    yield f"kept in {tuned.FILE}"
+    if SFT in found:
+        sets = " ".join(f"--set {SFT}.{knob}={json.dumps(value)}" for knob, value in found[SFT].knobs.items())
+        yield f"next: grape run {SFT} {sets}, and only then tune the others, which start from it"
+    else:
+        yield "next: grape run compare --tuned"
 
 
 def ordered(found: Mapping[str, Tuned]) -> list[tuple[str, Tuned]]:
@@ -109,7 +121,10 @@ def assignments(
     known = tuned.read(project.root)
     if not known:
         raise GrapeError("nothing was tuned yet", where=tuned.FILE, mend="run `grape tune --algorithms all` first")
-    chosen = algorithms or ",".join(known)
+    chosen = algorithms or ",".join(name for name in known if name != SFT)
+    if not chosen:
+        mend = "run `grape tune --algorithms all`; what was found for SFT is taken with --set, before the others are tuned"
+        raise GrapeError("nothing but SFT was tuned yet, which all the others start from", where=tuned.FILE, mend=mend)
     more = league.assignments(project, chosen, seeds, sets)
     params = edited(project.params, [*sets, *more])[1]
     names: list[str] = params.rl.algorithms

@@ -15,16 +15,18 @@ from typing import Any
 
 import optuna
 
-from grape import track, tuned
+from grape import track, tuned, yamlfile
 from grape.errors import GrapeError
 from grape.params import edited
 from grape.pipeline import Screen, mend
 from grape.pipeline.schedule import cores
 from grape.project import Project, sqlite_address
 from grape.schema import Params
+from grape.slot import SFT
 from grape.stages.inputs import identity
 from grape.stages.validation import METRIC
 from grape.tune import spaces, workspace
+from grape.tune.course import Course, Sft, Slot
 from grape.tune.spaces import Knobs, Space
 from grape.tune.study import Study
 from grape.tune.trial import Trial, TrialEnd
@@ -47,14 +49,17 @@ class Tuning:
     seeds: tuple[int, ...]
     workers: int
 
-    def steps(self, params: Params) -> int:
-        return math.ceil(self.share * params.rl.steps)
+    def steps(self, params: Params, name: str) -> int:
+        """Of a trial of `name`: rounds, of SFT updates."""
+        return math.ceil(self.share * (params.sft if name == SFT else params.rl).steps)
 
-    def budget(self, params: Params) -> str:
-        """Of a trial, in words."""
+    def budget(self, params: Params, name: str) -> str:
+        """Of a trial of `name`, in words."""
+        if name == SFT:
+            return f"{self.steps(params, name)} of {params.sft.steps} updates of {SFT}"
         for unit, amount in (params.rl.budget or {}).items():
             return f"{amount * self.share:g} of {amount:g} {unit}"
-        return f"{self.steps(params)} of {params.rl.steps} rounds"
+        return f"{self.steps(params, name)} of {params.rl.steps} rounds"
 
 
 @dataclass
@@ -143,9 +148,8 @@ class Search:
         except GrapeError as refusal:  # these knobs do not go together
             self._settle(name, asked, record, TrialEnd("failed", reason=refusal.what))
             return
-        trial = Trial(
-            here, label, name, self.wanted.seeds, self.nonce, study.report(asked), self._threads, self.quiet, logs(self.project)
-        )
+        course = self._course(name, here)
+        trial = Trial(here, label, course, self.nonce, study.report(asked), self._threads, self.quiet, logs(self.project))
         self._running[pool.submit(trial.run)] = name, asked, trial, record
 
     def _end(self, done: Future[TrialEnd]) -> None:
@@ -176,8 +180,16 @@ class Search:
 
     def _values(self, name: str, knobs: Knobs) -> dict[str, Any]:
         """What a trial's params.yaml has otherwise than the project's."""
-        rl, steps = self.params.rl, self.wanted.steps(self.params)
-        scaled = spaces.scaled(self.params, name, knobs, steps)
+        budget = self._sft_budget() if name == SFT else self._rl_budget()
+        scaled = knobs if name == SFT else spaces.scaled(self.params, name, knobs, self.wanted.steps(self.params, name))
+        return budget | {f"{spaces.section(name)}.{knob}": value for knob, value in scaled.items()}
+
+    def _sft_budget(self) -> dict[str, Any]:
+        sft, steps = self.params.sft, self.wanted.steps(self.params, SFT)
+        return {"sft.steps": steps, "sft.warmup_steps": round(sft.warmup_steps * steps / sft.steps)}
+
+    def _rl_budget(self) -> dict[str, Any]:
+        rl, steps = self.params.rl, math.ceil(self.wanted.share * self.params.rl.steps)
         budget: dict[str, Any] = {
             "rl.steps": steps,
             "rl.warmup_steps": round(rl.warmup_steps * steps / rl.steps),
@@ -185,7 +197,17 @@ class Search:
         }
         if rl.budget:
             budget["rl.budget"] = {unit: amount * self.wanted.share for unit, amount in rl.budget.items()}
-        return budget | {f"algorithms.{name}.{knob}": value for knob, value in scaled.items()}
+        return budget
+
+    def _course(self, name: str, here: Project) -> Course:
+        if name != SFT:
+            return Slot(here, name, self.wanted.seeds)
+
+        def make(text: str) -> Project:
+            return workspace.make(self.project, here.root, self.cache, text, self.base)
+
+        before, own = yamlfile.text_of(self.base.params), yamlfile.text_of(here.params)
+        return Sft(here, make, before, own, self.params.rl.algorithms[0], self.wanted.seeds)
 
     def _workspace(self, name: str, number: int, values: Mapping[str, Any]) -> Project:
         text = edited(self.base.params, [f"{key}={json.dumps(value)}" for key, value in values.items()])[0]
@@ -206,7 +228,7 @@ class Search:
             present=None if present is None else round(present, 6),
             scores=[round(score, 6) for score in study.scores()],
             share=self.wanted.share,
-            steps=self.wanted.steps(self.params),
+            steps=self.wanted.steps(self.params, study.algorithm),
             seeds=list(self.wanted.seeds),
             made_for=made_for,
             **count,
@@ -222,13 +244,14 @@ class Search:
         return max(1, cores() // self.wanted.workers)
 
     def _key(self, name: str, space: Space) -> str:
-        """Of all that makes scores comparable: what rl and evaluate read but for the knobs that are tried, and how these are."""
+        """Of all that makes scores comparable: what a trial's stages read but for the knobs that are tried, and how these are."""
         found: dict[str, Any] = {"space": repr(sorted(space.items())), "share": self.wanted.share, "seeds": self.wanted.seeds}
-        for kind in ("rl", "evaluate"):
-            told = identity(self.base, self.params, f"{kind}@{name}-{self.wanted.seeds[0]}")
-            mine = json.loads(told.pop(f"algorithms.{name}", "{}"))
-            told.pop(f"models/policy/{name}-{self.wanted.seeds[0]}", None)
-            found[kind] = told | {"knobs": {knob: value for knob, value in mine.items() if knob not in space}}
+        policy = f"{self.params.rl.algorithms[0] if name == SFT else name}-{self.wanted.seeds[0]}"
+        for stage in (SFT if name == SFT else f"rl@{policy}", f"evaluate@{policy}"):
+            told = identity(self.base, self.params, stage)
+            mine = json.loads(told.pop(spaces.section(name), "{}"))
+            told.pop(f"models/policy/{policy}", None)
+            found[stage.partition("@")[0]] = told | {"knobs": {knob: value for knob, value in mine.items() if knob not in space}}
         return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:12]
 
 

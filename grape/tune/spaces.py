@@ -1,5 +1,7 @@
 """Which knobs of an algorithm are tried, and within what: a vetted space for each of grape's own, or a file of the user's.
 
+SFT is tuned as well. It stands in no slot: its knobs are the section `sft` of params.yaml, and its budget are its own updates.
+
 Every space lies within the ranges that the knobs' schema has, and always holds the present settings: they are the first trial, so
 that tuning never ends worse than no tuning.
 """
@@ -12,12 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from grape import yamlfile
-from grape.algorithms.base import OnlineParams, SlotParams
+from grape.algorithms.base import OnlineParams
 from grape.errors import GrapeError, first_problem, nearest
 from grape.schema import Params
+from grape.slot import SFT
 
 Value = float | int | str | bool | None
 Knobs = dict[str, Value]
@@ -64,11 +67,17 @@ class OneOf:
 Dimension = Range | OneOf
 Space = Mapping[str, Dimension]
 
+BUDGET = ("steps", "batch_size")  # of SFT: what all its trials have the same of
 RATE = Range(5.0e-5, 2.0e-3, log=True)
 
 # Three or four knobs each, so that eight trials say something: the step, what holds it back, and what the algorithm's paper varies.
 # The ranges go as far as the sources of the knobs' defaults do (docs/tuning.md).
 DEFAULTS: Mapping[str, Space] = {
+    SFT: {
+        "learning_rate": Range(5.0e-5, 5.0e-3, log=True),
+        "weight_decay": OneOf((0.0, 0.01, 0.1)),
+        "max_grad_norm": Range(0.3, 3.0, log=True),
+    },
     "rejection": {"learning_rate": RATE, "keep": Range(1, 4), "epochs": Range(1, 3)},
     "reinforce": {"learning_rate": RATE, "baseline": OneOf(("leave_one_out", "group", "moving")), "beta": OneOf((0.0, 0.02, 0.1))},
     "trpo": {
@@ -98,9 +107,18 @@ DEFAULTS: Mapping[str, Space] = {
 }
 
 
+def section(name: str) -> str:
+    """The key of params.yaml below which the knobs of `name` stand."""
+    return SFT if name == SFT else f"algorithms.{name}"
+
+
+def _given(params: Params, name: str) -> BaseModel:
+    return params.sft if name == SFT else params.algorithm(name)
+
+
 def present(params: Params, name: str, knobs: Mapping[str, object]) -> Knobs:
     """What these knobs of algorithm `name` are now. What is null and taken from elsewhere, the learning rate, is written out."""
-    given = params.algorithm(name)
+    given = _given(params, name)
     values: Knobs = {knob: getattr(given, knob) for knob in knobs}
     elsewhere: Knobs = {"learning_rate": params.rl.learning_rate, "rounds": params.rl.steps}
     return {knob: elsewhere.get(knob) if value is None else value for knob, value in values.items()}
@@ -115,13 +133,14 @@ def of(params: Params, name: str, mine: Mapping[str, Any] | None = None, where: 
     Raises:
         GrapeError: a knob that the algorithm does not have, a value that it does not take, a range or choice of nothing.
     """
-    known, given = params.slot(name).params, (mine or {}).get(name)
+    given = (mine or {}).get(name)
     if given is None:
         space = DEFAULTS.get(name) or {
             "learning_rate": Range(params.rl.learning_rate / 6, min(1.0, params.rl.learning_rate * 6), True)
         }
     else:
-        space = {knob: _dimension(known, knob, told, f"{where}, {name}.{knob}") for knob, told in given.items()}
+        check = KnobCheck.of(params, name)
+        space = {knob: _dimension(check, knob, told, f"{where}, {name}.{knob}") for knob, told in given.items()}
     now = present(params, name, space)
     return {knob: dimension.holding(now[knob]) for knob, dimension in space.items()}
 
@@ -144,9 +163,47 @@ def read(path: Path, names: list[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _dimension(known: type[SlotParams], knob: str, told: Any, where: str) -> Dimension:
-    if knob not in known.model_fields:
-        raise GrapeError("there is no such knob", where=where, mend=nearest(knob, known.model_fields, "known here: %s"))
+@dataclass(frozen=True)
+class KnobCheck:
+    """What the knobs' schema takes.
+
+    Attributes:
+        beside: values of the knobs that have no default.
+    """
+
+    schema: type[BaseModel]
+    beside: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, params: Params, name: str) -> KnobCheck:
+        return cls(type(params.sft), params.sft.model_dump()) if name == SFT else cls(params.slot(name).params, {})
+
+    def knob(self, knob: str, where: str) -> None:
+        """
+        Raises:
+            GrapeError: it is not there, or what all trials have the same of.
+        """
+        known = [one for one in self.schema.model_fields if one not in BUDGET or not self.beside]
+        if self.beside and knob in BUDGET:
+            mend = f"leave it out; tried can be {', '.join(known)}"
+            raise GrapeError("it is the budget, which is the same for all trials", where=where, mend=mend)
+        if knob not in known:
+            raise GrapeError("there is no such knob", where=where, mend=nearest(knob, known, "known here: %s"))
+
+    def value(self, knob: str, value: Value, where: str) -> None:
+        """
+        Raises:
+            GrapeError: the schema does not take it.
+        """
+        try:
+            self.schema.model_validate({**self.beside, knob: value})
+        except ValidationError as error:
+            mend = f"`grape explain` shows the range of {knob}"
+            raise GrapeError(f"{value!r}: {first_problem(error)[1]}", where=where, mend=mend) from error
+
+
+def _dimension(check: KnobCheck, knob: str, told: Any, where: str) -> Dimension:
+    check.knob(knob, where)
     mend = "write a list of values, or {low: 1, high: 3}, with `log: true` where ratios count"
     if isinstance(told, list) and told and all(isinstance(value, Value) for value in told):
         found: Dimension = OneOf(tuple(dict.fromkeys(told)))
@@ -155,7 +212,7 @@ def _dimension(known: type[SlotParams], knob: str, told: Any, where: str) -> Dim
     else:
         raise GrapeError("there is nothing to choose from here", where=where, mend=mend)
     for value in found.ends:
-        refuse(known, {knob: value}, where)
+        check.value(knob, value, where)
     return found
 
 
@@ -166,19 +223,6 @@ def _range(told: Mapping[str, Any], where: str) -> Range:
         mend = "low and high are numbers, low the smaller one, above 0 for log: true"
         raise GrapeError(f"{low} to {high} is no range", where=where, mend=mend)
     return Range(low, high, log)
-
-
-def refuse(known: type[SlotParams], knobs: Mapping[str, Any], where: str) -> None:
-    """
-    Raises:
-        GrapeError: the schema of the knobs does not take these.
-    """
-    try:
-        known.model_validate(knobs)
-    except ValidationError as error:
-        what = first_problem(error)[1]
-        mend = f"`grape explain` shows the ranges of {', '.join(knobs)}"
-        raise GrapeError(f"{', '.join(map(repr, knobs.values()))}: {what}", where=where, mend=mend) from error
 
 
 def scaled(params: Params, name: str, knobs: Mapping[str, Value], steps: int) -> Knobs:

@@ -1,7 +1,6 @@
 """One trial: an algorithm with a set of knobs, trained and evaluated in a workspace of its own, by the very stages of the pipeline.
 
-A set of knobs that was tried before comes from DVC's run cache and trains nothing. rl and evaluate are all that runs here: the test
-prompts are never read.
+A set of knobs that was tried before comes from DVC's run cache and trains nothing. Nothing that runs here reads the test prompts.
 """
 
 from __future__ import annotations
@@ -25,9 +24,11 @@ from grape.files import read_lines
 from grape.pipeline.execute import Executor, Outcome
 from grape.pipeline.screen import Screen
 from grape.project import Project
+from grape.slot import SFT
 from grape.stages.validation import METRIC
 from grape.track.spool import Spool
 from grape.tune import workspace
+from grape.tune.course import Course
 
 TICK = 1.0  # seconds from one glance at what it says to the next
 _ERROR = re.compile(r"^grape: error: (.*)")
@@ -57,14 +58,13 @@ class TrialEnd:
 class Trial:
     """
     Args:
-        name: `grpo-3`, of its workspace. report: gets the points of the first seed; in the thread that runs the trial.
-        threads: that a stage computes with.
+        name: `grpo-3`, of its workspace. course: what it runs. report: gets the points of the first seed; in the thread that runs
+            the trial. threads: that a stage computes with.
     """
 
     here: Project
     name: str
-    algorithm: str
-    seeds: Sequence[int]
+    course: Course
     nonce: str
     report: Report
     threads: int
@@ -77,11 +77,11 @@ class Trial:
 
     def run(self) -> TrialEnd:
         """Train and evaluate; the workspace is gone afterwards, unless the trial was stopped and is to go on."""
-        stages = [f"{kind}@{self.algorithm}-{seed}" for seed in self.seeds for kind in ("rl", "evaluate")]
+        stages = [SFT, *(f"{kind}@{policy}" for policy in self.course.policies for kind in ("rl", "evaluate"))]
         self._executor = Executor(self.here, self.screen, dict.fromkeys(stages, self.threads), self.nonce)
         outcomes: list[Outcome] = []
-        for stage in stages:
-            outcomes.append(self._watched(stage) if stage == stages[0] else self._executor.run(stage))
+        for stage in self.course.stages():
+            outcomes.append(self._executor.run(stage) if outcomes else self._watched(stage))
             if not outcomes[-1].good or self._pruned or self._stopped:
                 break
         ended = self._ended(outcomes)
@@ -126,7 +126,7 @@ class Trial:
     def _points(self) -> Iterator[Point]:
         """What the stage that runs has said so far."""
         for spool in Spool.pending(self.here):
-            if spool.meta["stage"] == f"rl@{self.algorithm}-{self.seeds[0]}":
+            if spool.meta["stage"] == f"rl@{self.course.policies[0]}":
                 for event, _ in spool.events():
                     value = event.get("values", {}).get(METRIC) if event["kind"] == "metrics" else None
                     if isinstance(value, float) and isfinite(value):
@@ -150,13 +150,11 @@ class Trial:
         return TrialEnd("complete", score, judge, **common)
 
     def _history(self) -> list[Mapping[str, Any]]:
-        path = self.here.root / "reports" / "train" / "rl" / f"{self.algorithm}-{self.seeds[0]}.jsonl"
-        return [row for _, row in read_lines(path) if row.get("step")]
+        return [row for _, row in read_lines(self.course.curve) if row.get("step")]
 
     def _score(self) -> tuple[float, JudgeName]:
         """Mean over the seeds, by gold where there is one."""
-        names = [f"{self.algorithm}-{seed}" for seed in self.seeds]
-        found = [evaluation(self.here.root / "reports" / "evaluate" / name / "metrics.json") for name in names]
+        found = [evaluation(self.here.root / "reports" / "evaluate" / name / "metrics.json") for name in self.course.policies]
         judge: JudgeName = "gold" if all(one.policy.gold for one in found) else "proxy"
         return fmean(one.policy.of(judge).mean for one in found), judge
 

@@ -11,6 +11,7 @@ from grape.algorithms import ALGORITHMS
 from grape.errors import GrapeError
 from grape.params import edited, load
 from grape.schema import Params
+from grape.slot import SFT
 from grape.tune import spaces
 from grape.tune.spaces import DEFAULTS, OneOf, Range
 
@@ -20,25 +21,29 @@ def params(root: Path) -> Params:
     return load(root / "params.yaml")
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_every_algorithm_has_a_space_within_the_ranges_of_its_knobs(name: str) -> None:
+TUNED = [SFT, *ALGORITHMS]
+
+
+@pytest.mark.parametrize("name", TUNED)
+def test_every_algorithm_has_a_space_within_the_ranges_of_its_knobs(params: Params, name: str) -> None:
     """Both ends of every range and every choice are values that the schema takes, with the default of all else."""
+    check = spaces.KnobCheck.of(params, name)
     for knob, dimension in DEFAULTS[name].items():
-        assert knob in ALGORITHMS[name].params.model_fields
+        check.knob(knob, name)
         for value in dimension.ends:
-            spaces.refuse(ALGORITHMS[name].params, {knob: value}, knob)
+            check.value(knob, value, name)
         assert len(set(dimension.ends)) > 1
 
 
 def test_no_space_is_of_an_algorithm_that_is_not_there() -> None:
-    assert DEFAULTS.keys() == ALGORITHMS.keys()
+    assert [*DEFAULTS] == TUNED
 
 
 def test_equal_chances_begin_with_spaces_of_like_size() -> None:
     assert {len(space) for space in DEFAULTS.values()} <= {3, 4}
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", TUNED)
 def test_the_present_settings_lie_within(params: Params, name: str) -> None:
     space = spaces.of(params, name)
     for knob, value in spaces.present(params, name, space).items():
@@ -61,6 +66,13 @@ def test_an_algorithm_of_ones_own_is_tried_with_other_rates(root: Path) -> None:
     text = ["algorithms.rloo.use=algorithms.rloo:ALGORITHM", "rl.algorithms=[rloo]"]
     params = edited(root / "params.yaml", text)[1]
     assert spaces.of(params, "rloo").keys() == {"learning_rate"}
+
+
+def test_the_knobs_of_sft_stand_in_its_section(root: Path) -> None:
+    params = edited(root / "params.yaml", ["sft.learning_rate=0.02"])[1]
+    assert spaces.section(SFT) == "sft" and spaces.section("grpo") == "algorithms.grpo"
+    assert spaces.present(params, SFT, ["learning_rate", "turns"]) == {"learning_rate": 0.02, "turns": "all"}
+    assert spaces.of(params, SFT)["learning_rate"] == Range(5.0e-5, 0.02, log=True)
 
 
 def test_rounds_stay_as_large_as_they_will_be(params: Params) -> None:
@@ -96,6 +108,10 @@ def test_spaces_of_ones_own(params: Params, tmp_path: Path) -> None:
         ("grpo: {clip_low: {low: 0.1, high: 0.2, step: 0.1}}", "nothing to choose from"),
         ("grpo: {epochs: {low: 1.5, high: 2.5}}", "1.5"),
         ("grpo: {}", "grpo is not a mapping of knobs"),
+        ("sft: {steps: [30, 60]}", "sft.steps: it is the budget"),
+        ("sft: {batch_size: {low: 8, high: 64}}", "sft.batch_size: it is the budget"),
+        ("sft: {rate: [0.1, 0.2]}", "sft.rate: there is no such knob"),
+        ("sft: {weight_decay: [0.1, -1.0]}", "sft.weight_decay: -1.0"),
         ("ppo: {lam: [0.9, 1.0]}", "'ppo' is not tuned here"),
         ("[grpo]", "not a mapping of algorithms"),
         ("", "not a mapping of algorithms"),
@@ -106,7 +122,8 @@ def test_spaces_that_are_refused(params: Params, tmp_path: Path, text: str, said
     file = tmp_path / "mine.yaml"
     file.write_text(text)
     with pytest.raises(GrapeError) as refusal:
-        spaces.of(params, "grpo", spaces.read(file, ["grpo"]), file.name)
+        name = SFT if text.startswith(SFT) else "grpo"
+        spaces.of(params, name, spaces.read(file, [name]), file.name)
     assert said in str(refusal.value) and "mine.yaml" in str(refusal.value) and refusal.value.mend
 
 

@@ -26,6 +26,7 @@ from grape.errors import GrapeError
 from grape.params import set_values
 from grape.pipeline import Screen, preflight
 from grape.project import Project
+from grape.slot import SFT
 from grape.tune import run
 from grape.tune.search import Tuning
 from grape.tune.study import Study
@@ -140,6 +141,25 @@ def test_mlflow_has_a_run_of_every_trial_below_the_tuning(toy: Tuned) -> None:
         assert {parent for _, _, parent in told} == {"tune"}
 
 
+def test_sft_is_tuned_by_its_own_updates_and_scored_beside_the_projects_model(toy: Tuned) -> None:
+    kept, others, model = toy.kept(), tuned.read(toy.project.root), (toy.project.root / "models/sft/weights.json").read_text()
+    trained, evaluated = len(toy.ran("sft")), len(toy.ran("evaluate"))
+    said = toy.tune("sft", 2, seeds="1000,1001")
+    new = [line.split()[1:] for line in toy.ran("sft")[trained:]]
+    assert [knobs[1:] for knobs in new] == [["15", "1", "1000"], ["15", "1", "1001"]] * 2, "a quarter of 60 updates"
+    rates = [float(knobs[0]) for knobs in new[::2]]
+    assert rates[0] == 5e-4 and rates == [float(knobs[0]) for knobs in new[1::2]]
+    found = tuned.read(toy.project.root)
+    scores = [0.5 - 0.1 * abs(math.log10(rate / 1e-3)) for rate in rates]
+    assert found[SFT].scores == pytest.approx(scores, abs=1e-6) and found[SFT].present == found[SFT].scores[0]
+    assert found[SFT].knobs["learning_rate"] == rates[scores.index(max(scores))] and found[SFT].steps == 15
+    assert {name: found[name] for name in others} == others
+    assert [line.split()[-1] for line in toy.ran("evaluate")[evaluated:]] == ["0.0005"] * 4, "beside the project's SFT model"
+    assert toy.kept() == kept and (toy.project.root / "models/sft/weights.json").read_text() == model
+    assert "15 of 60 updates of sft" in said and "sft-0" in said
+    assert {status for name, status, _, _ in toy.runs() if name.startswith("sft-")} == {"FINISHED"}
+
+
 def test_a_hopeless_trial_is_ended_and_a_score_that_is_no_number_fails_its_trial(
     toy: Tuned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,6 +190,7 @@ def test_the_test_prompts_were_never_read(toy: Tuned) -> None:
         (("grpo", 1, 1.5, "1000"), "1.5 is no share of the budget"),
         (("grpo", 1, 0.0, "1000"), "0.0 is no share"),
         (("grop", 1, 0.5, "1000"), "did you mean 'grpo'"),
+        (("sft", 1, 0.5, "1000", 1, None, ("sft.steps=0",)), "there is no SFT to tune"),
         (("grpo", 1, 0.5, "one"), "cannot read 'one'"),
         (("grpo", 1, 0.5, "3,3"), "twice"),
     ],
@@ -177,7 +198,7 @@ def test_the_test_prompts_were_never_read(toy: Tuned) -> None:
 def test_what_is_refused_before_anything_runs(toy: Tuned, arguments: tuple[Any, ...], said: str) -> None:
     before = len(toy.ran("prepare")) + len(toy.ran("rl"))
     with pytest.raises(GrapeError, match=said):
-        tune.tune(toy.project, *arguments, 1, None, (), Screen(io.StringIO()))
+        tune.tune(toy.project, *arguments, *(1, None, ())[len(arguments) - 4 :], Screen(io.StringIO()))
     assert len(toy.ran("prepare")) + len(toy.ran("rl")) == before
 
 

@@ -16,6 +16,7 @@ from grape.commands import tune
 from grape.errors import GrapeError
 from grape.params import edited
 from grape.project import Project
+from grape.slot import SFT
 from grape.tune.trial import evaluation
 from grape.tuned import Spread, Tuned
 from tests.report.conftest import evaluation as evaluated
@@ -23,6 +24,7 @@ from tests.report.conftest import evaluation as evaluated
 KNOBS: dict[str, dict[str, tuned.Value]] = {
     "grpo": {"learning_rate": 1e-05, "clip_high": 0.3, "advantage": "leave_one_out"},
     "dpo": {"beta": 0.2, "sft": 0.0},
+    SFT: {"learning_rate": 0.002, "weight_decay": 0.1},
 }
 
 
@@ -123,7 +125,7 @@ def test_compare_trains_the_best_at_the_whole_budget_with_fresh_seeds(project: P
     found = values(project, None, None)
     assert (found["algorithms"], found["seeds"]) == (["dpo", "grpo"], [0, 1, 2, 3, 4])
     assert found["steps"] == before.rl.steps
-    for name, knobs in KNOBS.items():
+    for name, knobs in ((name, KNOBS[name]) for name in ("dpo", "grpo")):
         assert found["knobs"][name] == {**(before.algorithms[name] or {}), **knobs}, "what was not tuned stays"
     assert found["knobs"]["ppo"] == before.algorithms["ppo"]
 
@@ -149,6 +151,24 @@ def test_one_algorithm_alone_is_said_to_be(project: Project, write: Callable[...
     words = tune.assignments(project, "grpo", None)[1]
     assert any("grpo alone" in line for line in words)
     assert not any("alone" in line for line in tune.assignments(project, "grpo,dpo", None)[1])
+
+
+def test_what_was_found_for_sft_is_not_compared(project: Project, write: Callable[..., None]) -> None:
+    """The others were tuned from the SFT model as it is."""
+    tuned.write(project.root, {SFT: entry(project, SFT, steps=15)})
+    with pytest.raises(GrapeError, match="nothing but SFT was tuned yet"):
+        tune.assignments(project, None, None)
+    tuned.write(project.root, {name: entry(project, name) for name in KNOBS})
+    assert values(project, None, None)["algorithms"] == ["dpo", "grpo"]
+    assert not any(line.startswith("sft.") for line in tune.assignments(project, None, None)[0])
+    with pytest.raises(GrapeError, match="sft stands in no slot"):
+        tune.assignments(project, "sft,grpo", None)
+
+
+def test_sft_is_taken_before_the_others_are_tuned(project: Project) -> None:
+    told = list(tune.lines({SFT: entry(project, SFT)}))[-1]
+    assert "--set sft.learning_rate=0.002 --set sft.weight_decay=0.1" in told and "compare" not in told
+    assert list(tune.lines({"dpo": entry(project, "dpo")}))[-1] == "next: grape run compare --tuned"
 
 
 @pytest.mark.parametrize(

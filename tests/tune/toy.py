@@ -18,8 +18,10 @@ name, switches = f"{algorithm}-{seed}", Path(os.environ["TOY_SWITCHES"])
 params = YAML(typ="safe").load(Path("params.yaml"))
 knobs = params["algorithms"].get(algorithm) or {}
 rate = knobs.get("learning_rate") or params["rl"]["learning_rate"]
+start = json.loads(Path("models/sft/weights.json").read_text())["rate"] if kind == "evaluate" else ""
+sft = [params["sft"]["learning_rate"], params["sft"]["steps"], params["sft"]["warmup_steps"], params["seed"]]
 with (switches / "log").open("a") as log:
-    log.write(f"{kind} {algorithm} {rate} {params['rl']['steps']}\n")
+    log.write(" ".join(map(str, [kind, *(sft if kind == "sft" else [algorithm, rate, params["rl"]["steps"], start])])) + "\n")
 
 
 def write(path, value):
@@ -30,7 +32,10 @@ def write(path, value):
 if kind == "prepare":
     for part in ("train", "validation", "test"):
         write(f"data/prompts/{part}.jsonl", {"id": part})
-    write("models/sft/weights.json", {"sft": 1})
+elif kind == "sft":
+    write("models/sft/weights.json", {"rate": params["sft"]["learning_rate"], "seed": params["seed"]})
+    write("reports/train/sft.jsonl", {"step": 1, "loss": 2.0})
+    write("reports/receipts/sft.json", {"nonce": os.environ.get("GRAPE_NONCE")})
 elif kind == "rl":
     if (switches / "slow").exists() and "learning_rate" in knobs and rate != params["rl"]["learning_rate"]:
         with StageRun(Project.find(), f"rl@{name}", {}, int(seed), deliver=False) as run:
@@ -40,7 +45,8 @@ elif kind == "rl":
     write(f"reports/train/rl/{name}.jsonl", {"step": 2, "reward": 0.4, "validation/reward": 0.4})
 elif kind == "evaluate":
     made = json.loads(Path("mine/evaluation.json").read_text())
-    score = math.nan if (switches / f"nan-{algorithm}").exists() else 0.5 - 0.1 * abs(math.log10(rate / 1e-3))
+    made_with = json.loads(Path(f"models/policy/{name}/weights.json").read_text())["rate"]
+    score = math.nan if (switches / f"nan-{algorithm}").exists() else 0.5 - 0.1 * abs(math.log10(made_with / 1e-3))
     made["policy"]["gold"]["mean"] = score
     write(f"reports/evaluate/{name}/metrics.json", made)
 else:
