@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
@@ -14,11 +15,11 @@ from transformers.cache_utils import DynamicLayer
 class InPlace(DynamicLayer):
     """Keys and values (R, heads, n, size) of plain attention: the first n columns of a buffer."""
 
-    def __init__(self, keys: Tensor, values: Tensor, samples: int, room: int) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, samples: int, room: int, dtype: torch.dtype) -> None:
         """The layer of a prefilled prompt, (P, ..), repeated for G = `samples` rows each, with room for so many tokens more."""
         super().__init__()
-        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
-        self.buffers = [_roomy(x, samples, room) for x in (keys, values)]
+        self.dtype, self.device, self.is_initialized = dtype, keys.device, True
+        self.buffers = [_roomy(x.to(dtype), samples, room) for x in (keys, values)]
         self._show(keys.shape[2])
 
     def _show(self, length: int) -> None:
@@ -45,15 +46,17 @@ def _roomy(x: Tensor, samples: int, room: int) -> Tensor:
     return buffer.view(rows * samples, heads, length + room, size)
 
 
-def expanded(cache: Any, samples: int, room: int) -> Any:
-    """The cache of P prefilled prompts for P * G rows. Layers of plain attention get a buffer; what is not that (sliding windows,
+def expanded(cache: Any, samples: int, room: int, rounded: bool = False) -> Any:
+    """The cache of P prefilled prompts for P * G rows, with `rounded` in bfloat16: under autocast attention would round all of it
+    for every token, to the same numbers. Layers of plain attention get a buffer; what is not that (sliding windows,
     indexers, layers that read another's keys) stays transformers' own and grows as it does."""
     if not hasattr(cache, "layers"):
         cache.batch_repeat_interleave(samples)
         return cache
     for i, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer and layer.get_seq_length() > 0:
-            cache.layers[i] = InPlace(layer.keys, layer.values, samples, room)
+            dtype = torch.bfloat16 if rounded else layer.keys.dtype
+            cache.layers[i] = InPlace(layer.keys, layer.values, samples, room, dtype)
         else:
             layer.batch_repeat_interleave(samples)
     return cache

@@ -40,7 +40,7 @@ class _Decoding:
         with autocast(dtype, device):
             mask = {"attention_mask": attention} if masked else {}
             out = model(input_ids=ids, **mask, position_ids=position, use_cache=True, logits_to_keep=1)
-        self.cache = expanded(out.past_key_values, samples, room)
+        self.cache = expanded(out.past_key_values, samples, room, rounded=dtype == "bfloat16")
         self.logits = out.logits[:, -1].repeat_interleave(samples, 0)
         self.attention = torch.cat([attention, attention.new_ones(len(rows), room)], 1).repeat_interleave(samples, 0)
         self.position = position[:, -1].repeat_interleave(samples, 0)

@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from grape.sampling import Own, Wanted, Written, draws, own, uniforms
-from grape.sampling.cache import InPlace
+from grape.sampling.cache import InPlace, expanded
 from tests import tiny
 
 PROMPTS = ([5, 6, 7], [9] * 14, [8, 4, 11, 30, 12], [13])
@@ -128,14 +128,18 @@ def test_a_finished_row_does_not_walk_beyond_the_models_positions() -> None:
 
 
 class Rounded(TorchDispatchMode):
-    """Counts how many matrices are rounded to bfloat16."""
+    """Notes what of so many dimensions is rounded to bfloat16: 2 have weights, 4 keys and values."""
 
-    def __init__(self) -> None:
+    def __init__(self, dimensions: int) -> None:
         super().__init__()
-        self.shapes: list[tuple[int, ...]] = []
+        self.dimensions, self.shapes = dimensions, list[tuple[int, ...]]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._to_copy.default and (kwargs or {}).get("dtype") is torch.bfloat16 and args[0].dim() == 2:
+        if (
+            func is torch.ops.aten._to_copy.default
+            and (kwargs or {}).get("dtype") is torch.bfloat16
+            and args[0].dim() == self.dimensions
+        ):
             self.shapes.append(tuple(args[0].shape))
         return func(*args, **(kwargs or {}))
 
@@ -145,11 +149,11 @@ def test_in_bfloat16_matrices_are_rounded_once_to_the_same_numbers(kind: str, mo
     model = tiny.model().requires_grad_(False) if kind == "frozen" else MODELS[kind]()
     trained = [p.requires_grad for p in model.parameters()]
     shape = tuple(model.get_output_embeddings().weight.shape)
-    with Rounded() as once:
+    with Rounded(2) as once:
         found = Own(model, "bfloat16").write(wanted())
     assert once.shapes.count(shape) == 1 and [p.requires_grad for p in model.parameters()] == trained
     monkeypatch.setattr("grape.memory.free_bytes", lambda _: 1)  # too little for a second copy of the weights
-    with Rounded() as always:
+    with Rounded(2) as always:
         plain = Own(model, "bfloat16", rows_at_once=100).write(wanted())
     assert always.shapes.count(shape) > 10 and found == plain
     with torch.no_grad():  # and what is trained afterwards is not rounded to what it was
@@ -197,3 +201,17 @@ def test_every_row_is_told_once_as_soon_as_it_is_finished(rows_at_once: int | No
     assert [told[i] for i in range(len(rows))] == rows == Own(model, rows_at_once=rows_at_once).write(asked)
     if rows_at_once is None:
         assert steps == sorted(steps) and steps[0] < steps[-1], "told at the end, not on the way"
+
+
+def test_in_bfloat16_the_cache_is_rounded_once_to_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = grouped()
+    layers, longest = model.config.num_hidden_layers, max(map(len, PROMPTS))
+    with Rounded(4) as once:
+        found = Own(model, "bfloat16").write(wanted())
+    monkeypatch.setattr(own, "expanded", lambda *given, **more: expanded(*given))
+    with Rounded(4) as anew:
+        assert Own(model, "bfloat16").write(wanted()) == found
+    tokens = max(len(row.ids) for row in found)
+    rounded, otherwise = (sum(shape[2] for shape in made.shapes if shape[1] == 1) for made in (once, anew))  # of keys and values
+    assert rounded <= 2 * layers * (2 * longest + tokens)  # once by the prompt's attention, once for the buffer
+    assert otherwise > layers * tokens * longest
