@@ -17,7 +17,7 @@ from typing import Any
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -71,11 +71,12 @@ def _submit_all(work: Work) -> None:
         _work.reset(token)
 
 
-def run_prefect(work: Work, url: str) -> None:
-    """Run the work as a flow, with the Prefect server at `url`."""
-    token = _work.set(work)
+def run_prefect(work: Work, url: str, own: bool = False) -> None:
+    """Run the work as a flow, with the Prefect server at `url`. own: it is of this run and on this machine, so that who does not
+    answer is gone: each of some calls would try it for ten seconds."""
+    token, settings = _work.set(work), {PREFECT_API_URL: url} | ({PREFECT_CLIENT_MAX_RETRIES: 1} if own else {})
     try:
-        with temporary_settings({PREFECT_API_URL: url}):
+        with temporary_settings(settings):
             runner, name = ThreadPoolTaskRunner(max_workers=work.workers), f"grape-{work.executor.nonce[:8]}"
             pipeline.with_options(flow_run_name=name, task_runner=runner)(work.root, return_state=True)
     finally:

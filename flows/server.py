@@ -93,7 +93,7 @@ class PrefectEngine:
         from flows.pipeline import run_prefect
 
         try:
-            run_prefect(work, url)
+            run_prefect(work, url, self._server.own)
         except Exception as error:  # boundary: whatever Prefect raises when its server is gone; DVC does not need it
             if work.executor.interrupted:
                 raise KeyboardInterrupt from error

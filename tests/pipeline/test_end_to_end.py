@@ -271,17 +271,6 @@ def test_the_second_time_nothing_runs_for_either_tool(copy: Copy) -> None:
     assert "Data and pipelines are up to date" in copy.dvc("repro")
 
 
-def test_what_nobody_needs_is_left_out_and_comes_back_from_the_cache(copy: Copy) -> None:
-    """Neither GRPO nor REINFORCE reads a pair or a reward model."""
-    out = copy.grape("run", "reward", "--engine", "dvc", "--set", "reward.when=needed")
-    assert out.count("not needed: no algorithm") == 6 and "is empty" not in out  # the plan, what they say, the table
-    assert [path.name for path in (copy.root / "models/reward").iterdir()] == ["NOT_NEEDED.json"]
-    assert "no algorithm" in copy.receipt("preferences")["facts"]["grape.not_needed"]
-    out = copy.grape("run", "reward", "--engine", "dvc", "--set", "reward.when=always")
-    assert "preferences  cached" in out and "reward       cached" in out  # other params of the same answer would run nothing
-    assert copy.dvc("status", "--json").strip() == "{}"
-
-
 def test_one_knob_concerns_its_algorithm_only(copy: Copy) -> None:
     copy.grape("run", "prepare", "--set", "algorithms.grpo.clip_low=0.1")  # runs nothing: prepare does not read it
     plan = copy.plan()
@@ -292,16 +281,21 @@ def test_one_knob_concerns_its_algorithm_only(copy: Copy) -> None:
 
 
 def test_killed_in_the_middle_of_rl_and_all_models_deleted(copy: Copy) -> None:
-    run = copy.start("grape.cli", "run", "pipeline", "--engine", "dvc")
+    """In a run that needs no pair and no reward model, as neither GRPO nor REINFORCE reads one; the next has both again, and all
+    that was there before, from the cache."""
+    others = [stage for stage in STAGES if "grpo" not in stage and stage != "report"]
+    before = {stage: copy.receipt(stage) for stage in others}
+    run = copy.start("grape.cli", "run", "pipeline", "--engine", "dvc", "--workers", "1", "--set", "reward.when=needed")
     log = copy.root / ".grape" / "logs" / "rl@grpo-0.log"
     log.unlink()
     until(lambda: log.exists() and "1/2" in log.read_text())
     os.killpg(run.pid, signal.SIGKILL)
-    run.communicate()
+    out, _ = run.communicate()
+    assert out.count("not needed: no algorithm") == 4 and "is empty" not in out  # the plan, and what the two stages say
+    assert [path.name for path in (copy.root / "models/reward").iterdir()] == ["NOT_NEEDED.json"]
+    assert "no algorithm" in copy.receipt("preferences")["facts"]["grape.not_needed"]
     shutil.rmtree(copy.root / "models")
-    others = [stage for stage in STAGES if "grpo" not in stage and stage != "report"]
-    before = {stage: copy.receipt(stage) for stage in others}
-    out = copy.grape("run", "pipeline")
+    out = copy.grape("run", "pipeline", "--set", "reward.when=always")
     assert "rl@grpo-0             ran" in out and all(f"{stage:<20}  cached" in out for stage in others), out
     assert copy.dvc("status", "--json").strip() == "{}"
     assert copy.query("mlflow.db", "select name from runs where status = 'RUNNING'") == []
