@@ -85,7 +85,9 @@ def lines(found: Mapping[str, Tuned]) -> Iterator[str]:
         yield f"{name}: {settings(entry)}"
     yield ""
     yield f"kept in {tuned.FILE}"
-    if SFT in found:
+    if SFT in found and found[SFT].present == found[SFT].spread.best:
+        yield "next: tune the others, which start from SFT: its present settings are its best"
+    elif SFT in found:
         sets = " ".join(f"--set {SFT}.{knob}={json.dumps(value)}" for knob, value in found[SFT].knobs.items())
         yield f"next: grape run {SFT} {sets}, and only then tune the others, which start from it"
     else:

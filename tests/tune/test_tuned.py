@@ -168,6 +168,7 @@ def test_what_was_found_for_sft_is_not_compared(project: Project, write: Callabl
 def test_sft_is_taken_before_the_others_are_tuned(project: Project) -> None:
     told = list(tune.lines({SFT: entry(project, SFT)}))[-1]
     assert "--set sft.learning_rate=0.002 --set sft.weight_decay=0.1" in told and "compare" not in told
+    assert "--set" not in list(tune.lines({SFT: entry(project, SFT, present=0.4)}))[-1], "nothing to take"
     assert list(tune.lines({"dpo": entry(project, "dpo")}))[-1] == "next: grape run compare --tuned"
 
 
