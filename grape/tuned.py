@@ -57,8 +57,8 @@ class Tuned(Strict):
     Attributes:
         knobs: of the best trial. present: the score of the settings as they were, the first trial; None: that trial failed.
         judge: who gives the scores, on the validation prompts. complete, pruned, failed: trials. scores: of the complete ones, in
-        order. share: of the budget that each trial had, `steps` rounds, of SFT updates; seeds: a trial's score is the mean over them.
-        made_for: what `surroundings` said.
+        order. share: of the budget that each trial had, `steps` rounds, of SFT updates; seeds: a trial's score is the mean over
+        them. made_for: what `surroundings` said.
     """
 
     knobs: dict[str, Value]
