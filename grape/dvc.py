@@ -175,10 +175,14 @@ def read_lock(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        text = yamlfile.text_of(path)
-        data = yamlfile.parse(text, path.name)
+        return dict(_whole_lock(yamlfile.text_of(path), path.name))
     except GrapeError as error:
         raise ValueError(error.what) from error
+
+
+@lru_cache(maxsize=2)  # one look at a project reads it three times, and a league's takes half a second each
+def _whole_lock(text: str, name: str) -> dict[str, Any]:
+    data = yamlfile.parse(text, name)
     if not isinstance(data, dict) or "schema" not in data or not text.endswith("\n"):
         raise ValueError("it is cut short")
     stages = data.get("stages") or {}
@@ -195,7 +199,7 @@ def read_lock(path: Path) -> dict[str, Any]:
                 raise ValueError(f"the entry of {name} is cut short")
             if not item.keys() - {"path", "hash", "size", "nfiles", "isexec"}:
                 raise ValueError(f"the entry of {name} has no hash for {item['path']}")
-    return dict(stages)
+    return stages
 
 
 def locked(project: Project) -> dict[str, str]:
