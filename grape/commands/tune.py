@@ -85,13 +85,19 @@ def lines(found: Mapping[str, Tuned]) -> Iterator[str]:
         yield f"{name}: {settings(entry)}"
     yield ""
     yield f"kept in {tuned.FILE}"
-    if SFT in found and found[SFT].present == found[SFT].spread.best:
-        yield "next: tune the others, which start from SFT: its present settings are its best"
-    elif SFT in found:
-        sets = " ".join(f"--set {SFT}.{knob}={json.dumps(value)}" for knob, value in found[SFT].knobs.items())
-        yield f"next: grape run {SFT} {sets}, and only then tune the others, which start from it"
-    else:
-        yield "next: grape run compare --tuned"
+    yield f"next: {_next(found)}"
+
+
+def _next(found: Mapping[str, Tuned]) -> str:
+    """What to do with it: whoever starts from SFT is tuned when SFT is as it stays."""
+    sft, others = found.get(SFT), [name for name in found if name != SFT]
+    if sft is None or (sft.present == sft.spread.best and others):
+        return "grape run compare --tuned"
+    if sft.present == sft.spread.best:
+        return "tune the others, which start from SFT: its present settings are its best"
+    sets = " ".join(f"--set {SFT}.{knob}={json.dumps(value)}" for knob, value in sft.knobs.items())
+    again = f"{', '.join(others)} again" if others else "the others"
+    return f"grape run {SFT} {sets}, and only then tune {again}, which start from it"
 
 
 def ordered(found: Mapping[str, Tuned]) -> list[tuple[str, Tuned]]:
@@ -123,10 +129,11 @@ def assignments(
     known = tuned.read(project.root)
     if not known:
         raise GrapeError("nothing was tuned yet", where=tuned.FILE, mend="run `grape tune --algorithms all` first")
-    chosen = algorithms or ",".join(name for name in known if name != SFT)
-    if not chosen:
+    known = {name: entry for name, entry in known.items() if name != SFT}
+    if not known:
         mend = "run `grape tune --algorithms all`; what was found for SFT is taken with --set, before the others are tuned"
         raise GrapeError("nothing but SFT was tuned yet, which all the others start from", where=tuned.FILE, mend=mend)
+    chosen = algorithms or ",".join(known)
     more = league.assignments(project, chosen, seeds, sets)
     params = edited(project.params, [*sets, *more])[1]
     names: list[str] = params.rl.algorithms

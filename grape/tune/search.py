@@ -156,6 +156,8 @@ class Search:
         name, asked, _, record = self._running.pop(done)
         try:
             ended = done.result()
+        except GrapeError as refusal:
+            ended = TrialEnd("failed", reason=refusal.what)
         except Exception as error:  # boundary: one trial's accident, such as a file that is gone, must not cost the others
             ended = TrialEnd("failed", reason=f"{type(error).__name__}: {error}")
         self._settle(name, asked, record, ended)

@@ -67,7 +67,7 @@ class OneOf:
 Dimension = Range | OneOf
 Space = Mapping[str, Dimension]
 
-BUDGET = ("steps", "batch_size")  # of SFT: what all its trials have the same of
+BUDGET = ("steps", "batch_size", "warmup_steps")  # of SFT: what all its trials have the same of
 RATE = Range(5.0e-5, 2.0e-3, log=True)
 
 # Three or four knobs each, so that eight trials say something: the step, what holds it back, and what the algorithm's paper varies.

@@ -110,6 +110,7 @@ def test_spaces_of_ones_own(params: Params, tmp_path: Path) -> None:
         ("grpo: {}", "grpo is not a mapping of knobs"),
         ("sft: {steps: [30, 60]}", "sft.steps: it is the budget"),
         ("sft: {batch_size: {low: 8, high: 64}}", "sft.batch_size: it is the budget"),
+        ("sft: {warmup_steps: [0, 5]}", "sft.warmup_steps: it is the budget"),
         ("sft: {rate: [0.1, 0.2]}", "sft.rate: there is no such knob"),
         ("sft: {weight_decay: [0.1, -1.0]}", "sft.weight_decay: -1.0"),
         ("ppo: {lam: [0.9, 1.0]}", "'ppo' is not tuned here"),

@@ -158,6 +158,9 @@ def test_sft_is_tuned_by_its_own_updates_and_scored_beside_the_projects_model(to
     assert toy.kept() == kept and (toy.project.root / "models/sft/weights.json").read_text() == model
     assert "15 of 60 updates of sft" in said and "sft-0" in said
     assert {status for name, status, _, _ in toy.runs() if name.startswith("sft-")} == {"FINISHED"}
+    curves = "select r.name, m.value from metrics m join runs r on r.run_uuid = m.run_uuid where m.key = 'loss'"
+    with closing(sqlite3.connect(toy.project.state / "mlflow.db")) as connection:
+        assert sorted(connection.execute(curves).fetchall()) == [("sft-0", 2.0), ("sft-1", 2.0)]
 
 
 def test_a_hopeless_trial_is_ended_and_a_score_that_is_no_number_fails_its_trial(

@@ -163,12 +163,19 @@ def test_what_was_found_for_sft_is_not_compared(project: Project, write: Callabl
     assert not any(line.startswith("sft.") for line in tune.assignments(project, None, None)[0])
     with pytest.raises(GrapeError, match="sft stands in no slot"):
         tune.assignments(project, "sft,grpo", None)
+    with pytest.raises(GrapeError, match="not tuned: ppo") as refusal:
+        tune.assignments(project, "ppo", None)
+    assert refusal.value.mend is not None and refusal.value.mend.endswith("--algorithms dpo,grpo"), "which it then takes"
 
 
 def test_sft_is_taken_before_the_others_are_tuned(project: Project) -> None:
     told = list(tune.lines({SFT: entry(project, SFT)}))[-1]
     assert "--set sft.learning_rate=0.002 --set sft.weight_decay=0.1" in told and "compare" not in told
-    assert "--set" not in list(tune.lines({SFT: entry(project, SFT, present=0.4)}))[-1], "nothing to take"
+    best = entry(project, SFT, present=0.4)
+    assert "--set" not in list(tune.lines({SFT: best}))[-1], "nothing to take"
+    both = {SFT: entry(project, SFT), "dpo": entry(project, "dpo")}
+    assert list(tune.lines(both))[-1].endswith("only then tune dpo again, which start from it")
+    assert list(tune.lines(both | {SFT: best}))[-1] == "next: grape run compare --tuned"
     assert list(tune.lines({"dpo": entry(project, "dpo")}))[-1] == "next: grape run compare --tuned"
 
 

@@ -45,8 +45,9 @@ elif kind == "rl":
     write(f"reports/train/rl/{name}.jsonl", {"step": 2, "reward": 0.4, "validation/reward": 0.4})
 elif kind == "evaluate":
     made = json.loads(Path("mine/evaluation.json").read_text())
-    made_with = json.loads(Path(f"models/policy/{name}/weights.json").read_text())["rate"]
-    score = math.nan if (switches / f"nan-{algorithm}").exists() else 0.5 - 0.1 * abs(math.log10(made_with / 1e-3))
+    policy = json.loads(Path(f"models/policy/{name}/weights.json").read_text())
+    assert policy.get("seed", int(seed)) == int(seed), "an SFT model stands in the place of its own seed"
+    score = math.nan if (switches / f"nan-{algorithm}").exists() else 0.5 - 0.1 * abs(math.log10(policy["rate"] / 1e-3))
     made["policy"]["gold"]["mean"] = score
     write(f"reports/evaluate/{name}/metrics.json", made)
 else:
