@@ -3,10 +3,10 @@ evaluated as policies beside the project's own SFT model."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from grape import settings
 from grape.project import Project
@@ -16,25 +16,9 @@ from grape.tune import workspace
 MODEL, CURVE = Path("models/sft"), Path("reports/train/sft.jsonl")
 
 
-class Course(Protocol):
-    @property
-    def policies(self) -> list[str]:
-        """What evaluate is asked about, seed by seed: `grpo-1000`."""
-        ...
-
-    @property
-    def curve(self) -> Path:
-        """Where the metrics of the first seed's training stand when `stages` has ended."""
-        ...
-
-    def stages(self) -> Iterator[str]:
-        """In order. What has to be there for a stage is made when it is asked for, so the one before has ended well by then."""
-        ...
-
-
 @dataclass(frozen=True)
-class Slot:
-    """An algorithm's, in the workspace `here`."""
+class Course(ABC):
+    """In the workspace `here`. algorithm: of rl.algorithms; evaluate looks for a policy in the places of its runs."""
 
     here: Project
     algorithm: str
@@ -42,7 +26,21 @@ class Slot:
 
     @property
     def policies(self) -> list[str]:
+        """What evaluate is asked about, seed by seed: `grpo-1000`."""
         return [f"{self.algorithm}-{seed}" for seed in self.seeds]
+
+    @property
+    @abstractmethod
+    def curve(self) -> Path:
+        """Where the metrics of the first seed's training stand when `stages` has ended."""
+
+    @abstractmethod
+    def stages(self) -> Iterator[str]:
+        """In order. What has to be there for a stage is made when it is asked for, so the one before has ended well by then."""
+
+
+class Slot(Course):
+    """An algorithm's."""
 
     @property
     def curve(self) -> Path:
@@ -55,25 +53,17 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class Sft:
+class Sft(Course):
     """SFT's. The model that a trial has made is put where a policy stands, and all else is as in the project again: it is
     scored by the same judges, which may stand on the project's SFT model, and beside that.
 
     Args:
         make: the workspace `here` anew, with a text as its params.yaml. before: the project's text; trial: of the trial.
-        algorithm: of rl.algorithms; its run is the place that evaluate looks for a policy in.
     """
 
-    here: Project
     make: Callable[[str], Project]
     before: str
     trial: str
-    algorithm: str
-    seeds: Sequence[int]
-
-    @property
-    def policies(self) -> list[str]:
-        return [f"{self.algorithm}-{seed}" for seed in self.seeds]
 
     @property
     def curve(self) -> Path:

@@ -209,7 +209,7 @@ class Search:
             return workspace.make(self.project, here.root, self.cache, text, self.base)
 
         before, own = yamlfile.text_of(self.base.params), yamlfile.text_of(here.params)
-        return Sft(here, make, before, own, self.params.rl.algorithms[0], self.wanted.seeds)
+        return Sft(here, self.params.rl.algorithms[0], self.wanted.seeds, make, before, own)
 
     def _workspace(self, name: str, number: int, values: Mapping[str, Any]) -> Project:
         text = edited(self.base.params, [f"{key}={json.dumps(value)}" for key, value in values.items()])[0]
