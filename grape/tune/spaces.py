@@ -168,23 +168,24 @@ class KnobCheck:
     """What the knobs' schema takes.
 
     Attributes:
-        beside: values of the knobs that have no default.
+        beside: values of the knobs that have no default. budget: knobs that all trials have the same of.
     """
 
     schema: type[BaseModel]
     beside: Mapping[str, Any]
+    budget: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, params: Params, name: str) -> KnobCheck:
-        return cls(type(params.sft), params.sft.model_dump()) if name == SFT else cls(params.slot(name).params, {})
+        return cls(type(params.sft), params.sft.model_dump(), BUDGET) if name == SFT else cls(params.slot(name).params, {})
 
     def knob(self, knob: str, where: str) -> None:
         """
         Raises:
             GrapeError: it is not there, or what all trials have the same of.
         """
-        known = [one for one in self.schema.model_fields if one not in BUDGET or not self.beside]
-        if self.beside and knob in BUDGET:
+        known = [one for one in self.schema.model_fields if one not in self.budget]
+        if knob in self.budget:
             mend = f"leave it out; tried can be {', '.join(known)}"
             raise GrapeError("it is the budget, which is the same for all trials", where=where, mend=mend)
         if knob not in known:
