@@ -147,7 +147,7 @@ class Tokens(Tensors):
         prompt, response: token ids. prompt_mask: bool.
         mask: bool, 1 on response tokens including EOS: those the model wrote, or is to learn to write.
         given: bool, tokens between them that others wrote (turns of a longer conversation): read, not learned from.
-        shared: rows with the same number have one prompt, which a large model reads once (`grape.models.shared`).
+        shared: rows with the same number have one prompt, which is read once (`grape.models.shared`).
         unit: rows that belong together and are never split: 1, or 2 for pairs (chosen in even rows, rejected in odd ones).
     """
 

@@ -29,7 +29,7 @@ from grape.models.load import device, place, read_config
 from grape.models.lora import LoRA, linear, targets
 from grape.models.micro import VARIABLE, fixed
 from grape.models.scratch import character_tokenizer, scratch
-from grape.models.shared import LARGE
+from grape.models.shared import can
 from grape.params import Params, load
 from grape.project import Project
 from grape.reward.rubric import load_rubrics
@@ -150,7 +150,7 @@ def _kept(model: Any, own: set[int], rows: int, width: int, dtype: Dtype) -> int
 
     ids, mask = torch.zeros(rows, width, dtype=torch.long), (rows, 1, width, width)
     given: dict[str, Any] = {"input_ids": ids, "position_ids": torch.arange(width).expand(rows, width)}
-    if sum(p.numel() for p in model.parameters()) >= LARGE:  # as `grape.models.shared` has it
+    if can(model):  # as `grape.models.shared` packs it
         attention.install(model)
         given["layout"], mask = attention.Layout(), (1, 1, 1, 1)
     given["attention_mask"] = torch.ones(mask, dtype=torch.bool)

@@ -114,11 +114,12 @@ def chunked_logp(
 
 
 def each_chunk(said: Callable[..., tuple[Tensor, Tensor]], size: int, mask: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
-    """What `said` gives, (n,) each, for `size` tokens of the mask at a time, (B, T), 0 outside of it. On the way back each chunk
-    is computed anew, so that nothing of it is kept."""
+    """What `said` gives, (n,) each, for `size` tokens of the mask at a time, (B, T), 0 outside of it. On the way back each of
+    several chunks is computed anew, so that nothing of it is kept."""
     found = []
-    for parts in zip(*(rows[mask].split(size) for rows in given), strict=True):
-        if torch.is_grad_enabled():
+    chunks = list(zip(*(rows[mask].split(size) for rows in given), strict=True))
+    for parts in chunks:
+        if torch.is_grad_enabled() and len(chunks) > 1:
             found.append(checkpoint(said, *parts, use_reentrant=False, preserve_rng_state=False))
         else:
             found.append(said(*parts))

@@ -25,11 +25,12 @@ from grape.errors import GrapeError
 from grape.files import read_json, write_json
 from grape.models.forward import micro_batches
 from grape.models.protocols import Trainable
-from grape.models.shared import LARGE, share
+from grape.models.shared import share
 from grape.types import Outputs, Tokens
 
 VARIABLE = "GRAPE_MICRO_BATCH_TOKENS"
 FIXED = 1024
+LARGE = 5_000_000  # weights from which on the size is measured: of smaller ones all are about as fast
 SMALLEST, LARGEST, LARGEST_OF_ACCELERATORS = 512, 8192, 65536
 BETTER = 1.03  # what a larger size must be faster by: it takes more memory
 

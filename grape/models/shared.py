@@ -3,8 +3,8 @@ sees what stands before it in its own row alone (`grape.models.attention`). A ro
 prompts instead of P x G, forward and backward.
 
 There is no padding in it either, so rows that share their prompt with none are packed too. Every token sees the tokens it would see
-in a row of its own, at the positions it would have there: what is computed is the same, in another order of additions. Small models
-keep the plain rows of `grape.models.forward.inputs`.
+in a row of its own, at the positions it would have there: what is computed is the same, in another order of additions. A model that
+would read such rows as something else keeps the plain ones of `grape.models.forward.inputs`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ from grape.models.head import any_head
 from grape.models.protocols import Trainable
 from grape.types import Tokens
 
-# Weights from which on a model is packed. Below it a step is mostly what Python and torch's calls cost, which packing adds to.
-LARGE = 5_000_000
 # What a probe may differ by, of the size of the hidden states: rounding is far below it, a wrong mask or position far above.
 ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 TORCHS = "sdpa"  # the attention that ours takes the place of
@@ -33,7 +31,7 @@ AnyTokens = TypeVar("AnyTokens", bound=Tokens)
 
 
 def share(model: Trainable, batch: AnyTokens) -> AnyTokens:
-    """The batch with `shared`, where the model is large and reads packed rows as it reads plain ones; else as it is."""
+    """The batch with `shared`, where the model reads packed rows as it reads plain ones; else as it is."""
     trunks: list[Any] = [m for m in (getattr(model, "policy", model), getattr(model, "value", None)) if m is not None]
     if batch.get("shared") is not None or not all(_takes(trunk) for trunk in trunks):
         return batch
@@ -146,15 +144,16 @@ def states(model: Any, batch: Tokens) -> Tensor:
 
 
 def _takes(model: Any) -> bool:
-    """Whether a model is packed: large, of transformers, and with attention that does as it is told. Its attention is ours then."""
+    """Whether a model is packed: one of transformers, with attention that does as it is told. Its attention is ours then."""
     if model not in _known:
-        _known[model] = sum(p.numel() for p in model.parameters()) >= LARGE and _can(model) and _same(model)
+        _known[model] = can(model) and _same(model)
         if not _known[model] and getattr(model.config, "_attn_implementation", None) == attention.NAME:
             model.set_attn_implementation(TORCHS)
     return _known[model]
 
 
-def _can(model: Any) -> bool:
+def can(model: Any) -> bool:
+    """Whether a model's config lets it be packed: attention of a kind that takes a layout, and over all tokens."""
     config = model.config.get_text_config()
     windows = getattr(config, "sliding_window", None) or set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     # A mask of ours would take the place of the windows.

@@ -86,7 +86,7 @@ def accumulate(
 ) -> None:
     """Put the gradient of sum(value * weight) / sum(norm) over the whole batch into `.grad`, and add its metrics to `sums`.
 
-    Both sums run over all micro-batches before the division, so no split changes the gradient. Of a large model rows without signal
+    Both sums run over all micro-batches before the division, so no split changes the gradient. Of packed rows those without signal
     are not computed: they count in the norm, and in no metric of the loss's own.
     """
     for parameter in parameters:

@@ -25,8 +25,7 @@ def rows() -> Batch:
 
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> Any:
-    for module in (micro, shared):
-        monkeypatch.setattr(module, "LARGE", 0)
+    monkeypatch.setattr(micro, "LARGE", 0)
     monkeypatch.setattr(shared, "_known", type(shared._known)())
     monkeypatch.delenv(micro.VARIABLE, raising=False)
     return tiny.model()

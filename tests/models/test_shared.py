@@ -23,8 +23,7 @@ from tests import tiny
 
 
 @pytest.fixture(autouse=True)
-def every_model_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared, "LARGE", 0)
+def no_model_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared, "_known", type(shared._known)())
 
 
@@ -206,12 +205,6 @@ def test_a_model_that_would_read_packed_rows_as_something_else_is_computed_plain
     )
 
 
-def test_a_small_model_keeps_its_plain_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared, "LARGE", 5_000_000)
-    model, batch = tiny.model(), groups()
-    assert shared.share(model, batch) is batch
-
-
 def test_training_reads_packed_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """One update of Adam in micro-batches: the same weights, up to rounding, from fewer tokens."""
     from grape.training.adam import Adam, AdamParams
@@ -222,8 +215,11 @@ def test_training_reads_packed_rows(monkeypatch: pytest.MonkeyPatch) -> None:
         return Loss(-out.logp * out.logp.detach(), weight, weight.sum(1), {})
 
     gradients, read = [], []
-    for large in (10**9, 0):
-        monkeypatch.setattr(shared, "LARGE", large)
+    for packs in (False, True):
+        if not packs:
+            monkeypatch.setattr(shared, "can", lambda model: False)
+        else:
+            monkeypatch.undo()
         monkeypatch.setattr(shared, "_known", type(shared._known)())
         model, seen = tiny.model(), [0]
         adam = Adam(model, AdamParams(1e-3, 1, micro_batch_tokens=100, max_grad_norm=1e9))

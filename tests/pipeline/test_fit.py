@@ -47,13 +47,14 @@ def really_kept(model: Any, rows: int, width: int, dtype: Any) -> int:
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("large", [10**9, 0])
+@pytest.mark.parametrize("packs", [False, True])
 def test_a_model_without_content_keeps_what_the_real_one_keeps(
-    architecture: str, dtype: Any, large: int, monkeypatch: pytest.MonkeyPatch
+    architecture: str, dtype: Any, packs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared, "LARGE", large)
     monkeypatch.setattr(shared, "_known", type(shared._known)())
-    monkeypatch.setattr(fit, "LARGE", large)
+    if not packs:
+        for module in (shared, fit):
+            monkeypatch.setattr(module, "can", lambda model: False)
     model = tiny.model(architecture)
     plain, every = fit.sized(model.config, 3, 20, dtype, False, LoRA(rank=0))
     assert plain.kept == pytest.approx(really_kept(model, 3, 20, dtype), rel=0.02)

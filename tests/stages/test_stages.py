@@ -17,7 +17,7 @@ from grape import params as params_file
 from grape.artifacts import Demonstration, Judgement, Preference, PromptRow, read_rows
 from grape.commands.chat import answers, model_folder
 from grape.errors import GrapeError
-from grape.models import micro, shared
+from grape.models import micro
 from grape.models.load import load_language_model
 from grape.project import Project
 from grape.stages.inputs import identity, resolved
@@ -367,8 +367,7 @@ def test_large_models_read_packed_rows_in_micro_batches_of_a_measured_size(
 
     params_file.set_values(trained.params, ["rl.kl_every=1"])
     assert made("rl", "grpo")[0] == "1024 (fixed)"
-    for module in (micro, shared):
-        monkeypatch.setattr(module, "LARGE", 0)
+    monkeypatch.setattr(micro, "LARGE", 0)
     found = [made(*which) for which in (("sft",), ("reward",), ("rl", "dpo"), ("rl", "ppo"), ("rl", "grpo"), ("rl", "grpo"))]
     assert all(by.endswith(" (measured)") for by, _ in found) and found[-1] == found[-2]
     kept = sorted((trained.state / "micro_batches").iterdir())

@@ -202,7 +202,9 @@ def test_bfloat16_trains_with_mini_batches() -> None:
     prompts = [tiny.prompt(text) for text in ("a", "bb", "ccc", "dd")]
     learner = assemble(grpo.ALGORITHM, params, model, AdamParams(1e-3, 3, micro_batch_tokens=64, dtype="bfloat16"))
     history = learner.train(learner.rollouts(tiny.chat(), prompts, score, sampling, ("t",)), 3, silent)
-    assert len(history) == 3 and all(row["ratio/max"] >= 1 and row["logp_mismatch"] < 0.05 for row in history)
+    learned = [row for row in history if row.get("frac_without_signal") != 1]  # where all rewards are equal nothing is computed
+    assert len(history) == 3 and len(learned) >= 2
+    assert all(row["ratio/max"] >= 1 and row["logp_mismatch"] < 0.05 for row in learned)
 
 
 def test_weights_stay_when_the_gradient_is_not_finite() -> None:
