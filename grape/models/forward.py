@@ -55,15 +55,17 @@ def language(
     distribution: bool = False,
 ) -> Outputs:
     """log pi(y_t | s_t) and entropies of a causal language model; with `distribution` log pi(. | s_t) as well, (B, T, V)."""
-    packed = batch.get("shared") is not None and not distribution
-    head = None if distribution else any_head(model) if packed else head_of(model, batch.response.numel())
-    if head is not None:
-        with autocast(dtype, batch.prompt.device):
-            hidden = states(model, batch)[:, :-1] if packed else hidden_states(model, head, _asked(batch))
-            if hidden is not None:
-                logp, entropy = chunked_logp(head, hidden, batch.response, batch.mask, temperature, entropy_gradient)
-                return Outputs(logp=logp, entropy=entropy)
-    logits = response_logits(model, batch, dtype)
+    packed = batch.get("shared") is not None
+    head = any_head(model) if packed else None if distribution else head_of(model, batch.response.numel())
+    with autocast(dtype, batch.prompt.device):
+        hidden = None if head is None else states(model, batch)[:, :-1] if packed else hidden_states(model, head, _asked(batch))
+        if head is None or hidden is None:
+            logits = response_logits(model, batch, dtype)
+        elif distribution:
+            logits = head(hidden)
+        else:
+            logp, entropy = chunked_logp(head, hidden, batch.response, batch.mask, temperature, entropy_gradient)
+            return Outputs(logp=logp, entropy=entropy)
     logp, entropy = token_logp(logits, batch.response, batch.mask, temperature, entropy_gradient)
     outputs = Outputs(logp=logp, entropy=entropy)
     return outputs.with_(distribution=log_softmax(logits, temperature)) if distribution else outputs

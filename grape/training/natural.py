@@ -27,6 +27,7 @@ from grape.maths.kl import kl_exact
 from grape.maths.linear import conjugate_gradient, line_search
 from grape.models.forward import micro_batches
 from grape.models.protocols import Trainable
+from grape.models.shared import share
 from grape.randomness import permutation
 from grape.training.adam import Forward, LossOf, accumulate
 from grape.training.sums import Sums, add
@@ -55,7 +56,7 @@ class NaturalGradient:
     """`update` has the signature of `Adam.update`; there is no state to keep between updates."""
 
     def __init__(self, model: Trainable, region: TrustRegionParams, max_tokens: int) -> None:
-        self.region, self.max_tokens = region, max_tokens
+        self.model, self.region, self.max_tokens = model, region, max_tokens
         self.parameters = movable(model, region.parameters)
 
     def update(self, forward: Forward, loss: LossOf, batch: Batch, keys: Sequence[object] = ()) -> tuple[Sums, Sums]:
@@ -70,6 +71,7 @@ class NaturalGradient:
             GrapeError: the gradient is not finite; the weights were left as they were.
         """
         sums: Sums = {}
+        batch = share(self.model, batch)
         with sdpa_kernel(SDPBackend.MATH):
             accumulate(forward, loss, batch, self.max_tokens, self.parameters, sums, on_policy=True)
             g = torch.cat([_gradient(p).reshape(-1) for p in self.parameters])

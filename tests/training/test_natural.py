@@ -12,8 +12,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from grape.algorithms import trpo
 from grape.errors import GrapeError
 from grape.maths.kl import kl_exact
+from grape.models.encode import collate
 from grape.models.forward import batched_language, language
 from grape.models.lora import LoRA, adapt
+from grape.models.shared import share
 from grape.training.natural import NaturalGradient
 from grape.types import Batch
 from tests import tiny
@@ -109,6 +111,29 @@ def test_no_split_changes_the_product() -> None:
         with sdpa_kernel(SDPBackend.MATH):
             products.append(update._fisher(lambda part: FORWARD(model, part), batch, v))
     torch.testing.assert_close(products[0], products[1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_packed_rows_have_the_distributions_and_the_product_of_plain_ones(architecture: str) -> None:
+    """Two answers to a prompt beside one to another, of unequal lengths; the prompt is read once."""
+    model = tiny.model(architecture)
+    update = NaturalGradient(model, trpo.TRPOParams(), 4096)
+    rows = [([5, 6, 7, 8], [9, 10, 11]), ([5, 6, 7, 8], [12, 13]), ([14, 15], [9, 16, 17, 18])]
+    plain = Batch.of(collate(rows, 0))
+    packed = share(model, plain)
+    assert packed.get("shared") is not None
+    v = torch.randn(sum(p.numel() for p in update.parameters), generator=torch.Generator().manual_seed(2))
+    read: list[int] = []
+    handle = model.base_model.register_forward_pre_hook(
+        lambda _, args, given: read.append(given["position_ids"].numel()), with_kwargs=True
+    )
+    with sdpa_kernel(SDPBackend.MATH):
+        one, other = (update._fisher(lambda part: FORWARD(model, part), batch, v) for batch in (plain, packed))
+    handle.remove()
+    torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-5 * float(one.abs().max()))
+    assert read == [3 * 8, 15]
+    a, b = (FORWARD(model, batch).distribution[plain.mask] for batch in (plain, packed))
+    torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-5)
 
 
 def test_with_the_identity_for_the_fisher_matrix_it_is_a_scaled_gradient_step(monkeypatch: pytest.MonkeyPatch) -> None:
