@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.speed import __main__ as speed
 from benchmarks.speed import growth, machine, ours, tables, turns, work
 from benchmarks.speed.gate import Gate
 from grape.errors import GrapeError
+from tests import tiny
 
 STEPS = {"grpo": 2, "sft": 2, "dpo": 2, "reward": 2, "sampling": 1}
 
@@ -96,8 +98,21 @@ def test_growth_takes_a_step_of_every_shape(folder: Path) -> None:
             whole = sum(len(ids) for _, ids in prompts) * shape.prompts // len(prompts)
             assert step["tokens"] == step["learned"] + shape.samples * whole
     lines = tables.growth([{"source": 1.0 + i, "seconds": 3.0 + 2 * i} for i in range(len(growth.SHAPES))] * 2)
-    assert lines[3].split(" | ")[4:] == ["2.00 s", "3.00 s", "1.00", "1.00 |"]  # the base
-    assert lines[4].split(" | ")[4:] == ["3.00 s", "4.00 s", "1.50", "1.33 |"]
+    assert lines[3].split(" | ")[4:] == ["100%", "2.00 s", "3.00 s", "1.00", "1.00 |"]  # the base
+    assert lines[4].split(" | ")[4:] == ["100%", "3.00 s", "4.00 s", "1.50", "1.33 |"]
+    assert lines[-1].split(" | ")[4] == "50%"
+
+
+def test_a_model_is_cut_to_a_share_of_its_blocks_and_made_whole_again() -> None:
+    model = tiny.model()
+    ids, fit, ran = torch.tensor([[5, 6, 7]]), growth.cutter(model), list[int]()
+    for i, block in enumerate(model.model.layers):
+        block.register_forward_pre_hook(lambda *_, i=i: ran.append(i))
+    whole = model(ids).logits
+    fit(0.5)
+    assert not torch.equal(model(ids).logits, whole)
+    fit(1.0)
+    assert torch.equal(model(ids).logits, whole) and ran == [0, 1, 0, 0, 1]
 
 
 SIDE = """

@@ -1,4 +1,4 @@
-"""How grape's step grows with the batch, the group, the prompt and the completion: one of them is changed at a time.
+"""How grape's step grows with the batch, the group, the prompt, the completion and the model: one of them is changed at a time.
 
 python -m benchmarks.speed.growth JOB      JOB: JSON of `Job`; a process that takes a step of each shape in turn
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from benchmarks.speed.work import LONG, NEW, PROMPT, PROMPTS, SAMPLES, Work
 
 @dataclass(frozen=True)
 class Shape:
-    """Prompts of a round, completions of a prompt, tokens of a prompt (about), tokens of a completion."""
+    """Prompts of a round, completions of a prompt, tokens of a prompt (about), and of a completion; share of the model's blocks."""
 
     prompts: int = PROMPTS
     samples: int = SAMPLES
     prompt: int = PROMPT
     new: int = NEW
+    blocks: float = 1.0
 
 
 BASE = Shape()
@@ -35,6 +37,7 @@ SHAPES = [
     replace(BASE, prompt=2 * PROMPT),
     replace(BASE, new=16),
     replace(BASE, new=64),
+    replace(BASE, blocks=0.5),
 ]
 
 
@@ -67,12 +70,33 @@ def run(job: Job, gate: Gate) -> None:
 
     sources = {shape: source(shape) for shape in SHAPES}
     policy.eval()
+    fit = cutter(policy)
     gate.wait()
     for step in range(ours.FOREVER):
-        for made in sources.values():
+        for shape, made in sources.items():
+            fit(shape.blocks)
             batch = made(step, {}).batch
             learner.optimiser.update(learner.forward, lambda out, part: grpo.loss(out, part, params), batch, (step,))
             gate.wait()
+
+
+def cutter(policy: Any) -> Callable[[float], None]:
+    """What leaves the model the first blocks, that share of them (one at least); their weights stay the same ones."""
+    from torch.nn import ModuleList
+
+    config = policy.config.get_text_config()
+    owner, name, blocks = next(
+        (module, name, child)
+        for module in policy.modules()
+        for name, child in module.named_children()
+        if isinstance(child, ModuleList) and len(child) == config.num_hidden_layers
+    )
+
+    def cut(share: float) -> None:
+        config.num_hidden_layers = max(1, round(share * len(blocks)))
+        setattr(owner, name, blocks[: config.num_hidden_layers])
+
+    return cut
 
 
 if __name__ == "__main__":

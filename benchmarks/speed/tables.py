@@ -131,10 +131,11 @@ def growth(steps: Sequence[Step]) -> list[str]:
 
     base = parts(BASE)
     lines: list[Sequence[str]] = [
-        ("prompts", "group", "prompt", "completion", "sampling", "update", "sampling / base", "update / base")
+        ("prompts", "group", "prompt", "completion", "blocks", "sampling", "update", "sampling / base", "update / base")
     ]
     for shape in SHAPES:
         mine = parts(shape)
         over = (f"{a / b:.2f}" for a, b in zip(mine, base, strict=True))
-        lines.append((str(shape.prompts), str(shape.samples), str(shape.prompt), str(shape.new), *map(clock, mine), *over))
+        which = (str(shape.prompts), str(shape.samples), str(shape.prompt), str(shape.new), f"{shape.blocks:.0%}")
+        lines.append((*which, *map(clock, mine), *over))
     return rows(*lines)
