@@ -103,8 +103,8 @@ class Project:
             "MPLCONFIGDIR": str(state / "matplotlib"),
             "TMPDIR": str(state / "tmp" / str(os.getpid())),  # whose it was is known when it is dead
             "GIT_TERMINAL_PROMPT": "0",
-            # Waiting threads sleep. Spinning ones starve each other as soon as anything else wants a core: measured on two
-            # cores, steps of 0.25 s took up to 4 s (benchmarks/threads.py).
+            # Waiting threads sleep. Spinning ones starve each other as soon as anything else wants a core: then a step takes
+            # several times as long (benchmarks/threads.py).
             "OMP_WAIT_POLICY": "PASSIVE",
             # Tensors above 2 MB in large pages: Linux hands memory out zeroed, page by page, and with pages of 4 kB that was two
             # thirds of a softmax over 512 x 49152 numbers, and a tenth of an update of SmolLM2-135M.

@@ -255,14 +255,14 @@ class Outputs(Tensors):
         entropy: of pi_theta(. | s_t), nats, without gradient unless the algorithm needs it.
         score: a scalar model's r(x, y).
         value: V(s_t), units of the reward; with a value model.
-        distribution: log pi_theta(. | s_t), nats; where it was asked for.
+        distribution: log pi_theta(. | s_t) of the N tokens of the mask, nats; where it was asked for.
     """
 
     logp: PerToken = absent()
     entropy: PerToken = absent()
     score: PerRow = absent()
     value: PerToken = absent()
-    distribution: Annotated[Tensor, "B T V"] = absent()
+    distribution: Annotated[Tensor, "N V"] = absent()
 
 
 @dataclass(frozen=True)

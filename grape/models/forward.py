@@ -54,21 +54,32 @@ def language(
     entropy_gradient: bool = False,
     distribution: bool = False,
 ) -> Outputs:
-    """log pi(y_t | s_t) and entropies of a causal language model; with `distribution` log pi(. | s_t) as well, (B, T, V)."""
+    """log pi(y_t | s_t) and entropies of a causal language model; with `distribution` also log pi(. | s_t) of the mask's tokens."""
     packed = batch.get("shared") is not None
     head = any_head(model) if packed else None if distribution else head_of(model, batch.response.numel())
     with autocast(dtype, batch.prompt.device):
         hidden = None if head is None else states(model, batch)[:, :-1] if packed else hidden_states(model, head, _asked(batch))
         if head is None or hidden is None:
             logits = response_logits(model, batch, dtype)
+            logits = logits[batch.mask] if distribution else logits
         elif distribution:
-            logits = head(hidden)
+            logits = head(hidden[batch.mask])
         else:
             logp, entropy = chunked_logp(head, hidden, batch.response, batch.mask, temperature, entropy_gradient)
             return Outputs(logp=logp, entropy=entropy)
+    if distribution:
+        return _distributed(log_softmax(logits, temperature), batch, entropy_gradient)
     logp, entropy = token_logp(logits, batch.response, batch.mask, temperature, entropy_gradient)
-    outputs = Outputs(logp=logp, entropy=entropy)
-    return outputs.with_(distribution=log_softmax(logits, temperature)) if distribution else outputs
+    return Outputs(logp=logp, entropy=entropy)
+
+
+def _distributed(logp_all: Tensor, batch: Tokens, entropy_gradient: bool) -> Outputs:
+    """Of the mask's N tokens, (N, V): where lengths differ there are far fewer of them than places (B, T)."""
+    mask = batch.mask
+    logp = logp_all.gather(-1, batch.response[mask].unsqueeze(-1)).squeeze(-1)
+    entropy = entropies(logp_all if entropy_gradient else logp_all.detach())
+    zeros = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
+    return Outputs(logp=zeros.masked_scatter(mask, logp), entropy=zeros.masked_scatter(mask, entropy), distribution=logp_all)
 
 
 def scalar(model: ScalarModel, batch: Tokens, dtype: Dtype = "float32") -> Outputs:
@@ -86,7 +97,8 @@ def scalar(model: ScalarModel, batch: Tokens, dtype: Dtype = "float32") -> Outpu
 
 
 def micro_batches(batch: Tokens, max_tokens: int) -> Iterator[Tensor]:
-    """Row indices of micro-batches of at most `max_tokens` padded tokens (at least one unit each), rows of like length together."""
+    """Row indices of micro-batches of at most `max_tokens` tokens, padding included (at least one unit each), rows of like length
+    together."""
     if batch.get("shared") is not None:
         yield from within(batch, max_tokens)
         return

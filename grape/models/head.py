@@ -1,8 +1,9 @@
 """The LM head in chunks: logits, log-softmax and entropy of a few positions at a time, never of a whole micro-batch.
 
 A vocabulary of V tokens makes a (B, T, V) tensor of logits, as many of log-probabilities and, on the way back, of their gradients:
-with small models they are most of the memory. Here only the hidden states (N, H) of the response's tokens are kept; each chunk of
-logits is made again where its gradient is wanted. The head, and what a model does to its logits behind it, are the model's own.
+with small models they are most of the memory. Here only the hidden states (N, H) of the response's tokens are kept, and each of
+several chunks of logits is made again where its gradient is wanted. The head, and what a model does to its logits behind it, are
+the model's own.
 """
 
 from __future__ import annotations

@@ -36,8 +36,9 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-# Below this many weights the parts of a matrix product are short, and handing them to another thread may cost more than it
-# gives. The limit is a judgement, not a measurement: benchmarks/threads.py compares thread counts on one small model.
+# Below this many weights the parts of a matrix product are short: handing them to a thread that sleeps costs more than it gives,
+# and one that spins meanwhile makes a step several times as long as soon as anything else wants its core (benchmarks/threads.py,
+# on one small model; where to draw the line is a judgement).
 SMALL = 5_000_000
 _threads = {"all": torch.get_num_threads(), "largest": 0}
 

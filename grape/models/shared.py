@@ -10,6 +10,7 @@ would read such rows as something else keeps the plain ones of `grape.models.for
 from __future__ import annotations
 
 from collections.abc import Iterator
+from inspect import signature
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -153,11 +154,13 @@ def _takes(model: Any) -> bool:
 
 
 def can(model: Any) -> bool:
-    """Whether a model's config lets it be packed: attention of a kind that takes a layout, and over all tokens."""
+    """Whether a model's code and config let it be packed: it hands a layout on, to attention of a kind that takes one, over all
+    tokens."""
     config = model.config.get_text_config()
+    handed_on = any(p.kind is p.VAR_KEYWORD for p in signature(model.base_model.forward).parameters.values())
     windows = getattr(config, "sliding_window", None) or set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     # A mask of ours would take the place of the windows.
-    return getattr(config, "_attn_implementation", None) in (TORCHS, attention.NAME) and not windows
+    return handed_on and getattr(config, "_attn_implementation", None) in (TORCHS, attention.NAME) and not windows
 
 
 @torch.no_grad()

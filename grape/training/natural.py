@@ -129,7 +129,7 @@ class NaturalGradient:
         for index in micro_batches(batch, self.max_tokens):
             part = batch.select(index)
             now = forward(part).distribution
-            kl = (kl_exact(now.detach(), now) * part.mask).sum() / tokens
+            kl = kl_exact(now.detach(), now).sum() / tokens
             first = torch.autograd.grad(kl, self.parameters, create_graph=True, materialize_grads=True)
             along = torch.cat([x.reshape(-1) for x in first]) @ v
             second = torch.autograd.grad(along, self.parameters, materialize_grads=True)
@@ -147,7 +147,7 @@ class NaturalGradient:
             unreduced = loss(outputs, part)
             value += float((unreduced.value * unreduced.weight).sum())
             norm += float(unreduced.norm.sum())
-            distributions.append(outputs.distribution[part.mask])
+            distributions.append(outputs.distribution)
         return value / max(norm, 1e-12), distributions
 
     def _measure(self, forward: Forward, loss: LossOf, batch: Batch, old: list[Tensor]) -> tuple[float, float]:

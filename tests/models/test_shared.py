@@ -205,6 +205,18 @@ def test_a_model_that_would_read_packed_rows_as_something_else_is_computed_plain
     )
 
 
+def test_a_model_whose_code_hands_nothing_on_is_not_asked_to() -> None:
+    model = tiny.model()
+
+    class Closed(type(model.model)):  # type: ignore[misc]
+        def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, use_cache: bool = False) -> Any:
+            raise AssertionError("it was tried")
+
+    assert shared.can(model)
+    model.model.__class__ = Closed
+    assert not shared.can(model) and shared.share(model, groups()).get("shared") is None
+
+
 def test_training_reads_packed_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """One update of Adam in micro-batches: the same weights, up to rounding, from fewer tokens."""
     from grape.training.adam import Adam, AdamParams

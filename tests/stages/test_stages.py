@@ -354,9 +354,7 @@ def test_validation_while_training_changes_no_weight(trained: Project, algorithm
     assert [row["step"] for row in rows if 0 <= row.get("validation/reward", -1) <= 1] == [2, 3]
 
 
-def test_large_models_read_packed_rows_in_micro_batches_of_a_measured_size(
-    trained: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_models_are_trained_in_micro_batches_of_a_measured_size(trained: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every way of training goes through; once measured the size stays, and so do the bits."""
 
     def made(kind: str, algorithm: str | None = None) -> tuple[str, bytes]:

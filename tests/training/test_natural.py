@@ -12,10 +12,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from grape.algorithms import trpo
 from grape.errors import GrapeError
 from grape.maths.kl import kl_exact
+from grape.models import shared
 from grape.models.encode import collate
 from grape.models.forward import batched_language, language
 from grape.models.lora import LoRA, adapt
-from grape.models.shared import share
 from grape.training.natural import NaturalGradient
 from grape.types import Batch
 from tests import tiny
@@ -39,7 +39,7 @@ def surrogate(model: Any, batch: Batch) -> float:
 def mean_kl(old: torch.Tensor, model: Any, batch: Batch) -> float:
     with torch.no_grad():
         new = FORWARD(model, batch).distribution
-    return float((kl_exact(old, new) * batch.mask).sum() / batch.mask.sum())
+    return float(kl_exact(old, new).sum() / batch.mask.sum())
 
 
 def flat(model: Any) -> torch.Tensor:
@@ -91,9 +91,9 @@ def test_the_product_is_the_fisher_matrix_of_the_samples_states() -> None:
         product = update._fisher(lambda part: FORWARD(model, part), batch, v)
         distribution = FORWARD(model, batch).distribution
         expected = torch.zeros_like(v)
-        for row, t in batch.mask.nonzero().tolist():
-            for token in range(distribution.shape[-1]):
-                logp = distribution[row, t, token]
+        assert len(distribution) == int(batch.mask.sum())
+        for of_token in distribution:
+            for logp in of_token:
                 g = torch.autograd.grad(logp, update.parameters, retain_graph=True, materialize_grads=True)
                 g_flat = torch.cat([x.flatten() for x in g])
                 expected += logp.exp().detach() * (g_flat @ v) * g_flat
@@ -120,7 +120,7 @@ def test_packed_rows_have_the_distributions_and_the_product_of_plain_ones(archit
     update = NaturalGradient(model, trpo.TRPOParams(), 4096)
     rows = [([5, 6, 7, 8], [9, 10, 11]), ([5, 6, 7, 8], [12, 13]), ([14, 15], [9, 16, 17, 18])]
     plain = Batch.of(collate(rows, 0))
-    packed = share(model, plain)
+    packed = shared.share(model, plain)
     assert packed.get("shared") is not None
     v = torch.randn(sum(p.numel() for p in update.parameters), generator=torch.Generator().manual_seed(2))
     read: list[int] = []
@@ -132,8 +132,35 @@ def test_packed_rows_have_the_distributions_and_the_product_of_plain_ones(archit
     handle.remove()
     torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-5 * float(one.abs().max()))
     assert read == [3 * 8, 15]
-    a, b = (FORWARD(model, batch).distribution[plain.mask] for batch in (plain, packed))
+    a, b = (FORWARD(model, batch).distribution for batch in (plain, packed))
     torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_an_update_of_packed_groups_is_the_one_of_plain_rows(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three groups of four, the second without signal: the same step, KL and improvement, from fewer tokens."""
+    found = []
+    for packs in (False, True):
+        monkeypatch.setattr(shared, "_known", type(shared._known)())
+        if not packs:
+            monkeypatch.setattr(shared, "can", lambda model: False)
+        else:
+            monkeypatch.undo()
+        model, read = tiny.model(architecture), [0]
+        rows = [([5 + i, 6, 7, 8], [9 + j % 3, 10, 11][: 1 + j % 3]) for i in range(3) for j in range(4)]
+        batch = Batch.of(collate(rows, 0))
+        advantage = torch.randn(12, generator=torch.Generator().manual_seed(1)) * (torch.arange(12) // 4 != 1)
+        batch = batch.with_(logp_old=batched_language(model, batch, 1.0, 4096).logp, advantage=batch.per_token(advantage))
+        model.base_model.register_forward_pre_hook(
+            lambda _, args, given, read=read: read.__setitem__(0, read[0] + given["position_ids"].numel()), with_kwargs=True
+        )
+        metrics = step(model, batch, trpo.TRPOParams(fisher_share=0.5, cg_iterations=5), max_tokens=30)
+        assert metrics["trpo/accepted"] == 1
+        found.append((flat(model), metrics["trpo/kl"], metrics["trpo/improvement"], read[0], metrics.get("frac_without_signal")))
+    (one, kl, improvement, plain, _), (other, *of_packed, packed, silent) = found
+    torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-5)
+    assert of_packed == pytest.approx([kl, improvement], rel=1e-2)
+    assert packed < 0.8 * plain and silent == pytest.approx(1 / 3)
 
 
 def test_with_the_identity_for_the_fisher_matrix_it_is_a_scaled_gradient_step(monkeypatch: pytest.MonkeyPatch) -> None:
