@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 LARGE = 1 << 30  # bytes of a process, from which on what is free is worth asking for
+SETTLING, GROWN = 2, 1.03  # rounds until a process holds what it needs; from which share of that on it has grown
 # What torch's allocators, C++ and the kernel say; only CUDA's and Python's errors are of a kind of their own.
 _SAYS = re.compile(
     r"defaultcpuallocator: (can't allocate|not enough) memory|out of memory|bad_alloc|cannot allocate memory|os error 12\b", re.I
@@ -72,6 +73,10 @@ def free_bytes(device: torch.device) -> int:
         return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if device.type == "mps":
         return max(int(torch.mps.recommended_max_memory()) - int(torch.mps.driver_allocated_memory()), 0)
+    return _free()
+
+
+def _free() -> int:
     import psutil
 
     return min([int(psutil.virtual_memory().available), *(max(limit - used, 0) for limit, used in _limits())])
@@ -108,10 +113,34 @@ def _limits() -> Iterator[tuple[int, int]]:
             yield most, taken - reclaimable
 
 
-def give_back() -> None:
-    """Hand the system what is free in the C library's heaps, in a large process. glibc keeps it, in pieces that the next round
-    does not fit into: a process that samples and trains in turns would grow from round to round. A small process has its memory
-    back sooner than the system would give it: that was a third of a step."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None and int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() > LARGE:
+class Heap:
+    """What the C library keeps of freed memory. It saves the next round pages that the system would hand out zeroed (a fifth of an
+    update of SmolLM2-135M), but is in pieces that the next round may not fit into. So it goes back to the system where a process
+    holds more than it did after its first two rounds, or where so much is not free on the machine. Small processes never ask."""
+
+    def __init__(self) -> None:
+        self.rounds = self.held = 0
+
+    def ended(self) -> None:
+        """A round of sampling and training is over."""
+        now = _resident()
+        if now <= LARGE:
+            return
+        self.rounds += 1
+        settling = self.rounds <= SETTLING
+        if settling:
+            self.held = max(self.held, now)
+        if now > GROWN * self.held or _free() < now:
+            _trim()
+
+
+def _resident() -> int:
+    """Bytes of this process in memory; 0 where that is not Linux, whose C library alone can be asked."""
+    if sys.platform != "linux":
+        return 0
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def _trim() -> None:
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc has it, musl has not
         trim(0)

@@ -6,6 +6,7 @@ python -m benchmarks.speed.ours JOB        JOB: JSON of `Job`
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+# As stages have it (grape/project.py), before torch is there to read it.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import torch
 

@@ -54,7 +54,7 @@ def train(
 
     model.eval()
     begun = (checkpoints.restore(model, optimiser) if checkpoints else None) or Resumed(0, {}, [])
-    state, history = begun.state, begun.history
+    state, history, heap = begun.state, begun.history, memory.Heap()
     for row in history:
         track(int(row["step"]), {k: v for k, v in row.items() if k != "step"})
     for update in range(begun.update, steps):
@@ -62,12 +62,11 @@ def train(
             break
         began = time.perf_counter()
         given = source(update, state)
-        memory.give_back()  # what sampling took
         state, sums = given.state, dict(given.metrics)
         if given.batch is not None:
             of_all, of_last = optimiser.update(forward, loss, given.batch, (*keys, update))
             state, sums = _ended(state, of_last), sums | of_all
-            memory.give_back()
+        heap.ended()
         metrics = means(sums) | {"step_time": time.perf_counter() - began}
         history.append({"step": update + 1, **metrics})
         track(update + 1, metrics)

@@ -187,3 +187,40 @@ def test_rows_that_are_written_at_once_follow_from_the_free_memory(monkeypatch: 
 def test_the_memory_that_is_free_is_some_of_all_there_is() -> None:
     device = torch.device("cpu")
     assert 0 < memory.free_bytes(device) <= memory.total_bytes(device)
+
+
+def test_what_is_freed_is_kept_until_a_process_grows_or_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    mb, trimmed = 1 << 20, list[int]()
+    free = [10_000]
+    monkeypatch.setattr(memory, "_free", lambda: free[0] * mb)
+
+    def rounds(*held: int) -> list[int]:
+        heap, found = memory.Heap(), []
+        monkeypatch.setattr(memory, "_trim", lambda: trimmed.append(1))
+        for now in held:
+            before = len(trimmed)
+            monkeypatch.setattr(memory, "_resident", lambda now=now: now * mb)
+            heap.ended()
+            found.append(len(trimmed) - before)
+        return found
+
+    assert rounds(2000, 3600, 3600, 3700, 3720, 2500, 3700) == [0, 0, 0, 0, 1, 0, 0]
+    assert rounds(500, 900, 1000, 700) == [0, 0, 0, 0]  # a small process
+    free[0] = 3000
+    assert rounds(2000, 3600, 3600, 2500) == [0, 1, 1, 0]
+
+
+def test_the_loop_asks_after_every_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    from grape.algorithms import sft
+    from grape.training.adam import Adam, AdamParams
+    from grape.training.batches import Round
+    from grape.training.loop import train
+
+    asked: list[int] = []
+    monkeypatch.setattr(memory.Heap, "ended", lambda self: asked.append(1))
+    model, batch = tiny.model(), tiny.batch()
+    train(
+        model, sft.ALGORITHM, sft.ALGORITHM.params(), lambda update, state: Round(batch, state), partial(language, model),
+        Adam(model, AdamParams(1e-3, 3)), steps=3, track=lambda step, metrics: None,
+    )  # fmt: skip
+    assert len(asked) == 3
