@@ -24,7 +24,7 @@ from grape.evaluation.record import HELD_OUT
 from grape.models import attention
 from grape.models.checkpointing import checkpointed
 from grape.models.forward import Dtype, Weights, autocast
-from grape.models.head import CHUNK, CHUNK_OF_ACCELERATORS
+from grape.models.head import CHUNK, CHUNK_OF_ACCELERATORS, KEPT
 from grape.models.load import device, place, read_config
 from grape.models.lora import LoRA, linear, targets
 from grape.models.micro import VARIABLE, fixed
@@ -37,9 +37,9 @@ from grape.sampling import row_bytes
 
 MIB = 2**20
 PROGRAM = 390 * MIB  # Python with torch and transformers before a model is there, measured: docs/memory.md
-# (tokens, V) numbers in float32 that a chunk takes on the way back and without gradient: about five and four are alive at once, and
-# what the allocator keeps between them comes on top. Fitted to what benchmarks/memory.py measures.
-HEAD_BACKWARD, HEAD_FORWARD = 8, 4
+# (tokens, V) numbers in float32, fitted to what benchmarks/memory.py measures: of a chunk on the way back, its gradient and what
+# the allocator keeps beside it; of a token whose whole distribution is differentiated twice.
+GRADIENT, TWICE = 3, 16
 # With adapters a layer's output is the sum of two that go at once, while what is kept for the way back stays between the holes. The
 # C library keeps these on a CPU: so many bytes more for each that is kept. Fitted likewise.
 HOLES = 1.25
@@ -90,7 +90,6 @@ def training(
         frozen: bytes of other models. cache: bytes that sampling takes, where it samples. micro: positions of a micro-batch.
         head: whether it ends in logits over a vocabulary. each: bytes of a weight below adapters.
     """
-    chunk = min(micro, max(1, _chunk() // size.vocabulary))
     # The head's gradient is made chunk by chunk: the sum so far, and what is being added.
     of_head = 2 * 4 * size.head if head and trainable >= size.weights else 0
     adapted = trainable < size.weights
@@ -98,25 +97,32 @@ def training(
     holes = int(HOLES * size.kept) if adapted and device().type == "cpu" else 0
     return Footprint(
         stage, weights, frozen, 8 * trainable, 4 * trainable, size.kept + holes,
-        HEAD_BACKWARD * 4 * chunk * size.vocabulary * head + of_head, cache,
+        (of_logits(size, micro) if head else 0) + of_head, cache,
     )  # fmt: skip
 
 
 def asking(stage: str, size: Size, *, frozen: int, cache: int, micro: int, models: int = 1) -> Footprint:
-    """A stage that only asks its models: samples, and computes log-probabilities of `models` at once."""
-    chunk = min(micro, max(1, _chunk() // size.vocabulary))
-    return Footprint(stage, 0, frozen, 0, 0, size.wide, HEAD_FORWARD * models * 4 * chunk * size.vocabulary, cache)
+    """A stage that only asks its models: samples, and computes log-probabilities of `models` at once; their logits, and as much as
+    those of one for what comes of them."""
+    return Footprint(stage, 0, frozen, 0, 0, size.wide, (models + 1) * 4 * _chunk(size, micro) * size.vocabulary, cache)
+
+
+def of_logits(size: Size, micro: int) -> int:
+    """Bytes of a micro-batch's logits, or of one chunk's where these are made anew, and of a chunk's gradient."""
+    chunk = _chunk(size, micro)
+    kept = micro if micro * size.vocabulary <= KEPT else chunk
+    return 4 * size.vocabulary * (kept + GRADIENT * chunk)
 
 
 def trusted(need: Footprint, size: Size, trainable: int, micro: int, tokens: int) -> Footprint:
     """The same stage with the natural gradient: no moments but the vectors of conjugate gradient, log-probabilities of the whole
     vocabulary for every token of the round before and after a step, and a micro-batch of them differentiated twice."""
-    numbers = 2 * tokens + 2 * HEAD_BACKWARD * micro
+    numbers = 2 * tokens + TWICE * micro
     return replace(need, optimiser=0, gradients=8 * 4 * trainable, logits=4 * size.vocabulary * numbers)
 
 
-def _chunk() -> int:
-    return CHUNK.get(device().type, CHUNK_OF_ACCELERATORS)
+def _chunk(size: Size, micro: int) -> int:
+    return min(micro, max(1, CHUNK.get(device().type, CHUNK_OF_ACCELERATORS) // size.vocabulary))
 
 
 def adapters(model: Any, lora: LoRA) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from grape.maths.kl import kl_exact
-from grape.maths.logprob import entropies, log_softmax, predicting_columns, token_logp
+from grape.maths.logprob import blocks, entropies, log_softmax, predicting_columns, token_logp
 from grape.models.head import any_head, chunk, chunked_logp, each_chunk, head_of, hidden_states
 from grape.models.protocols import LanguageModel, ScalarModel
 from grape.models.shared import share, states, within
@@ -158,8 +158,11 @@ def _exact_kl(
     """Of one micro-batch, both (B, T), 0 outside the mask."""
 
     def compared(p_logits: Tensor, q_logits: Tensor) -> tuple[Tensor, Tensor]:
-        p, q = log_softmax(p_logits, temperature), log_softmax(q_logits, temperature)
-        return kl_exact(p, q), entropies(p)
+        kl, entropy = (torch.empty(len(p_logits), device=p_logits.device) for _ in range(2))
+        for rows in blocks(p_logits):
+            p, q = log_softmax(p_logits[rows], temperature), log_softmax(q_logits[rows], temperature)
+            kl[rows], entropy[rows] = kl_exact(p, q), entropies(p)
+        return kl, entropy
 
     p_head, q_head = (head_of(model, part.response.numel()) for model in (policy, reference))
     if p_head is not None and q_head is not None:
@@ -168,5 +171,6 @@ def _exact_kl(
             if hidden[0] is not None and hidden[1] is not None:
                 size = chunk(p_head.vocabulary, part.mask.device)
                 return each_chunk(lambda p, q: compared(p_head(p), q_head(q)), size, part.mask, hidden[0], hidden[1])
-    kl, entropy = compared(response_logits(policy, part, dtype), response_logits(reference, part, dtype))
-    return kl * part.mask, entropy * part.mask
+    logits = (response_logits(model, part, dtype).flatten(0, 1) for model in (policy, reference))
+    kl, entropy = (x.view_as(part.mask) * part.mask for x in compared(*logits))
+    return kl, entropy

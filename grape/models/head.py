@@ -1,15 +1,16 @@
 """The LM head in chunks: logits, log-softmax and entropy of a few positions at a time, never of a whole micro-batch.
 
 A vocabulary of V tokens makes a (B, T, V) tensor of logits, as many of log-probabilities and, on the way back, of their gradients:
-with small models they are most of the memory. Here only the hidden states (N, H) of the response's tokens are kept, and each of
-several chunks of logits is made again where its gradient is wanted. The head, and what a model does to its logits behind it, are
-the model's own.
+with small models they are most of the memory. Here the logits (N, V) of the response's tokens alone are kept, in the precision of
+the product that made them, and of many tokens only the hidden states: then each chunk of logits is made again where its gradient
+is wanted. The head, and what a model does to its logits behind it, are the model's own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
@@ -20,10 +21,11 @@ from torch.utils.checkpoint import checkpoint
 from grape.maths.logprob import token_logp
 from grape.models.protocols import LanguageModel
 
-# Logits of one chunk. A small model's micro-batch is below it and computed whole. On a CPU a chunk is just above 32 MiB: memory of
-# that size the C library gives back as soon as it is free; smaller pieces it keeps. An accelerator wants longer matrix products.
-CHUNK = {"cpu": 9 << 20}
+# Logits of one chunk. A small model's micro-batch is below it and computed whole. Longer matrix products are faster, that for the
+# gradient of the head's weights above all, and take more memory.
+CHUNK = {"cpu": 24 << 20}
 CHUNK_OF_ACCELERATORS = 1 << 26
+KEPT = 1 << 26  # logits of a micro-batch; where there are more, each chunk's are made anew on the way back
 # Models whose logits are not known to be what `Head` makes of hidden states: theirs are computed whole.
 _whole: WeakSet[Any] = WeakSet()
 
@@ -111,19 +113,15 @@ def chunked_logp(
     def said(states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         return token_logp(head(states), tokens, torch.ones_like(tokens, dtype=torch.bool), temperature, entropy_gradient)
 
-    return each_chunk(said, chunk(head.vocabulary, mask.device), mask, hidden, ids)
+    anew = torch.is_grad_enabled() and int(mask.sum()) * head.vocabulary > KEPT
+    of_chunk = partial(checkpoint, said, use_reentrant=False, preserve_rng_state=False) if anew else said
+    return each_chunk(of_chunk, chunk(head.vocabulary, mask.device), mask, hidden, ids)
 
 
 def each_chunk(said: Callable[..., tuple[Tensor, Tensor]], size: int, mask: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
-    """What `said` gives, (n,) each, for `size` tokens of the mask at a time, (B, T), 0 outside of it. On the way back each of
-    several chunks is computed anew, so that nothing of it is kept."""
-    found = []
-    chunks = list(zip(*(rows[mask].split(size) for rows in given), strict=True))
-    for parts in chunks:
-        if torch.is_grad_enabled() and len(chunks) > 1:
-            found.append(checkpoint(said, *parts, use_reentrant=False, preserve_rng_state=False))
-        else:
-            found.append(said(*parts))
+    """What `said` gives, (n,) each, for `size` tokens of the mask at a time, (B, T), 0 outside of it."""
+    chunks = zip(*(rows[mask].split(size) for rows in given), strict=True)
+    found = [said(*parts) for parts in chunks]
     zeros = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
     one, other = (zeros.masked_scatter(mask, torch.cat(parts)) for parts in zip(*found, strict=True))
     return one, other

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from grape.maths import logprob
 from grape.maths.logprob import token_logp
 from grape.models.encode import collate
 from grape.models.forward import batched_language, exact_kl, language, micro_batches
@@ -40,6 +41,42 @@ def test_an_impossible_token_gives_no_nan_outside_the_mask() -> None:
     logits = torch.tensor([[[0.0, -torch.inf], [0.0, -torch.inf]]], requires_grad=True)
     logp, entropy = token_logp(logits, torch.tensor([[0, 1]]), torch.tensor([[True, False]]))
     assert torch.isfinite(logp).all() and torch.isfinite(entropy).all()
+
+
+@pytest.mark.parametrize("entropy_gradient", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_log_probabilities_and_entropies_have_autograds_gradient(
+    dtype: torch.dtype, temperature: float, entropy_gradient: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two rows at a time, the last one alone; a token is impossible, a place is padding; the logits alone are kept."""
+    monkeypatch.setitem(logprob.BLOCK, "cpu", 2 * 11)
+    generator = torch.Generator().manual_seed(0)
+    logits, g, h = (torch.randn(1, 5, *more, generator=generator) for more in ((11,), (), ()))
+    logits[0, :, 3] = -torch.inf
+    ids, mask = torch.tensor([[1, 10, 0, 2, 2]]), torch.tensor([[True, True, False, True, True]])
+    ours, theirs = (logits.to(dtype).requires_grad_() for _ in range(2))
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        logp, entropy = token_logp(ours, ids, mask, temperature, entropy_gradient)
+    assert sum(x.numel() for x in kept if x.dtype == dtype) == logits.numel()
+    expected = torch.log_softmax(theirs.float() / temperature, -1)
+    p, bounded = expected.exp(), expected.masked_fill(expected == -torch.inf, 0)
+    of_token, of_all = expected.gather(-1, ids.unsqueeze(-1)).squeeze(-1) * mask, -(p * bounded).sum(-1) * mask
+    torch.testing.assert_close((logp, entropy), (of_token, of_all))
+    assert entropy.requires_grad == entropy_gradient
+    ((g * logp).sum() + (h * entropy).sum()).backward()
+    ((g * of_token).sum() + (h * of_all).sum() * entropy_gradient).backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-6)
+
+
+def test_an_entropy_alone_has_its_gradient() -> None:
+    """dH/dz_j = -p_j (log p_j + H), known for two tokens: p (1 - p) log((1 - p) / p)."""
+    logits = torch.tensor([[[2.0, 0.0]]], requires_grad=True)
+    token_logp(logits, torch.tensor([[0]]), torch.ones(1, 1, dtype=torch.bool), entropy_gradient=True)[1].sum().backward()
+    p = torch.sigmoid(torch.tensor(2.0))
+    slope = p * (1 - p) * torch.log((1 - p) / p)
+    torch.testing.assert_close(logits.grad, torch.stack([slope, -slope]).view(1, 1, 2))
 
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)

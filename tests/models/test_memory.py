@@ -68,8 +68,12 @@ def said(model: Any, batch: Batch, dtype: Any = "float32") -> tuple[Any, list[to
     return out, [p.grad.clone() for p in model.parameters()]
 
 
+@pytest.mark.parametrize("logits_kept", [0, head.KEPT])
 @pytest.mark.parametrize("architecture", [*tiny.ARCHITECTURES, *ODD])
-def test_a_head_in_chunks_says_the_same_and_has_the_same_gradient(architecture: str, small_chunks: list[int]) -> None:
+def test_a_head_in_chunks_says_the_same_and_has_the_same_gradient(
+    architecture: str, logits_kept: int, small_chunks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "KEPT", logits_kept)
     model, batch = made(architecture), tiny.batch()
     chunked, gradient = said(model, batch)
     assert max(small_chunks) == 5 and model not in head._whole
@@ -118,6 +122,22 @@ def kept(model: Any, batch: Batch) -> tuple[int, torch.Tensor]:
         total = language(model, batch).logp.sum()
     total.backward()
     return numbers, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def test_logits_are_kept_for_the_way_back_up_to_a_limit_and_made_anew_above_it(
+    small_chunks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch = tiny.model(), tiny.batch()
+    tokens = int(batch.mask.sum())
+    monkeypatch.setattr(head, "KEPT", tokens * VOCABULARY)
+    (with_logits, expected), calls = kept(model, batch), sum(small_chunks)
+    model.zero_grad()
+    monkeypatch.setattr(head, "KEPT", tokens * VOCABULARY - 1)
+    without, gradient = kept(model, batch)
+    # Not kept: the logits, what their product was made of and the tokens, which a chunk is made of again.
+    assert with_logits - without >= tokens * VOCABULARY
+    assert sum(small_chunks) - calls == calls + tokens  # forward, again, and back
+    torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("rank", [0, 2])
