@@ -108,9 +108,9 @@ def asking(stage: str, size: Size, *, frozen: int, cache: int, micro: int, model
 
 
 def of_logits(size: Size, micro: int) -> int:
-    """Bytes of a micro-batch's logits, or of one chunk's where these are made anew, and of a chunk's gradient."""
+    """Bytes of a micro-batch's logits, as many as are ever kept, and of a chunk's gradient."""
     chunk = _chunk(size, micro)
-    kept = micro if micro * size.vocabulary <= KEPT else chunk
+    kept = min(micro, max(KEPT // size.vocabulary, chunk))
     return 4 * size.vocabulary * (kept + GRADIENT * chunk)
 
 

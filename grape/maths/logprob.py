@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 LEAST = -1e4  # nats, for products with a probability of 0, whose logarithm is -inf
-# Logits whose softmax is taken at once. On a CPU 16 MB in float32: what is larger than 32 MB the C library takes from the system,
-# zeroed, every time.
+# Logits whose softmax is taken at once, at least a row for each thread. On a CPU 4 MB in float32: they stay in its cache, and what
+# is larger than 32 MB the C library takes from the system, zeroed, every time.
 BLOCK = {"cpu": 1 << 20}
-BLOCK_OF_ACCELERATORS = 1 << 26
+BLOCK_OF_ACCELERATORS = 1 << 24
 
 
 def predicting_columns(prompt_width: int, response_width: int, device: torch.device | str = "cpu") -> Tensor:
@@ -43,7 +42,8 @@ def token_logp(
         entropy_gradient: whether the entropy is to be differentiated.
 
     Returns:
-        logp (B, T), 0 outside the mask; entropy (B, T) in nats, 0 outside the mask. Differentiable once.
+        logp (B, T), 0 outside the mask; entropy (B, T) in nats, 0 outside the mask. Differentiable once: `log_softmax` is as often
+        as one likes.
     """
     logp, entropy = _Said.apply(logits.flatten(0, -2), ids.flatten(), temperature, entropy_gradient)
     # masked_fill and not a product: a padded position may hold -inf, and 0 * -inf is NaN.
@@ -56,7 +56,7 @@ class _Said(torch.autograd.Function):
         d log p(y) / dz_j = (1[j = y] - p_j) / temperature        dH / dz_j = -p_j (log p_j + H) / temperature
 
     A few rows at a time, forward and backward: of a vocabulary in float32 autograd would keep one copy for the way back and make
-    six more, each a pass through memory (for SmolLM2 a fifth of an update). Here the logits alone are kept, as they came.
+    six more, each a pass through memory: for SmolLM2 two fifths of the head's time. Here the logits alone are kept, as they came.
     """
 
     @staticmethod
@@ -66,7 +66,7 @@ class _Said(torch.autograd.Function):
             logp_all = log_softmax(logits[rows], temperature)
             logp[rows] = logp_all.gather(-1, ids[rows].unsqueeze(-1)).squeeze(-1)
             entropy[rows] = entropies(logp_all)
-        ctx.save_for_backward(logits, ids)
+        ctx.save_for_backward(logits, ids, entropy)
         ctx.temperature = temperature
         ctx.set_materialize_grads(False)
         if not entropy_gradient:
@@ -74,9 +74,10 @@ class _Said(torch.autograd.Function):
         return logp, entropy
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, of_logp: Tensor | None, of_entropy: Tensor | None) -> tuple[Tensor, None, None, None]:
-        logits, ids = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph: what is below is no graph that says how the probabilities move
+            raise NotImplementedError("token_logp is differentiable once; for second derivatives take log_softmax of the logits")
+        logits, ids, entropy = ctx.saved_tensors
         gradient = torch.empty_like(logits)
         g = torch.zeros(ids.shape, device=ids.device) if of_logp is None else of_logp
         for rows in blocks(logits):
@@ -84,9 +85,8 @@ class _Said(torch.autograd.Function):
             if of_entropy is None:
                 d = logp_all.exp_().mul_(-weight)
             else:
-                h = entropies(logp_all).unsqueeze(-1)
-                p = logp_all.exp()
-                d = p.mul_(logp_all.clamp_(min=LEAST).add_(h).mul_(of_entropy[rows].unsqueeze(-1)).add_(weight).neg_())
+                h, slope = entropy[rows].unsqueeze(-1), of_entropy[rows].unsqueeze(-1)
+                d = logp_all.exp().mul_(logp_all.clamp_(min=LEAST).add_(h).mul_(slope).add_(weight).neg_())
             d.scatter_add_(-1, ids[rows].unsqueeze(-1), weight)
             gradient[rows] = d if ctx.temperature == 1 else d.div_(ctx.temperature)
         return gradient, None, None, None
@@ -94,7 +94,8 @@ class _Said(torch.autograd.Function):
 
 def blocks(logits: Tensor) -> Iterator[slice]:
     """Rows of (N, V) logits, as many as a softmax is taken of at once."""
-    count = max(1, BLOCK.get(logits.device.type, BLOCK_OF_ACCELERATORS) // logits.shape[-1])
+    count = BLOCK.get(logits.device.type, BLOCK_OF_ACCELERATORS) // logits.shape[-1]
+    count = max(count, torch.get_num_threads() if logits.device.type == "cpu" else 1)
     for start in range(0, len(logits), count):
         yield slice(start, start + count)
 

@@ -3,7 +3,7 @@
 A vocabulary of V tokens makes a (B, T, V) tensor of logits, as many of log-probabilities and, on the way back, of their gradients:
 with small models they are most of the memory. Here the logits (N, V) of the response's tokens alone are kept, in the precision of
 the product that made them, and of many tokens only the hidden states: then each chunk of logits is made again where its gradient
-is wanted. The head, and what a model does to its logits behind it, are the model's own.
+is wanted. The head, and what a model does to its logits behind it, are the model's own. (Gemma's tanh keeps what it makes too.)
 """
 
 from __future__ import annotations

@@ -57,9 +57,9 @@ def test_log_probabilities_and_entropies_have_autograds_gradient(
     ids, mask = torch.tensor([[1, 10, 0, 2, 2]]), torch.tensor([[True, True, False, True, True]])
     ours, theirs = (logits.to(dtype).requires_grad_() for _ in range(2))
     kept: list[torch.Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(x), x)[1], lambda x: x):
         logp, entropy = token_logp(ours, ids, mask, temperature, entropy_gradient)
-    assert sum(x.numel() for x in kept if x.dtype == dtype) == logits.numel()
+    assert [x.numel() for x in kept if 11 in x.shape] == [logits.numel()]
     expected = torch.log_softmax(theirs.float() / temperature, -1)
     p, bounded = expected.exp(), expected.masked_fill(expected == -torch.inf, 0)
     of_token, of_all = expected.gather(-1, ids.unsqueeze(-1)).squeeze(-1) * mask, -(p * bounded).sum(-1) * mask
@@ -68,6 +68,18 @@ def test_log_probabilities_and_entropies_have_autograds_gradient(
     ((g * logp).sum() + (h * entropy).sum()).backward()
     ((g * of_token).sum() + (h * of_all).sum() * entropy_gradient).backward()
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-6)
+
+
+def test_rows_of_which_none_counts_have_no_gradient_and_second_derivatives_are_refused() -> None:
+    logits, ids = torch.zeros(2, 3, 4, requires_grad=True), torch.zeros(2, 3, dtype=torch.long)
+    logp, _ = token_logp(logits, ids, torch.zeros(2, 3, dtype=torch.bool))
+    logp.sum().backward()
+    assert logits.grad is not None and not logits.grad.any()
+    nothing = token_logp(logits[:0], ids[:0], torch.zeros(0, 3, dtype=torch.bool))[0]
+    nothing.sum().backward()
+    logp, _ = token_logp(logits, ids, torch.ones(2, 3, dtype=torch.bool))
+    with pytest.raises(NotImplementedError, match="once"):
+        torch.autograd.grad(logp.sum(), logits, create_graph=True)
 
 
 def test_an_entropy_alone_has_its_gradient() -> None:

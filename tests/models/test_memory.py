@@ -77,7 +77,7 @@ def test_a_head_in_chunks_says_the_same_and_has_the_same_gradient(
     model, batch = made(architecture), tiny.batch()
     chunked, gradient = said(model, batch)
     assert max(small_chunks) == 5 and model not in head._whole
-    head.CHUNK["cpu"] = 9 << 20
+    head.CHUNK["cpu"] = 24 << 20
     whole, expected = said(model, batch)
     assert max(small_chunks) == batch.response.numel()
     torch.testing.assert_close(chunked.logp, whole.logp, rtol=1e-6, atol=1e-6)
@@ -90,7 +90,7 @@ def test_without_gradient_and_for_the_exact_kl_no_larger_chunk_is_made(small_chu
     one, other, batch = tiny.model(), tiny.model(seed=1), tiny.batch()
     logp, kl = batched_language(one, batch, 1.0, 10**6), exact_kl(one, other, batch, 1.0, 10**6)
     assert max(small_chunks) == 5
-    head.CHUNK["cpu"] = 9 << 20
+    head.CHUNK["cpu"] = 24 << 20
     torch.testing.assert_close(logp.logp, batched_language(one, batch, 1.0, 10**6).logp, rtol=1e-6, atol=1e-6)
     for ours, theirs in zip(kl, exact_kl(one, other, batch, 1.0, 10**6), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -105,7 +105,7 @@ def test_a_model_that_does_something_else_to_its_logits_is_computed_whole(small_
     model.register_forward_hook(bend)
     out = language(model, batch)
     assert model in head._whole and max(small_chunks) == batch.response.numel()
-    head.CHUNK["cpu"] = 9 << 20
+    head.CHUNK["cpu"] = 24 << 20
     torch.testing.assert_close(out.logp, language(model, batch).logp, rtol=0, atol=0)
 
 
